@@ -1,0 +1,259 @@
+"""What one core executes: the body of its ``aie.core``, as a generator that yields what it waits for.
+
+The body is checked and translated once, when the machine is built; an operation that is not in the table
+below is refused then. Running it costs one Python call per operation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from xdsl.dialects import arith, func, memref, scf
+from xdsl.dialects.builtin import IntegerAttr
+from xdsl.ir import Block, Operation, SSAValue
+
+from npu_matmul.emulator import POISON, EmulationError
+from npu_matmul.emulator.rings import Condition, End
+from npu_matmul.emulator.symbols import Model
+from npu_matmul.mlir import aie
+from npu_matmul.mlir.reader import DesignError, place
+from npu_matmul.overlay import Core, Tile
+
+Environment = dict[SSAValue, Any]
+Step = Callable[[Environment], Condition | None]  # None: done; a condition: try again when it holds
+
+
+@dataclass
+class ParameterMemory:
+    """A core's runtime-parameter buffer; words that nobody wrote cannot be read."""
+
+    name: str
+    tile: Tile
+    address: int | None
+    words: NDArray[np.int32]
+    written: NDArray[np.bool_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.written = np.zeros(self.words.size, np.bool_)
+
+
+@dataclass(frozen=True)
+class Element:
+    """An element of a FIFO that a core got at some point; it may use it only while it holds it."""
+
+    end: End
+    number: int
+
+
+@dataclass(frozen=True)
+class Loop:
+    lower: SSAValue
+    upper: SSAValue
+    step: SSAValue
+    variable: SSAValue
+    body: list[Step | Loop]
+
+
+@dataclass
+class CoreProgram:
+    """A core's body, translated. ``ends`` are its sides of FIFOs by (name, port)."""
+
+    core: Core
+    ends: Mapping[tuple[str, aie.Port], End]
+    parameters: Mapping[SSAValue, ParameterMemory]
+    models: Mapping[str, Model]
+    kernel_calls: int = 0
+
+    def __post_init__(self) -> None:
+        self.name = str(self.core.tile)
+        if len(self.core.body.blocks) != 1:
+            raise DesignError(f"{self.core.place}: {self.name}: a core body must be one block")
+        block = self.core.body.block
+        _check_balance(block, set(), self.name)
+        self._steps = self._translate(block)
+
+    def run(self) -> Iterator[Condition]:
+        """Execute the body from its start; ends when the body does, which a good core never lets happen."""
+        return _run(self._steps, {})
+
+    def _translate(self, block: Block) -> list[Step | Loop]:
+        return [step for op in block.ops if (step := self._translate_op(op)) is not None]
+
+    def _translate_op(self, op: Operation) -> Step | Loop | None:
+        if op.attributes:
+            raise DesignError(f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported")
+        match op:
+            case arith.ConstantOp(value=IntegerAttr()):
+                return _constant(op)
+            case arith.IndexCastOp():
+                return _index_cast(op)
+            case memref.LoadOp():
+                return self._load(op)
+            case scf.ForOp():
+                return self._loop(op)
+            case aie.AcquireOp():
+                return self._acquire(op)
+            case aie.ReleaseOp():
+                return self._release(op)
+            case aie.AccessOp():
+                return _access(op, self.name)
+            case func.CallOp():
+                return self._call(op)
+            case aie.EndOp() | scf.YieldOp():
+                return None
+        raise DesignError(f"{place(op)}: {self.name}: operation {op.name} is not supported in a core")
+
+    def _loop(self, op: scf.ForOp) -> Loop:
+        if op.iter_args:
+            raise DesignError(f"{place(op)}: {self.name}: loops that carry values are not supported")
+        if not any(isinstance(inner, aie.AcquireOp) for inner in op.walk()):
+            raise DesignError(f"{place(op)}: {self.name}: a loop that acquires nothing is not supported: it cannot wait")
+        return Loop(op.lb, op.ub, op.step, op.body.block.args[0], self._translate(op.body.block))
+
+    def _end(self, op: aie.AcquireOp | aie.ReleaseOp) -> End:
+        key = op.objFifo_name.string_value(), op.port.data
+        if key not in self.ends:
+            raise DesignError(f"{place(op)}: {self.name} is not on the {key[1].value} side of @{key[0]}")
+        return self.ends[key]
+
+    def _acquire(self, op: aie.AcquireOp) -> Step:
+        end, size, result = self._end(op), op.size.value.data, op.subview
+        if size > end.ring.depth:
+            raise DesignError(f"{place(op)}: {self.name} acquires {size} of {end.ring}, which has {end.ring.depth}")
+
+        def acquire(env: Environment) -> Condition | None:
+            missing = size - end.held
+            if missing > 0:
+                if not end.can_take(missing):
+                    return end.until(missing)
+                for _ in range(missing):
+                    number = end.take()
+                    if end.writes:
+                        end.data(number).fill(POISON)
+            env[result] = [Element(end, end.released + i) for i in range(size)]
+            return None
+
+        return acquire
+
+    def _release(self, op: aie.ReleaseOp) -> Step:
+        end, size = self._end(op), op.size.value.data
+
+        def release(env: Environment) -> None:
+            end.give(size)
+
+        return release
+
+    def _load(self, op: memref.LoadOp) -> Step:
+        if op.memref not in self.parameters or len(op.indices) != 1:
+            raise DesignError(f"{place(op)}: {self.name}: only runtime-parameter buffers of rank 1 can be loaded")
+        memory, index, result = self.parameters[op.memref], op.indices[0], op.res
+
+        def load(env: Environment) -> None:
+            word = env[index]
+            if not (0 <= word < memory.words.size and memory.written[word]):
+                raise EmulationError(
+                    f"{place(op)}: {self.name} reads word {word} of parameter @{memory.name}, which nobody has written; "
+                    "write it in the sequence, and read it after the first acquire of an input"
+                )
+            env[result] = int(memory.words[word])
+
+        return load
+
+    def _call(self, op: func.CallOp) -> Step:
+        symbol = op.callee.string_value()
+        if symbol not in self.models:
+            raise DesignError(f"{place(op)}: {self.name} calls @{symbol}; there is a model of: {', '.join(self.models)}")
+        model, operands = self.models[symbol], tuple(op.arguments)
+
+        def call(env: Environment) -> None:
+            self.kernel_calls += 1
+            arrays = []
+            for value in operands:
+                element = env[value]
+                if not element.end.owns(element.number):
+                    raise EmulationError(
+                        f"{place(op)}: {self.name} passes @{symbol} an element of {element.end.ring} that it has released"
+                    )
+                arrays.append(element.end.array(element.number))
+            model(*arrays)
+
+        return call
+
+
+def _run(steps: list[Step | Loop], env: Environment) -> Iterator[Condition]:
+    for step in steps:
+        if step.__class__ is Loop:
+            for value in range(env[step.lower], env[step.upper], env[step.step]):  # type: ignore[union-attr]
+                env[step.variable] = value  # type: ignore[union-attr]
+                yield from _run(step.body, env)  # type: ignore[union-attr]
+        else:
+            while (condition := step(env)) is not None:  # type: ignore[operator]
+                yield condition
+
+
+def _constant(op: arith.ConstantOp) -> Step:
+    assert isinstance(op.value, IntegerAttr)
+    value, result = op.value.value.data, op.result
+
+    def constant(env: Environment) -> None:
+        env[result] = value
+
+    return constant
+
+
+def _index_cast(op: arith.IndexCastOp) -> Step:
+    operand, result = op.input, op.result
+
+    def cast(env: Environment) -> None:
+        env[result] = env[operand]
+
+    return cast
+
+
+def _access(op: aie.AccessOp, core: str) -> Step:
+    subview, index, output = op.subview, op.index.value.data, op.output
+
+    def access(env: Environment) -> None:
+        elements = env[subview]
+        if index >= len(elements):
+            raise EmulationError(f"{place(op)}: {core} accesses element {index} of the {len(elements)} it acquired")
+        env[output] = elements[index]
+
+    return access
+
+
+def _check_balance(block: Block, outside: set[tuple[str, aie.Port]], core: str) -> None:
+    """Acquires and releases must balance within each block, as the toolchain lowers them block by block.
+
+    It counts what a core holds statically; in an unbalanced block it drops lock acquires without a word,
+    and the core then reads elements that have not arrived.
+    """
+    held: dict[tuple[str, aie.Port], int] = {}
+    for op in block.ops:
+        if isinstance(op, aie.AcquireOp | aie.ReleaseOp):
+            key = op.objFifo_name.string_value(), op.port.data
+            size = op.size.value.data
+            if key in outside:
+                raise DesignError(
+                    f"{place(op)}: {core}: @{key[0]} is acquired in an outer block and used again in an inner one; "
+                    "acquire and release must balance within each block (peel the first step out of the loop)"
+                )
+            acquires = isinstance(op, aie.AcquireOp)
+            held[key] = max(held.get(key, 0), size) if acquires else held.get(key, 0) - size
+            if held[key] < 0:
+                raise DesignError(f"{place(op)}: {core}: releases more of @{key[0]} than this block has acquired")
+        for region in op.regions:
+            for inner in region.blocks:
+                _check_balance(inner, outside | {key for key, count in held.items() if count}, core)
+    left = [name for (name, _), count in held.items() if count]
+    if left:
+        last = block.last_op
+        assert last is not None
+        raise DesignError(
+            f"{place(last)}: {core}: this block acquires @{left[0]} and does not release it; acquire and release must "
+            "balance within each block (peel the first step out of the loop)"
+        )

@@ -1,0 +1,152 @@
+"""Shim DMAs: descriptors, start queues and tokens, between host memory and the array's streams."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npu_matmul.emulator import EmulationError
+from npu_matmul.emulator.rings import Condition, End
+from npu_matmul.instructions import Descriptor
+from npu_matmul.overlay import Channel
+from npu_matmul.target import WORD_BYTES
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """The device's side of a buffer argument: words, and which of them anybody has put there."""
+
+    name: str
+    words: NDArray[np.uint32]
+    known: NDArray[np.bool_]
+
+
+@dataclass
+class DescriptorState:
+    """A descriptor as written, where its address was patched to, and how many runs it has made."""
+
+    descriptor: Descriptor
+    memory: DeviceMemory | None = None
+    offset_words: int = 0
+    runs: int = 0
+
+    def next_run(self) -> slice | NDArray[np.int64]:
+        """The words of the next run; checks that they lie in the buffer."""
+        assert self.memory is not None
+        descriptor = self.descriptor
+        start = self.offset_words + self.runs % descriptor.iterations * descriptor.iteration_step
+        self.runs += 1
+        if descriptor.wrap0 == 0:
+            end, where = start + descriptor.words, slice(start, start + descriptor.words)
+        else:
+            where = descriptor.offsets() + start
+            end = int(where.max()) + 1
+        if end > self.memory.words.size:
+            raise EmulationError(
+                f"a transfer reaches byte {end * WORD_BYTES} of {self.memory.name}, which has {self.memory.words.nbytes}"
+            )
+        return where
+
+
+@dataclass(frozen=True)
+class Task:
+    state: DescriptorState
+    runs: int
+    token: bool
+
+
+class ShimChannel:
+    """One DMA channel of a shim: runs its start queue in order, word by word into or out of FIFO elements."""
+
+    def __init__(self, channel: Channel, fifo: str, ends: list[End]) -> None:
+        self.channel = channel
+        self.fifo = fifo
+        self.ends = ends
+        self.queue: deque[Task] = deque()
+        self.tokens = 0
+        self.tasks_done = 0
+        self.bytes_moved = 0
+        self.part_bytes = 0  # of an element begun and not finished
+        self._busy = Condition(lambda: bool(self.queue), "a task")
+        self.token_sent = Condition(lambda: self.tokens > 0, f"a token of {self}")
+
+    def run(self) -> Iterator[Condition]:
+        """Execute tasks for ever."""
+        moves = self._send if self.channel.direction == "MM2S" else self._receive
+        while True:
+            while not self.queue:
+                yield self._busy
+            task = self.queue[0]
+            for _ in range(task.runs):
+                yield from moves(task.state)
+            self.queue.popleft()
+            self.tasks_done += 1
+            self.tokens += task.token
+
+    def take_token(self) -> None:
+        self.tokens -= 1
+
+    def _send(self, state: DescriptorState) -> Iterator[Condition]:
+        where, memory = state.next_run(), state.memory
+        assert memory is not None
+        known = memory.known[where]
+        if not known.all():
+            first = np.arange(memory.words.size)[where][int(np.argmin(known))] * WORD_BYTES
+            raise EmulationError(
+                f"{self} reads byte {first} of {memory.name}, which was never synced to the device: "
+                "write it and sync it before the launch"
+            )
+        data = memory.words[where].view(np.uint8)
+        sent = 0
+        while sent < data.size:
+            yield from self._open_element()
+            targets = [end.data(end.acquired - 1) for end in self.ends]
+            count = min(data.size - sent, targets[0].size - self.part_bytes)
+            for target in targets:
+                target[self.part_bytes : self.part_bytes + count] = data[sent : sent + count]
+            sent += count
+            self._moved(count, targets[0].size)
+
+    def _receive(self, state: DescriptorState) -> Iterator[Condition]:
+        where, memory = state.next_run(), state.memory
+        assert memory is not None
+        data = np.empty(state.descriptor.words * WORD_BYTES, np.uint8)
+        received = 0
+        end = self.ends[0]
+        while received < data.size:
+            yield from self._open_element()
+            source = end.data(end.acquired - 1)
+            count = min(data.size - received, source.size - self.part_bytes)
+            data[received : received + count] = source[self.part_bytes : self.part_bytes + count]
+            received += count
+            self._moved(count, source.size)
+        memory.words[where] = data.view(np.uint32)
+        memory.known[where] = True
+
+    def _open_element(self) -> Iterator[Condition]:
+        """Hold an element at every end: a broadcast moves only when all its readers can."""
+        if self.part_bytes:
+            return
+        for end in self.ends:
+            while not end.can_take(1):
+                yield end.until(1)
+        for end in self.ends:
+            end.take()
+
+    def _moved(self, count: int, element_bytes: int) -> None:
+        self.bytes_moved += count
+        self.part_bytes += count
+        if self.part_bytes == element_bytes:
+            self.part_bytes = 0
+            for end in self.ends:
+                end.give()
+
+    def level(self) -> tuple[int, int, int]:
+        return len(self.queue), self.tokens, self.part_bytes
+
+    def __str__(self) -> str:
+        return f"{self.channel} (@{self.fifo})"

@@ -1,0 +1,315 @@
+"""Kernel manifests: what an overlay is, in numbers.
+
+A kernel is a folder ``kernels/NAME/`` with a manifest ``kernel.toml`` and the C++ function of its cores.
+Every number of a kernel stands in its manifest and nowhere else: the design generator, the tiler, the
+instruction streams and the emulated device all read the :class:`Kernel` made here. Adding a kernel is
+adding a folder; ``$NPU_MATMUL_KERNELS`` names further places to look for such folders.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import sys
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import ml_dtypes
+import numpy as np
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+MANIFEST = "kernel.toml"
+ELEMENT_TYPES: dict[str, np.dtype[Any]] = {
+    "int8": np.dtype(np.int8),
+    "int32": np.dtype(np.int32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float32": np.dtype(np.float32),
+}
+
+
+class ManifestError(ValueError):
+    """A ``kernel.toml`` is malformed; the message names file, key, what was found and what is allowed."""
+
+
+class UnknownKernel(LookupError):
+    """No folder of that name holds a manifest, or the manifest has no such variant."""
+
+
+class KernelNotBuilt(RuntimeError):
+    """The kernel's folder lacks a part that running it needs."""
+
+
+@dataclass(frozen=True)
+class Types:
+    """Element types of A, B and C (C is the accumulator's type: partial sums of K can be added)."""
+
+    a: str
+    b: str
+    c: str
+
+
+@dataclass(frozen=True)
+class TileShape:
+    """The product one call of the core function makes: (m, k) @ (k, n)."""
+
+    m: int
+    k: int
+    n: int
+
+
+@dataclass(frozen=True)
+class Mmul:
+    """The ``aie::mmul`` block (r, s) @ (s, t); tiles are stored as row-major blocks of this shape."""
+
+    r: int
+    s: int
+    t: int
+
+
+@dataclass(frozen=True)
+class CoreGrid:
+    """Cores of the overlay: ``rows`` split M, ``columns`` split N."""
+
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True)
+class Depths:
+    """Buffers per object FIFO at the core: 2 overlaps transfer and compute, 1 does not."""
+
+    a: int
+    b: int
+    c: int
+
+
+@dataclass(frozen=True)
+class Symbols:
+    """C symbols of the core function: ``first`` is C = A @ B, ``next`` is C += A @ B."""
+
+    first: str
+    next: str
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One overlay: a variant of a manifest.
+
+    >>> kernel = load_kernel("matmul_16x16")
+    >>> kernel.tile, kernel.a_tile_bytes, kernel.c_tile_bytes
+    (TileShape(m=16, k=16, n=16), 256, 1024)
+    """
+
+    name: str
+    variant: str
+    summary: str
+    targets: tuple[str, ...]
+    types: Types
+    tile: TileShape
+    mmul: Mmul
+    grid: CoreGrid
+    depths: Depths
+    stack_bytes: int
+    symbols: Symbols
+    source: Path
+
+    @property
+    def a_dtype(self) -> np.dtype[Any]:
+        return ELEMENT_TYPES[self.types.a]
+
+    @property
+    def b_dtype(self) -> np.dtype[Any]:
+        return ELEMENT_TYPES[self.types.b]
+
+    @property
+    def c_dtype(self) -> np.dtype[Any]:
+        return ELEMENT_TYPES[self.types.c]
+
+    @property
+    def a_tile_bytes(self) -> int:
+        return self.tile.m * self.tile.k * self.a_dtype.itemsize
+
+    @property
+    def b_tile_bytes(self) -> int:
+        return self.tile.k * self.tile.n * self.b_dtype.itemsize
+
+    @property
+    def c_tile_bytes(self) -> int:
+        return self.tile.m * self.tile.n * self.c_dtype.itemsize
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """Rows and columns of C that all cores make together, each one tile."""
+        return self.tile.m * self.grid.rows, self.tile.n * self.grid.columns
+
+    @property
+    def defines(self) -> dict[str, int]:
+        """Preprocessor macros the C++ source is compiled with: its sizes come from here."""
+        return {"DIM_M": self.tile.m, "DIM_K": self.tile.k, "DIM_N": self.tile.n}
+
+    def require_source(self) -> Path:
+        """The C++ source, or :class:`KernelNotBuilt` when the folder has only a manifest."""
+        if not self.source.is_file():
+            raise KernelNotBuilt(
+                f"kernel {self.name!r} has a manifest but no core function: {self.source} is missing; "
+                f"add it, or use one of: {', '.join(_runnable_names()) or '(none)'}"
+            )
+        return self.source
+
+
+def search_path() -> list[Path]:
+    """Folders searched for kernels, first match wins: ``$NPU_MATMUL_KERNELS``, then the ones shipped."""
+    named = [Path(p) for p in os.environ.get("NPU_MATMUL_KERNELS", "").split(os.pathsep) if p]
+    package = Path(__file__).resolve().parent
+    shipped = [package / "kernels", package.parent / "kernels"]
+    return named + [p for p in shipped if p.is_dir()]
+
+
+def kernel_folders() -> dict[str, Path]:
+    """Every kernel's name and folder on the search path."""
+    folders: dict[str, Path] = {}
+    for place in search_path():
+        for manifest in sorted(place.glob(f"*/{MANIFEST}")):
+            folders.setdefault(manifest.parent.name, manifest.parent)
+    return folders
+
+
+def load_kernel(name: str, variant: str | None = None) -> Kernel:
+    """The kernel called ``name``; ``variant`` may be left out when the manifest has only one.
+
+    Raises :class:`UnknownKernel`, or :class:`ManifestError` when its manifest is malformed.
+    """
+    variants = load_variants(name)
+    if variant is None and len(variants) == 1:
+        return next(iter(variants.values()))
+    if variant is None or variant not in variants:
+        given = "no variant was given" if variant is None else f"it has no variant {variant!r}"
+        raise UnknownKernel(f"kernel {name!r}: {given}; its variants are: {', '.join(variants)}")
+    return variants[variant]
+
+
+def load_variants(name: str) -> dict[str, Kernel]:
+    """All variants of the kernel called ``name``, by their names."""
+    folders = kernel_folders()
+    if name not in folders:
+        raise UnknownKernel(
+            f"there is no kernel {name!r}; known are: {', '.join(folders)}. A kernel is a folder with a "
+            f"{MANIFEST}; $NPU_MATMUL_KERNELS adds places to look"
+        )
+    return read_manifest(folders[name] / MANIFEST)
+
+
+def read_manifest(path: Path) -> dict[str, Kernel]:
+    """All variants of the manifest at ``path``, read again only when the file has changed."""
+    return _read_manifest(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _read_manifest(path: Path, _mtime_ns: int) -> dict[str, Kernel]:
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: not valid TOML: {error}") from None
+    unknown = set(table) - {"summary", "targets", "variants"}
+    if unknown:
+        raise ManifestError(f"{path}: unknown key {sorted(unknown)[0]!r}; allowed: summary, targets, variants")
+    summary = _value(table.get("summary"), str, f"{path}: summary")
+    targets = tuple(
+        _value(t, str, f"{path}: targets") for t in _value(table.get("targets"), list, f"{path}: targets")
+    )
+    variants = _value(table.get("variants"), dict, f"{path}: variants")
+    if not variants or not targets:
+        raise ManifestError(f"{path}: needs at least one target and one [variants.NAME]")
+    kernels = {}
+    for variant, entry in variants.items():
+        where = f"{path}: variants.{variant}"
+        fields = _Variant.read(_value(entry, dict, where), where)
+        kernel = Kernel(
+            name=path.parent.name,
+            variant=variant,
+            summary=summary,
+            targets=targets,
+            source=path.parent / fields.pop("source"),
+            **fields,
+        )
+        _check(kernel, where)
+        kernels[variant] = kernel
+    return kernels
+
+
+class _Variant:
+    """Reads one [variants.NAME] table by the annotations of :class:`Kernel` and its parts."""
+
+    PARTS = ("types", "tile", "mmul", "grid", "depths", "symbols")
+    SCALARS = {"stack_bytes": int, "source": str}
+
+    @classmethod
+    def read(cls, table: dict[str, Any], where: str) -> dict[str, Any]:
+        hints = get_type_hints(Kernel)
+        _same_keys(table, [*cls.PARTS, *cls.SCALARS], where)
+        fields: dict[str, Any] = {}
+        for key in cls.PARTS:
+            entry = _value(table[key], dict, f"{where}.{key}")
+            part = hints[key]
+            part_hints = get_type_hints(part)
+            _same_keys(entry, [f.name for f in dataclasses.fields(part)], f"{where}.{key}")
+            fields[key] = part(
+                **{name: _value(v, part_hints[name], f"{where}.{key}.{name}") for name, v in entry.items()}
+            )
+        for key, kind in cls.SCALARS.items():
+            fields[key] = _value(table[key], kind, f"{where}.{key}")
+        return fields
+
+
+def _same_keys(table: dict[str, Any], expected: list[str], where: str) -> None:
+    missing = [key for key in expected if key not in table]
+    unknown = [key for key in table if key not in expected]
+    if missing:
+        raise ManifestError(f"{where}: key {missing[0]!r} is missing; needed: {', '.join(expected)}")
+    if unknown:
+        raise ManifestError(f"{where}: unknown key {unknown[0]!r}; allowed: {', '.join(expected)}")
+
+
+def _value(value: Any, kind: type, where: str) -> Any:
+    if value is None:
+        raise ManifestError(f"{where} is missing; give a {kind.__name__}")
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ManifestError(f"{where} is {value!r}; it must be a {kind.__name__}")
+    if kind is int and value <= 0:
+        raise ManifestError(f"{where} is {value}; it must be positive")
+    return value
+
+
+def _check(kernel: Kernel, where: str) -> None:
+    """Relations between the numbers that every reader of a manifest relies on."""
+    for operand, name in dataclasses.asdict(kernel.types).items():
+        if name not in ELEMENT_TYPES:
+            raise ManifestError(
+                f"{where}.types.{operand} is {name!r}; known element types: {', '.join(ELEMENT_TYPES)}"
+            )
+    for letter, block in zip("mkn", "rst", strict=True):
+        size, unit = getattr(kernel.tile, letter), getattr(kernel.mmul, block)
+        if size % unit:
+            raise ManifestError(f"{where}: tile {letter} = {size} is not a multiple of mmul {block} = {unit}")
+    for key in ("first", "next"):
+        symbol = getattr(kernel.symbols, key)
+        if not re.fullmatch(r"[A-Za-z_]\w*", symbol):
+            raise ManifestError(f"{where}.symbols.{key} is {symbol!r}; it must be a C identifier")
+    if kernel.symbols.first == kernel.symbols.next:
+        raise ManifestError(f"{where}.symbols: 'first' and 'next' are both {kernel.symbols.first!r}")
+    if kernel.stack_bytes % 32:
+        raise ManifestError(
+            f"{where}.stack_bytes is {kernel.stack_bytes}; it must be a multiple of 32, because buffers that "
+            "the core loads vectors from are placed right after the stack"
+        )
+
+
+def _runnable_names() -> list[str]:
+    return [name for name in kernel_folders() if all(k.source.is_file() for k in load_variants(name).values())]

@@ -1,0 +1,373 @@
+"""The ``aie`` dialect, as far as object-FIFO designs use it (syntax of mlir-aie, April 2026).
+
+Names of operations and properties are mlir-aie's own, so that what is printed here is what the standard
+toolchain reads. Anything not defined here is refused by the parser.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from xdsl.dialects.builtin import (
+    I32,
+    I64,
+    ArrayAttr,
+    IndexType,
+    IntegerAttr,
+    MemRefType,
+    StringAttr,
+    SymbolNameConstraint,
+    SymbolRefAttr,
+    i64,
+)
+from xdsl.ir import (
+    Dialect,
+    EnumAttribute,
+    Operation,
+    ParametrizedAttribute,
+    SpacedOpaqueSyntaxAttribute,
+    TypeAttribute,
+)
+from xdsl.irdl import (
+    IRDLOperation,
+    ParsePropInAttrDict,
+    irdl_attr_definition,
+    irdl_op_definition,
+    operand_def,
+    opt_prop_def,
+    prop_def,
+    region_def,
+    result_def,
+    traits_def,
+    var_operand_def,
+)
+from xdsl.irdl.declarative_assembly_format import (
+    AttributeVariable,
+    CustomDirective,
+    ParsingState,
+    PrintingState,
+    RegionVariable,
+    VariadicOperandVariable,
+    irdl_custom_directive,
+)
+from xdsl.parser import Parser
+from xdsl.printer import Printer
+from xdsl.traits import IsTerminator, NoTerminator, OptionalSymbolOpInterface, SymbolOpInterface, SymbolTable
+from xdsl.utils.exceptions import VerifyException
+from xdsl.utils.str_enum import StrEnum
+
+
+class Device(StrEnum):
+    """Partitions of the array: whole columns of npu1 (Phoenix, Hawk Point) or npu2 (Strix)."""
+
+    NPU1 = "npu1"
+    NPU1_1COL = "npu1_1col"
+    NPU1_2COL = "npu1_2col"
+    NPU1_3COL = "npu1_3col"
+    NPU2 = "npu2"
+
+
+class Port(StrEnum):
+    PRODUCE = "Produce"
+    CONSUME = "Consume"
+
+
+@irdl_attr_definition
+class DeviceAttr(EnumAttribute[Device], SpacedOpaqueSyntaxAttribute):
+    name = "aie.device_name"
+
+
+@irdl_attr_definition
+class PortAttr(EnumAttribute[Port], SpacedOpaqueSyntaxAttribute):
+    name = "aie.port"
+
+
+@irdl_attr_definition
+class DimAttr(ParametrizedAttribute):
+    """One dimension of a layout transformation: ``<size = N, stride = S>``, stride in elements."""
+
+    name = "aie.bd_dim_layout"
+
+    size: IntegerAttr
+    stride: IntegerAttr
+
+
+@irdl_attr_definition
+class ObjectFifoType(ParametrizedAttribute, TypeAttribute):
+    name = "aie.objectfifo"
+
+    element: MemRefType
+
+
+@irdl_attr_definition
+class SubviewType(ParametrizedAttribute, TypeAttribute):
+    name = "aie.objectfifosubview"
+
+    element: MemRefType
+
+
+def _parse_dim(parser: Parser) -> DimAttr:
+    parser.parse_punctuation("<")
+    parser.parse_keyword("size")
+    parser.parse_punctuation("=")
+    size = parser.parse_integer(allow_boolean=False, allow_negative=False)
+    parser.parse_punctuation(",")
+    parser.parse_keyword("stride")
+    parser.parse_punctuation("=")
+    stride = parser.parse_integer(allow_boolean=False, allow_negative=False)
+    parser.parse_punctuation(">")
+    return DimAttr(IntegerAttr(size, i64), IntegerAttr(stride, i64))
+
+
+def _parse_dims(parser: Parser, keyword: str) -> ArrayAttr[DimAttr]:
+    if parser.parse_optional_keyword(keyword) is None:
+        return ArrayAttr([])
+    return ArrayAttr(parser.parse_comma_separated_list(Parser.Delimiter.SQUARE, lambda: _parse_dim(parser)))
+
+
+def _print_dims(printer: Printer, keyword: str, dims: Sequence[DimAttr]) -> None:
+    if not dims:
+        return
+    entries = ", ".join(f"<size = {d.size.value.data}, stride = {d.stride.value.data}>" for d in dims)
+    printer.print_string(f" {keyword} [{entries}]")
+
+
+@irdl_custom_directive
+class ProducerDims(CustomDirective):
+    """``dimensionsToStream [...]`` after the producer tile, or nothing."""
+
+    dims: AttributeVariable
+
+    def parse(self, parser: Parser, state: ParsingState) -> bool:
+        self.dims.set(state, _parse_dims(parser, "dimensionsToStream"))
+        return True
+
+    def print(self, printer: Printer, state: PrintingState, op: IRDLOperation) -> None:
+        _print_dims(printer, "dimensionsToStream", self.dims.get(op).data)  # type: ignore[union-attr]
+        state.should_emit_space, state.last_was_punctuation = False, False
+
+
+@irdl_custom_directive
+class Consumers(CustomDirective):
+    """``{%t0 dimensionsFromStream [...], %t1}``: each consumer tile with its layout transformation."""
+
+    tiles: VariadicOperandVariable
+    dims: AttributeVariable
+
+    def parse(self, parser: Parser, state: ParsingState) -> bool:
+        entries = parser.parse_comma_separated_list(
+            Parser.Delimiter.BRACES,
+            lambda: (parser.parse_unresolved_operand(), _parse_dims(parser, "dimensionsFromStream")),
+        )
+        self.tiles.set(state, [tile for tile, _ in entries])
+        self.dims.set(state, ArrayAttr([dims for _, dims in entries]))
+        return True
+
+    def print(self, printer: Printer, state: PrintingState, op: IRDLOperation) -> None:
+        state.print_whitespace(printer)
+        printer.print_string("{")
+        dims = self.dims.get(op).data  # type: ignore[union-attr]
+        for position, (tile, layout) in enumerate(zip(self.tiles.get(op), dims, strict=True)):
+            if position:
+                printer.print_string(", ")
+            printer.print_ssa_value(tile)
+            _print_dims(printer, "dimensionsFromStream", layout.data)
+        printer.print_string("}")
+
+
+@irdl_custom_directive
+class ArgumentRegion(CustomDirective):
+    """``(%a: memref<..>, ..) {..}``: a region with its arguments before it."""
+
+    body: RegionVariable
+
+    def parse(self, parser: Parser, state: ParsingState) -> bool:
+        arguments = parser.parse_comma_separated_list(
+            Parser.Delimiter.PAREN, lambda: parser.parse_argument(expect_type=True)
+        )
+        self.body.set(state, parser.parse_region(arguments))  # type: ignore[arg-type]
+        return True
+
+    def print(self, printer: Printer, state: PrintingState, op: IRDLOperation) -> None:
+        region = self.body.get(op)
+        printer.print_string("(")
+        printer.print_list(region.block.args, printer.print_block_argument)
+        printer.print_string(") ")
+        printer.print_region(region, print_entry_block_args=False)
+
+
+@irdl_op_definition
+class DeviceOp(IRDLOperation):
+    name = "aie.device"
+
+    device = prop_def(DeviceAttr)
+    sym_name = opt_prop_def(SymbolNameConstraint())
+    body = region_def("single_block")
+
+    traits = traits_def(SymbolTable(), NoTerminator(), OptionalSymbolOpInterface())
+    assembly_format = "`(` $device `)` ($sym_name^)? $body attr-dict"
+
+
+@irdl_op_definition
+class EndOp(IRDLOperation):
+    name = "aie.end"
+
+    traits = traits_def(IsTerminator())
+    assembly_format = "attr-dict"
+
+
+@irdl_op_definition
+class TileOp(IRDLOperation):
+    name = "aie.tile"
+
+    col = prop_def(IntegerAttr[I32])
+    row = prop_def(IntegerAttr[I32])
+    result = result_def(IndexType())
+
+    assembly_format = "`(` $col `,` $row `)` attr-dict"
+
+
+@irdl_op_definition
+class BufferOp(IRDLOperation):
+    name = "aie.buffer"
+
+    tile = operand_def(IndexType())
+    sym_name = prop_def(StringAttr)
+    address = opt_prop_def(IntegerAttr[I32])
+    buffer = result_def(MemRefType)
+
+    traits = traits_def(SymbolOpInterface())
+    irdl_options = (ParsePropInAttrDict(),)
+    assembly_format = "`(` $tile `)` attr-dict `:` type($buffer)"
+
+
+@irdl_op_definition
+class ObjectFifoOp(IRDLOperation):
+    name = "aie.objectfifo"
+
+    sym_name = prop_def(SymbolNameConstraint())
+    producerTile = operand_def(IndexType())
+    dimensionsToStream = prop_def(ArrayAttr[DimAttr])
+    consumerTiles = var_operand_def(IndexType())
+    dimensionsFromStreamPerConsumer = prop_def(ArrayAttr[ArrayAttr[DimAttr]])
+    elemNumber = prop_def(IntegerAttr[I32] | ArrayAttr[IntegerAttr[I64]])
+    elemType = prop_def(ObjectFifoType)
+
+    traits = traits_def(SymbolOpInterface())
+    custom_directives = (ProducerDims, Consumers)
+    irdl_options = (ParsePropInAttrDict(),)
+    assembly_format = (
+        "$sym_name `(` $producerTile custom<ProducerDims>($dimensionsToStream) `,` "
+        "custom<Consumers>($consumerTiles, $dimensionsFromStreamPerConsumer) `,` $elemNumber `)` "
+        "attr-dict `:` qualified($elemType)"
+    )
+
+    def verify_(self) -> None:
+        if isinstance(self.elemNumber, ArrayAttr) and len(self.elemNumber) != 1 + len(self.consumerTiles):
+            raise VerifyException(
+                f"object FIFO @{self.sym_name.data} gives {len(self.elemNumber)} depths; an array of depths has "
+                f"one for the producer and one for each of its {len(self.consumerTiles)} consumers"
+            )
+
+
+@irdl_op_definition
+class LinkOp(IRDLOperation):
+    name = "aie.objectfifo.link"
+
+    fifoIns = prop_def(ArrayAttr[SymbolRefAttr])
+    fifoOuts = prop_def(ArrayAttr[SymbolRefAttr])
+    src_offsets = prop_def(ArrayAttr[IntegerAttr[I64]])
+    dst_offsets = prop_def(ArrayAttr[IntegerAttr[I64]])
+
+    assembly_format = "$fifoIns `->` $fifoOuts `(` $src_offsets $dst_offsets `)` attr-dict"
+
+
+@irdl_op_definition
+class AcquireOp(IRDLOperation):
+    name = "aie.objectfifo.acquire"
+
+    port = prop_def(PortAttr)
+    objFifo_name = prop_def(SymbolRefAttr)
+    size = prop_def(IntegerAttr[I32])
+    subview = result_def(SubviewType)
+
+    assembly_format = "attr-dict $objFifo_name `(` $port `,` $size `)` `:` type($subview)"
+
+
+@irdl_op_definition
+class ReleaseOp(IRDLOperation):
+    name = "aie.objectfifo.release"
+
+    port = prop_def(PortAttr)
+    objFifo_name = prop_def(SymbolRefAttr)
+    size = prop_def(IntegerAttr[I32])
+
+    assembly_format = "attr-dict $objFifo_name `(` $port `,` $size `)`"
+
+
+@irdl_op_definition
+class AccessOp(IRDLOperation):
+    name = "aie.objectfifo.subview.access"
+
+    subview = operand_def(SubviewType)
+    index = prop_def(IntegerAttr[I32])
+    output = result_def(MemRefType)
+
+    assembly_format = "$subview `[` $index `]` attr-dict `:` type($subview) `->` type($output)"
+
+    def verify_(self) -> None:
+        subview_type = self.subview.type
+        assert isinstance(subview_type, SubviewType)
+        if subview_type.element != self.output.type:
+            raise VerifyException(f"element is {subview_type.element}, but the access gives {self.output.type}")
+
+
+@irdl_op_definition
+class CoreOp(IRDLOperation):
+    name = "aie.core"
+
+    tile = operand_def(IndexType())
+    stack_size = opt_prop_def(IntegerAttr[I32])
+    dynamic_objfifo_lowering = opt_prop_def(IntegerAttr)
+    body = region_def()
+    result = result_def(IndexType())
+
+    irdl_options = (ParsePropInAttrDict(),)
+    assembly_format = "`(` $tile `)` $body attr-dict"
+
+    def verify_(self) -> None:
+        last: Operation | None = self.body.blocks.last.last_op if self.body.blocks.last else None
+        if not isinstance(last, EndOp):
+            raise VerifyException("an aie.core body must end with aie.end")
+
+
+@irdl_op_definition
+class RuntimeSequenceOp(IRDLOperation):
+    name = "aie.runtime_sequence"
+
+    sym_name = opt_prop_def(SymbolNameConstraint())
+    body = region_def("single_block")
+
+    traits = traits_def(NoTerminator(), OptionalSymbolOpInterface())
+    custom_directives = (ArgumentRegion,)
+    assembly_format = "($sym_name^)? custom<ArgumentRegion>($body) attr-dict"
+
+
+Aie = Dialect(
+    "aie",
+    [
+        DeviceOp,
+        EndOp,
+        TileOp,
+        BufferOp,
+        ObjectFifoOp,
+        LinkOp,
+        AcquireOp,
+        ReleaseOp,
+        AccessOp,
+        CoreOp,
+        RuntimeSequenceOp,
+    ],
+    [DeviceAttr, PortAttr, DimAttr, ObjectFifoType, SubviewType],
+)
+

@@ -1,0 +1,251 @@
+"""From an ``aie.device`` operation to plain data: an :class:`Overlay` and a :class:`Sequence`.
+
+Whatever these cannot represent is refused: a reader that skips what it does not know would give a design
+a meaning of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from xdsl.dialects import builtin, func
+from xdsl.dialects.builtin import ArrayAttr, MemRefType
+from xdsl.ir import Operation, SSAValue
+
+from npu_matmul.mlir import aie, aiex
+from npu_matmul.mlir.reader import DesignError, place, read_design
+from npu_matmul.sequence import Argument, Sequence, Step, Transfer, Wait, WriteParameter
+from npu_matmul.overlay import Channel, Core, Dims, Fifo, Link, Overlay, Parameter, Tile
+from npu_matmul.target import TARGETS, Target
+
+DTYPES: dict[Any, np.dtype[Any]] = {
+    builtin.i8: np.dtype(np.int8),
+    builtin.i16: np.dtype(np.int16),
+    builtin.i32: np.dtype(np.int32),
+    builtin.bf16: np.dtype(ml_dtypes.bfloat16),
+    builtin.f32: np.dtype(np.float32),
+}
+
+
+@lru_cache(maxsize=32)
+def overlay_of_text(text: str, name: str = "design.mlir") -> Overlay:
+    """The overlay that an MLIR text describes, read once per text."""
+    return overlay_of(read_design(text, name))
+
+
+def overlay_of(device: aie.DeviceOp) -> Overlay:
+    """The overlay that a device operation describes; raises :class:`DesignError` for what it refuses."""
+    name = device.device.data.value
+    target, columns = _partition(name, device)
+    tiles: dict[SSAValue, Tile] = {}
+    fifos: dict[str, Fifo] = {}
+    links: list[Link] = []
+    parameters: dict[str, Parameter] = {}
+    values: dict[SSAValue, str] = {}
+    cores: list[Core] = []
+    functions: list[str] = []
+    for op in device.body.block.ops:
+        if op.attributes and not isinstance(op, func.FuncOp):
+            raise DesignError(f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported")
+        match op:
+            case aie.TileOp():
+                tiles[op.result] = _tile(op, target, columns)
+            case aie.ObjectFifoOp():
+                fifos[op.sym_name.data] = _fifo(op, tiles)
+            case aie.LinkOp():
+                links.append(_link(op, fifos))
+            case aie.BufferOp():
+                address = None if op.address is None else op.address.value.data
+                elements, dtype = _memref(op.buffer.type, op)
+                parameters[op.sym_name.data] = Parameter(
+                    op.sym_name.data, tiles[op.tile], address, elements, dtype
+                )
+                values[op.buffer] = op.sym_name.data
+            case aie.CoreOp():
+                cores.append(Core(tiles[op.tile], op.body, place(op)))
+            case func.FuncOp():
+                functions.append(op.sym_name.data)
+            case aie.RuntimeSequenceOp() | aie.EndOp():
+                pass
+            case _:
+                raise DesignError(f"{place(op)}: operation {op.name} is not supported here")
+    return Overlay(
+        device=name,
+        target=target,
+        columns=columns,
+        fifos=fifos,
+        links=tuple(links),
+        parameters=parameters,
+        cores=tuple(cores),
+        functions=tuple(functions),
+        channels=_channels(fifos, target),
+        values=values,
+    )
+
+
+def sequence_of(device: aie.DeviceOp) -> Sequence:
+    """The one runtime sequence of a design as plain data."""
+    found = [op for op in device.body.block.ops if isinstance(op, aie.RuntimeSequenceOp)]
+    if len(found) != 1:
+        raise DesignError(f"the design holds {len(found)} runtime sequences; exactly one is needed")
+    block = found[0].body.block
+    arguments = []
+    for position, value in enumerate(block.args):
+        elements, dtype = _memref(value.type, found[0])
+        arguments.append(Argument(value.name_hint or f"arg{position}", elements, dtype))
+    name = found[0].sym_name.data if found[0].sym_name else "sequence"
+    return Sequence(name, tuple(arguments), tuple(_steps(found[0], block.args)))
+
+
+def _steps(sequence: aie.RuntimeSequenceOp, arguments: Any) -> Iterator[Step]:
+    for op in sequence.body.block.ops:
+        if op.attributes:
+            raise DesignError(f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported")
+        match op:
+            case aiex.RtpWriteOp():
+                yield WriteParameter(op.buffer.string_value(), op.index.value.data, op.value.value.data)
+            case aiex.DmaWaitOp():
+                yield Wait(op.symbol.string_value())
+            case aiex.DmaMemcpyNdOp():
+                offsets, sizes, strides = (
+                    tuple(int(v) for v in p.get_values())
+                    for p in (op.static_offsets, op.static_sizes, op.static_strides)
+                )
+                yield Transfer(
+                    fifo=op.metadata.string_value(),
+                    argument=list(arguments).index(op.memref),
+                    offset=sum(o * s for o, s in zip(offsets, strides, strict=True)),
+                    sizes=sizes,  # type: ignore[arg-type]
+                    strides=strides,  # type: ignore[arg-type]
+                    descriptor=op.id.value.data,
+                    token=op.issue_token is not None and bool(op.issue_token.value.data),
+                )
+            case _:
+                raise DesignError(f"{place(op)}: operation {op.name} is not supported in a runtime sequence")
+
+
+def _partition(name: str, op: Operation) -> tuple[Target, int]:
+    base, _, columns = name.partition("_")
+    if base not in TARGETS:
+        raise DesignError(f"{place(op)}: device {name!r} is not supported; known targets: {', '.join(TARGETS)}")
+    target = TARGETS[base]
+    return target, int(columns.removesuffix("col")) if columns else target.columns
+
+
+def _tile(op: aie.TileOp, target: Target, columns: int) -> Tile:
+    tile = Tile(op.col.value.data, op.row.value.data)
+    if not (0 <= tile.column < columns and 0 <= tile.row < target.rows):
+        raise DesignError(
+            f"{place(op)}: tile ({tile.column}, {tile.row}) is outside the device: {columns} columns, {target.rows} rows"
+        )
+    return tile
+
+
+def _memref(kind: Any, op: Operation) -> tuple[int, np.dtype[Any]]:
+    if not isinstance(kind, MemRefType) or kind.element_type not in DTYPES or -1 in kind.get_shape():
+        raise DesignError(f"{place(op)}: {kind} is not a memref of known size and element type")
+    return int(np.prod(kind.get_shape(), dtype=np.int64)), DTYPES[kind.element_type]
+
+
+def _fifo(op: aie.ObjectFifoOp, tiles: dict[SSAValue, Tile]) -> Fifo:
+    elements, dtype = _memref(op.elemType.element, op)
+    consumers = tuple(tiles[value] for value in op.consumerTiles)
+    forced = isinstance(op.elemNumber, ArrayAttr)
+    if isinstance(op.elemNumber, ArrayAttr):
+        depths = tuple(depth.value.data for depth in op.elemNumber)
+    else:
+        depths = (op.elemNumber.value.data,) * (1 + len(consumers))
+    fifo = Fifo(
+        name=op.sym_name.data,
+        producer=tiles[op.producerTile],
+        consumers=consumers,
+        depths=depths,
+        depths_forced=forced,
+        elements=elements,
+        dtype=dtype,
+        to_stream=_dims(op.dimensionsToStream),
+        from_stream=tuple(_dims(dims) for dims in op.dimensionsFromStreamPerConsumer),
+        place=place(op),
+    )
+    _check_fifo(fifo)
+    return fifo
+
+
+def _dims(dims: ArrayAttr[aie.DimAttr]) -> Dims:
+    return tuple((dim.size.value.data, dim.stride.value.data) for dim in dims)
+
+
+def _check_fifo(fifo: Fifo) -> None:
+    where = f"{fifo.place}: object FIFO @{fifo.name}"
+    if min(fifo.depths) < 1:
+        raise DesignError(f"{where}: a depth must be at least 1, got {fifo.depths}")
+    if fifo.element_bytes % 4:
+        raise DesignError(f"{where}: an element of {fifo.element_bytes} B cannot be moved: DMAs move 4 B words")
+    if fifo.producer.kind == "core" and any(tile.kind == "core" for tile in fifo.consumers):
+        raise DesignError(f"{where}: FIFOs from core to core are not supported")
+    if any(tile.kind == "shim" for tile in fifo.consumers) and len(fifo.consumers) > 1:
+        raise DesignError(f"{where}: a FIFO to a shim has no other consumers")
+    for tile, dims in [(fifo.producer, fifo.to_stream), *zip(fifo.consumers, fifo.from_stream, strict=True)]:
+        if not dims:
+            continue
+        if tile.kind == "shim":
+            raise DesignError(f"{where}: layout transformations are not supported at a shim")
+        size = int(np.prod([size for size, _ in dims]))
+        last = sum((size - 1) * stride for size, stride in dims)
+        if size != fifo.elements or last >= fifo.elements:
+            raise DesignError(
+                f"{where}: its layout transformation moves {size} elements up to index {last}; an element has "
+                f"{fifo.elements}"
+            )
+
+
+def _link(op: aie.LinkOp, fifos: dict[str, Fifo]) -> Link:
+    sources = tuple(ref.string_value() for ref in op.fifoIns)
+    destinations = tuple(ref.string_value() for ref in op.fifoOuts)
+    where = f"{place(op)}: link {list(sources)} -> {list(destinations)}"
+    for name in (*sources, *destinations):
+        if name not in fifos:
+            raise DesignError(f"{where}: there is no object FIFO @{name}")
+    if len(sources) > 1 and len(destinations) > 1:
+        raise DesignError(f"{where}: joins and distributes at once")
+    meeting = {fifos[n].consumers for n in sources} | {(fifos[n].producer,) for n in destinations}
+    if len(meeting) != 1 or next(iter(meeting))[0].kind != "memtile":
+        raise DesignError(f"{where}: all its FIFOs must meet in one memtile")
+    joins = len(sources) > 1
+    pieces = [fifos[n] for n in (sources if joins else destinations)]
+    whole = fifos[destinations[0] if joins else sources[0]]
+    given = tuple(v.value.data for v in (op.src_offsets if joins else op.dst_offsets))
+    offsets = given or (0,)
+    if len(offsets) != len(pieces):
+        raise DesignError(f"{where}: {len(offsets)} offsets for {len(pieces)} pieces")
+    ends = sorted((o, o + piece.elements) for o, piece in zip(offsets, pieces, strict=True))
+    covered = [0, *(end for _, end in ends)]
+    if [start for start, _ in ends] != covered[:-1] or covered[-1] != whole.elements:
+        raise DesignError(f"{where}: pieces {ends} do not cover the {whole.elements} elements of @{whole.name}")
+    if len(pieces) > 1 and (whole.to_stream if joins else whole.from_stream[0]):
+        raise DesignError(f"{where}: a layout transformation of joined or distributed pieces is not supported")
+    return Link(sources, destinations, offsets, place(op))
+
+
+def _channels(fifos: dict[str, Fifo], target: Target) -> dict[str, Channel]:
+    """Shim channels, numbered per tile and direction in the order in which the FIFOs appear."""
+    channels: dict[str, Channel] = {}
+    used: dict[tuple[int, str], int] = {}
+    for fifo in fifos.values():
+        for tile, direction in ((fifo.producer, "MM2S"), (fifo.consumers[0], "S2MM")):
+            if tile.kind != "shim":
+                continue
+            index = used.get((tile.column, direction), 0)
+            if index == target.channels:
+                raise DesignError(
+                    f"{fifo.place}: @{fifo.name} needs another {direction} channel of {tile}, which has {target.channels}"
+                )
+            used[tile.column, direction] = index + 1
+            channels[fifo.name] = Channel(tile.column, direction, index)
+    return channels
+
+

@@ -1,0 +1,96 @@
+"""Reads a design's MLIR text into xDSL operations, and says file and line when it cannot.
+
+Comes in: text. Goes out: the one ``aie.device`` operation, verified. Beyond xDSL's own checks this adds
+source positions on every operation and the dominance rule (xDSL accepts a value of a sibling region).
+"""
+
+from __future__ import annotations
+
+from xdsl.context import Context
+from xdsl.dialects import arith, builtin, func, memref, scf
+from xdsl.dialects.builtin import FileLineColLoc, IntAttr, ModuleOp, StringAttr
+from xdsl.ir import Operation, Region, SSAValue
+from xdsl.parser import Parser
+from xdsl.utils.exceptions import DiagnosticException, ParseError
+
+from npu_matmul.mlir.aie import Aie, DeviceOp
+from npu_matmul.mlir.aiex import Aiex
+
+SHOWN_CHARACTERS = 600
+
+
+class DesignError(ValueError):
+    """A design cannot be read or is not well formed; the message gives the place."""
+
+
+class _LocatingParser(Parser):
+    """Gives every operation the position of its first token, which xDSL leaves unknown."""
+
+    def parse_operation(self) -> Operation:
+        span = self._current_token.span
+        line_start = span.input.content.rfind("\n", 0, span.start) + 1
+        line = span.input.content.count("\n", 0, span.start) + 1
+        op = super().parse_operation()
+        op.location = FileLineColLoc(
+            StringAttr(span.input.name), IntAttr(line), IntAttr(span.start - line_start + 1)
+        )
+        return op
+
+
+def read_design(text: str, name: str = "design.mlir") -> DeviceOp:
+    """The verified ``aie.device`` of an MLIR module; raises :class:`DesignError`.
+
+    >>> read_design("aie.device(npu1) { %t = aie.tile(0, 2) }").device.data.value
+    'npu1'
+    """
+    context = Context()
+    for dialect in (builtin.Builtin, arith.Arith, scf.Scf, func.Func, memref.MemRef, Aie, Aiex):
+        context.load_dialect(dialect)
+    try:
+        module = _LocatingParser(context, text, name).parse_module()
+    except ParseError as error:
+        raise DesignError(f"{name}: {_short(error)}") from None
+    _verify(module, name)
+    devices = [op for op in module.walk() if isinstance(op, DeviceOp)]
+    if len(devices) != 1:
+        raise DesignError(f"{name}: holds {len(devices)} aie.device operations; exactly one is needed")
+    return devices[0]
+
+
+def place(op: Operation) -> str:
+    """Where an operation stands in its source: ``file:line``."""
+    location = op.location
+    if isinstance(location, FileLineColLoc):
+        return f"{location.filename.data}:{location.line.data}"
+    return "(no position)"
+
+
+def _verify(module: ModuleOp, name: str) -> None:
+    for op in module.walk():
+        try:
+            op.verify(verify_nested_ops=False)
+        except DiagnosticException as error:
+            raise DesignError(f"{place(op)}: {op.name}: {_short(error)}") from None
+        except Exception as error:  # xDSL raises bare Exceptions from some operations' verifiers
+            raise DesignError(f"{place(op)}: {op.name}: {_short(error)}") from error
+    _check_dominance(module.body, set(), name)
+
+
+def _check_dominance(region: Region, known: set[SSAValue], name: str) -> None:
+    """Every operand must be defined before it, in its own region or one around it."""
+    for block in region.blocks:
+        known.update(block.args)
+        for op in block.ops:
+            for operand in op.operands:
+                if operand not in known:
+                    hint = f"%{operand.name_hint}" if operand.name_hint else "a value"
+                    raise DesignError(f"{place(op)}: {op.name} uses {hint} before or outside its definition")
+            for inner in op.regions:
+                _check_dominance(inner, set(known), name)
+            known.update(op.results)
+
+
+def _short(error: BaseException) -> str:
+    """xDSL can append the whole annotated IR to a message: keep what a person reads."""
+    text = str(error).strip()
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " ..."

@@ -1,0 +1,107 @@
+"""An overlay's wiring as plain data: tiles, FIFOs, links, cores, parameters and shim channels.
+
+Read from a design's MLIR by :mod:`npu_matmul.mlir.elaborate`; used by the assembler and the emulator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from npu_matmul.target import MEMTILE_ROW, SHIM_ROW, Target
+
+
+@dataclass(frozen=True, order=True)
+class Tile:
+    """A place in the array."""
+
+    column: int
+    row: int
+
+    @property
+    def kind(self) -> str:
+        return {SHIM_ROW: "shim", MEMTILE_ROW: "memtile"}.get(self.row, "core")
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.column}, {self.row})"
+
+
+@dataclass(frozen=True)
+class Channel:
+    """A DMA channel of a shim tile."""
+
+    column: int
+    direction: str  # "MM2S" reads host memory, "S2MM" writes it
+    index: int
+
+    def __str__(self) -> str:
+        return f"shim ({self.column}, {SHIM_ROW}) {self.direction} {self.index}"
+
+
+Dims = tuple[tuple[int, int], ...]  # (size, stride) in elements, outermost first
+
+
+@dataclass(frozen=True)
+class Fifo:
+    """An object FIFO: elements of ``shape`` and ``dtype`` from one tile to others, in order."""
+
+    name: str
+    producer: Tile
+    consumers: tuple[Tile, ...]
+    depths: tuple[int, ...]  # at the producer, then at each consumer
+    depths_forced: bool  # False: a core that acquires fewer gets fewer buffers
+    elements: int
+    dtype: np.dtype[Any]
+    to_stream: Dims
+    from_stream: tuple[Dims, ...]
+    place: str
+
+    @property
+    def element_bytes(self) -> int:
+        return self.elements * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Link:
+    """FIFOs that share buffers in a memtile: forward (1 to 1), join (n to 1) or distribute (1 to n)."""
+
+    sources: tuple[str, ...]
+    destinations: tuple[str, ...]
+    offsets: tuple[int, ...]  # of each piece, in elements of the whole
+    place: str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A core's buffer that the host may write words of."""
+
+    name: str
+    tile: Tile
+    address: int | None
+    elements: int
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class Core:
+    tile: Tile
+    body: Any = field(compare=False)  # an xDSL region
+    place: str
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """A design, read. ``values`` maps the SSA values of core buffers to their names."""
+
+    device: str
+    target: Target
+    columns: int
+    fifos: dict[str, Fifo]
+    links: tuple[Link, ...]
+    parameters: dict[str, Parameter]
+    cores: tuple[Core, ...]
+    functions: tuple[str, ...]
+    channels: dict[str, Channel]
+    values: dict[Any, str] = field(compare=False)

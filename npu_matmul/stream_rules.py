@@ -1,0 +1,121 @@
+"""What an instruction stream must not do, judged from the stream alone.
+
+A check while running would depend on which transfer happened to finish first, so these rules count only
+what the stream itself proves: a token waited for proves its task complete, and with it every earlier task
+of the same channel, because a channel runs its start queue in order.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from npu_matmul.instructions import (
+    EnableTokens,
+    Operation,
+    PatchAddress,
+    StartTask,
+    Stream,
+    StreamError,
+    WaitToken,
+    WriteDescriptor,
+    WriteWord,
+)
+from npu_matmul.overlay import Channel
+
+
+@dataclass
+class _Proof:
+    """What is known at one point of the stream."""
+
+    started: dict[Channel, deque[StartTask]] = field(default_factory=dict)  # not proven complete
+    written: set[tuple[int, int]] = field(default_factory=set)
+    patched: set[tuple[int, int]] = field(default_factory=set)
+    reporting: set[Channel] = field(default_factory=set)
+
+    def in_flight(self, column: int, number: int) -> Channel | None:
+        for channel, tasks in self.started.items():
+            if channel.column == column and any(task.number == number for task in tasks):
+                return channel
+        return None
+
+
+def check_stream(stream: Stream) -> None:
+    """Raise :class:`StreamError` for the first operation that breaks a rule.
+
+    Rules: a descriptor is written and patched before it is started, and neither while a task that uses it
+    may be running; no channel holds more tasks than its start queue; every token has a task to come from
+    and is waited for; every transfer into host memory is proven complete at the end; runtime parameters
+    are written only while nothing runs.
+    """
+    proof = _Proof()
+    for position, operation in enumerate(stream.operations):
+        _check(operation, proof, stream, f"operation {position}")
+    for channel, tasks in proof.started.items():
+        late = next((task for task in tasks if task.token or channel.direction == "S2MM"), None)
+        if late is not None:
+            raise StreamError(
+                f"end of stream: the task with descriptor {late.number} on {channel} is never waited for; "
+                "add a wait, or the host would read before the data is there"
+            )
+
+
+def _check(operation: Operation, proof: _Proof, stream: Stream, where: str) -> None:
+    if isinstance(operation, WriteWord):
+        _check_parameter(operation, proof, where)
+    elif isinstance(operation, WriteDescriptor | PatchAddress):
+        _check_descriptor(operation, proof, where)
+    elif isinstance(operation, EnableTokens):
+        proof.reporting.add(operation.channel)
+    elif isinstance(operation, StartTask):
+        _check_start(operation, proof, stream, where)
+    else:
+        _check_wait(operation, proof, where)
+
+
+def _check_parameter(operation: WriteWord, proof: _Proof, where: str) -> None:
+    running = next((channel for channel, tasks in proof.started.items() if tasks), None)
+    if running is not None:
+        raise StreamError(
+            f"{where}: writes a parameter of {operation.tile} while {running} may be running; write parameters first"
+        )
+
+
+def _check_descriptor(operation: WriteDescriptor | PatchAddress, proof: _Proof, where: str) -> None:
+    key = operation.column, operation.number
+    user = proof.in_flight(*key)
+    if user is not None:
+        raise StreamError(
+            f"{where}: descriptor {operation.number} of column {operation.column} is changed while a task of {user} "
+            "that uses it may be in flight; wait for that task's token first, or use another descriptor"
+        )
+    if isinstance(operation, WriteDescriptor):
+        proof.written.add(key)
+        proof.patched.discard(key)
+    else:
+        proof.patched.add(key)
+
+
+def _check_start(operation: StartTask, proof: _Proof, stream: Stream, where: str) -> None:
+    channel, number = operation.channel, operation.number
+    if channel.column >= stream.columns:
+        raise StreamError(f"{where}: {channel} is outside the partition of {stream.columns} columns")
+    if not {(channel.column, number)} <= proof.written & proof.patched:
+        raise StreamError(f"{where}: starts descriptor {number} of column {channel.column}, which is not set up")
+    if operation.token and channel not in proof.reporting:
+        raise StreamError(f"{where}: asks {channel} for a token, which was never told where to send it")
+    tasks = proof.started.setdefault(channel, deque())
+    tasks.append(operation)
+    if len(tasks) > stream.target.queue_depth:
+        raise StreamError(
+            f"{where}: {len(tasks)} tasks on {channel}, whose start queue holds {stream.target.queue_depth}; wait for a "
+            "token before starting more"
+        )
+
+
+def _check_wait(operation: WaitToken, proof: _Proof, where: str) -> None:
+    tasks = proof.started.get(operation.channel, deque())
+    if not any(task.token for task in tasks):
+        raise StreamError(f"{where}: waits for a token of {operation.channel}, but no task there will send one")
+    while not tasks.popleft().token:
+        pass

@@ -1,0 +1,200 @@
+"""Packs matrices into the order in which the NPU streams them, and unpacks C.
+
+The kernel is the master, the packing is the slave: tile and block shapes come from the manifest. A matrix
+is stored as tiles; a tile as row-major blocks of the ``aie::mmul`` intrinsic. Where each tile goes is an
+index table made by :class:`TileGrid`; moving the elements is one compiled loop over rows of blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from npu_matmul.kernel import Kernel
+
+
+@dataclass(frozen=True)
+class TileGrid:
+    """The problem M, K, N cut into a kernel's tiles, padded to whole blocks of the core grid.
+
+    ``Mt``, ``Kt``, ``Nt`` count tiles with padding; ``Mb`` and ``Nb`` blocks of C, one tile per core.
+
+    >>> from npu_matmul.kernel import load_kernel
+    >>> grid = TileGrid(load_kernel("matmul_16x16"), 17, 16, 40)
+    >>> grid.Mt, grid.Kt, grid.Nt, round(grid.padding, 3)
+    (2, 1, 3, 0.557)
+    """
+
+    kernel: Kernel
+    M: int
+    K: int
+    N: int
+
+    @cached_property
+    def Mb(self) -> int:
+        return -(-self.M // self.kernel.block[0])
+
+    @cached_property
+    def Nb(self) -> int:
+        return -(-self.N // self.kernel.block[1])
+
+    @cached_property
+    def Mt(self) -> int:
+        return self.Mb * self.kernel.grid.rows
+
+    @cached_property
+    def Nt(self) -> int:
+        return self.Nb * self.kernel.grid.columns
+
+    @cached_property
+    def Kt(self) -> int:
+        return -(-self.K // self.kernel.tile.k)
+
+    @property
+    def padding(self) -> float:
+        """The fraction of multiplications that are wasted on padding."""
+        tile = self.kernel.tile
+        return 1 - self.M * self.K * self.N / (self.Mt * tile.m * self.Kt * tile.k * self.Nt * tile.n)
+
+    @property
+    def a_bytes(self) -> int:
+        return self.Mt * self.Kt * self.kernel.a_tile_bytes
+
+    @property
+    def b_bytes(self) -> int:
+        return self.Kt * self.Nt * self.kernel.b_tile_bytes
+
+    @property
+    def c_bytes(self) -> int:
+        return self.Mt * self.Nt * self.kernel.c_tile_bytes
+
+    @cached_property
+    def a_order(self) -> NDArray[np.int64]:
+        """Where tile (i, kk) of A is stored: [core row][block row][kk], so each shim reads one run.
+
+        For 2 core rows, 4 x 3 tiles (core row = i % 2, block row = i // 2)::
+
+            kk      0   1   2
+            i = 0   0   1   2
+            i = 1   6   7   8
+            i = 2   3   4   5
+            i = 3   9  10  11
+        """
+        return _panels(self.Mt, self.Kt, self.kernel.grid.rows)
+
+    @cached_property
+    def b_order(self) -> NDArray[np.int64]:
+        """Where tile (kk, j) of B is stored: [core column][block column][kk], the transpose of A's rule.
+
+        For 2 core columns, 3 x 4 tiles::
+
+            j        0   1   2   3
+            kk = 0   0   6   3   9
+            kk = 1   1   7   4  10
+            kk = 2   2   8   5  11
+        """
+        return _panels(self.Nt, self.Kt, self.kernel.grid.columns).T
+
+
+def _panels(tiles: int, steps: int, lanes: int) -> NDArray[np.int64]:
+    tile = np.arange(tiles, dtype=np.int64)
+    panel = tile % lanes * (tiles // lanes) + tile // lanes
+    return panel[:, None] * steps + np.arange(steps, dtype=np.int64)
+
+
+def pack_a(a: NDArray[Any], grid: TileGrid, out: NDArray[Any]) -> None:
+    """Pack A (M, K) into the flat array ``out`` of ``grid.a_bytes``, padding with zeros."""
+    tile, block = grid.kernel.tile, grid.kernel.mmul
+    _pack(a, out, grid.a_order, (tile.m, tile.k), (block.r, block.s))
+
+
+def pack_b(b: NDArray[Any], grid: TileGrid, out: NDArray[Any]) -> None:
+    """Pack B (K, N) into the flat array ``out`` of ``grid.b_bytes``, padding with zeros."""
+    tile, block = grid.kernel.tile, grid.kernel.mmul
+    _pack(b, out, grid.b_order, (tile.k, tile.n), (block.s, block.t))
+
+
+def unpack_c(packed: NDArray[Any], order: NDArray[np.int64], grid: TileGrid) -> NDArray[Any]:
+    """C (M, N) from its tiles; ``order[i, j]`` says where tile (i, j) is stored. Padding is dropped."""
+    tile, block = grid.kernel.tile, grid.kernel.mmul
+    layout = _RowLayout.of((tile.m, tile.n), (block.r, block.t), packed.dtype.itemsize)
+    columns = grid.Nt * tile.n
+    padded = np.empty((grid.M, columns), packed.dtype)
+    _unpack_rows(packed.view(layout.word), padded.view(layout.word), order.view(np.uint64), *layout.numbers)
+    return padded if columns == grid.N else np.ascontiguousarray(padded[:, : grid.N])
+
+
+@dataclass(frozen=True)
+class _RowLayout:
+    """How one row of a tile lies in memory, in machine words: ``spread[w]`` is where its word w goes.
+
+    For a tile of 16 x 16 int8 in blocks of 4 x 8, a word is 8 B, a row has 2 words, a block 4:
+    ``spread == [0, 4]``, the next row of the same block is 1 word further, the next blocks down are 8.
+    """
+
+    word: np.dtype[Any]
+    numbers: tuple[Any, ...]  # spread, rows of a tile, rows of a block, words: tile, blocks across, block row
+
+    @classmethod
+    def of(cls, tile: tuple[int, int], block: tuple[int, int], itemsize: int) -> _RowLayout:
+        block_row_bytes = block[1] * itemsize
+        word_bytes = min(8, block_row_bytes & -block_row_bytes)
+        across = tile[1] // block[1]
+        words = block_row_bytes // word_bytes
+        spread = np.arange(across)[:, None] * (block[0] * words) + np.arange(words)
+        sizes = (tile[0], block[0], tile[0] * across * words, across * block[0] * words, words)
+        return cls(np.dtype(f"u{word_bytes}"), (spread.reshape(-1).astype(np.uint64), *sizes))
+
+
+def _pack(
+    matrix: NDArray[Any], out: NDArray[Any], order: NDArray[np.int64], tile: tuple[int, int], block: tuple[int, int]
+) -> None:
+    layout = _RowLayout.of(tile, block, matrix.dtype.itemsize)
+    if matrix.shape[0] != order.shape[0] * tile[0]:
+        out.view(np.uint8).fill(0)
+    source = _whole_tiles(matrix, order.shape[1] * tile[1], layout.word)
+    _pack_rows(source, out.view(layout.word), np.ascontiguousarray(order).view(np.uint64), *layout.numbers)
+
+
+def _whole_tiles(matrix: NDArray[Any], columns: int, word: np.dtype[Any]) -> NDArray[Any]:
+    """The matrix as rows of words, widened to ``columns`` with zeros; a copy only where it must be."""
+    fits = matrix.shape[1] == columns and matrix.flags.c_contiguous and matrix.dtype.isnative
+    if fits and matrix.__array_interface__["data"][0] % word.itemsize == 0:
+        return matrix.view(word)
+    copy = np.zeros((matrix.shape[0], columns), matrix.dtype.newbyteorder("="))
+    copy[:, : matrix.shape[1]] = matrix
+    return copy.view(word)
+
+
+# Both loops index with unsigned numbers: with signed ones numba adds a wrap-around test to every access.
+
+
+@numba.njit(cache=True, nogil=True)
+def _pack_rows(source, out, order, spread, tile_rows, block_rows, tile_words, band_words, row_words):  # type: ignore[no-untyped-def]
+    width = spread.size
+    for y in range(source.shape[0]):
+        row, rest = source[y], y % tile_rows
+        inside = np.uint64(rest // block_rows * band_words + rest % block_rows * row_words)
+        for x in range(order.shape[1]):
+            start = order[y // tile_rows, x] * np.uint64(tile_words) + inside
+            words = row[x * width : (x + 1) * width]
+            for w in range(width):
+                out[start + spread[w]] = words[w]
+
+
+@numba.njit(cache=True, nogil=True)
+def _unpack_rows(packed, out, order, spread, tile_rows, block_rows, tile_words, band_words, row_words):  # type: ignore[no-untyped-def]
+    width = spread.size
+    for y in range(out.shape[0]):
+        row, rest = out[y], y % tile_rows
+        inside = np.uint64(rest // block_rows * band_words + rest % block_rows * row_words)
+        for x in range(order.shape[1]):
+            start = order[y // tile_rows, x] * np.uint64(tile_words) + inside
+            words = row[x * width : (x + 1) * width]
+            for w in range(width):
+                words[w] = packed[start + spread[w]]

@@ -1,0 +1,431 @@
+// Host stand-in for the part of aie_api that AIE2 GEMM core functions use: the very source the AIE
+// compiler gets is compiled with this header in its place and run by the tests.
+//
+// It computes what the hardware computes, and is stricter everywhere else. What aie_api rejects does
+// not compile here either (the concept named in the error is the broken rule); what it leaves
+// undefined throws host::Error: reading a vector or sum that was never set, an access that is
+// misaligned or outside the operands, a shift that would be ignored.
+//
+// Not modelled: aliasing, loop pipelining, bank conflicts, stack and program size.
+#pragma once
+
+#if __cplusplus < 202002L
+#error "aie_api needs C++20"
+#endif
+
+#include <array>
+#include <concepts>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+// Names the AIE compiler provides without any include.
+using int8 = std::int8_t;
+using int16 = std::int16_t;
+using int32 = std::int32_t;
+#define restrict
+
+// Markers in the hardware trace; they compute nothing.
+inline void event0() {}
+inline void event1() {}
+
+// Hints to the AIE compiler's loop optimisers.
+#define AIE_LOOP_MIN_ITERATION_COUNT(count)
+#define AIE_LOOP_RANGE(least, most)
+#define AIE_LOOP_UNROLL(count)
+#define AIE_LOOP_UNROLL_FULL
+#define AIE_LOOP_NO_UNROLL
+#define AIE_LOOP_FLATTEN
+#define AIE_TRY_INITIATION_INTERVAL(cycles)
+#define AIE_PREPARE_FOR_PIPELINING
+#define AIE_PREPARE_FOR_POSTPIPELINING
+
+// Accumulator tags. acc64 exists so that asking for it breaks a rule here and not a spelling.
+struct acc32 {};
+struct acc64 {};
+struct accauto {};
+
+// Hidden, so that two core functions loaded into one process do not share one core's state.
+namespace [[gnu::visibility("hidden")]] aie {
+
+// The codes are those of the control registers crRnd and crSat.
+enum class rounding_mode : unsigned {
+  floor = 0,
+  ceil = 1,
+  symmetric_floor = 2,
+  symmetric_ceil = 3,
+  negative_inf = 8,
+  positive_inf = 9,
+  symmetric_zero = 10,
+  symmetric_inf = 11,
+  conv_even = 12,
+  conv_odd = 13,
+};
+
+enum class saturation_mode : unsigned { none = 0, saturate = 1, symmetric = 3 };
+
+// What the stand-in is made of; kernels use none of it.
+namespace host {
+
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// An operand of the running core function: the only memory it may touch.
+struct Operand {
+  const char* name;
+  std::uintptr_t begin;
+  std::size_t bytes;
+  bool writable;
+};
+
+// What outlives a call on the core. A core comes out of reset with floor and none, and no call
+// resets them: a core function that does not set the modes runs with what the one before has left.
+struct Core {
+  unsigned rounding = 0;    // crRnd
+  unsigned saturation = 0;  // crSat
+  std::array<Operand, 3> operands{};
+};
+
+inline Core core;
+
+// ---- Memory ----------------------------------------------------------------------------------
+
+enum class Access { load, store };
+
+// Throws unless a vector of `bytes` may be loaded from (stored to) `pointer`. On the hardware a
+// misaligned access silently drops the low bits of the address.
+inline void check_access(Access access, const void* pointer, std::size_t bytes) {
+  const std::string what = (access == Access::load ? "load_v of " : "store_v of ") +
+                           std::to_string(bytes) + " bytes";
+  const auto address = reinterpret_cast<std::uintptr_t>(pointer);
+  for (const Operand& operand : core.operands) {
+    if (address < operand.begin || address - operand.begin >= operand.bytes) continue;
+    const std::size_t offset = address - operand.begin;
+    const std::string where = what + " at offset " + std::to_string(offset) + " of operand " +
+                              operand.name;
+    if (bytes > operand.bytes - offset) {
+      throw Error(where + ": runs past its end, it has " + std::to_string(operand.bytes) + " bytes");
+    }
+    const std::size_t alignment = bytes == 16 ? 16 : 32;
+    if (address % alignment != 0) {
+      throw Error(where + ": the address is not " + std::to_string(alignment) + "-byte aligned");
+    }
+    if (access == Access::store && !operand.writable) throw Error(where + ": it is an input");
+    return;
+  }
+  throw Error(what + ": the address is outside all operands");
+}
+
+// ---- Element types and sizes -----------------------------------------------------------------
+
+template <typename T>
+concept vector_element = std::same_as<T, int8> || std::same_as<T, int16> || std::same_as<T, int32>;
+
+template <typename T, unsigned N>
+concept vector_of_128_to_1024_bits =
+    vector_element<T> && (sizeof(T) * N == 16 || sizeof(T) * N == 32 || sizeof(T) * N == 64 ||
+                          sizeof(T) * N == 128);
+
+template <typename Tag>
+concept accumulator_tag = std::same_as<Tag, acc32>;
+
+// One lane of an accumulator: the tag's storage type.
+template <typename Tag>
+struct lane_of;
+template <>
+struct lane_of<acc32> {
+  using type = int32;
+};
+
+template <typename Tag, unsigned N>
+concept accum_of_256_to_1024_bits =
+    accumulator_tag<Tag> && (N == 8 || N == 16 || N == 32) && sizeof(typename lane_of<Tag>::type) == 4;
+
+// Element types an accumulator converts to: int32 as it is, narrower ones shifted and rounded.
+template <typename T, typename Tag>
+concept converts_from_accum = std::same_as<Tag, acc32> && vector_element<T>;
+
+template <typename T, typename U>
+concept same_element = std::same_as<T, U>;
+
+// The shapes one multiply-accumulate instruction makes; aie_api composes others at extra cost.
+template <unsigned M, unsigned K, unsigned N, typename TA, typename TB, typename Tag>
+inline constexpr bool is_native_mmul = false;
+template <>
+inline constexpr bool is_native_mmul<4, 8, 8, int8, int8, acc32> = true;
+template <>
+inline constexpr bool is_native_mmul<2, 8, 8, int8, int8, acc32> = true;
+
+template <unsigned M, unsigned K, unsigned N, typename TA, typename TB, typename Tag>
+concept native_mmul = is_native_mmul<M, K, N, TA, TB, Tag>;
+
+// The accumulator that accauto stands for.
+template <typename Tag>
+struct resolve {
+  using type = Tag;
+};
+template <>
+struct resolve<accauto> {
+  using type = acc32;
+};
+
+// ---- Registers -------------------------------------------------------------------------------
+
+struct Lanes;
+
+// A vector or accumulator register: undefined until something is put into it.
+template <typename Lane, unsigned N>
+class Register {
+  friend struct Lanes;
+  std::array<Lane, N> lanes{};
+  bool defined = false;
+};
+
+// The stand-in's own way to the lanes: kernels have none, and no read goes around the check.
+struct Lanes {
+  template <typename Lane, unsigned N>
+  static const std::array<Lane, N>& read(const Register<Lane, N>& from, const char* by) {
+    if (!from.defined) throw Error(std::string(by) + " is undefined: nothing was ever put into it");
+    return from.lanes;
+  }
+
+  template <typename R, typename Lane, std::size_t N>
+  static R make(const std::array<Lane, N>& lanes) {
+    R made;
+    made.lanes = lanes;
+    made.defined = true;
+    return made;
+  }
+};
+
+// ---- Arithmetic ------------------------------------------------------------------------------
+
+// sums + a * b on row-major blocks. Sums of int8 products are taken modulo 2**32: the instruction
+// does not saturate.
+template <unsigned M, unsigned K, unsigned N>
+std::array<int32, M * N> multiply_add(std::array<int32, M * N> sums,
+                                      const std::array<int8, M * K>& a,
+                                      const std::array<int8, K * N>& b) {
+  for (unsigned row = 0; row < M; ++row) {
+    for (unsigned column = 0; column < N; ++column) {
+      auto sum = static_cast<std::uint32_t>(sums[row * N + column]);
+      for (unsigned k = 0; k < K; ++k) {
+        sum += static_cast<std::uint32_t>(a[row * K + k] * b[k * N + column]);
+      }
+      sums[row * N + column] = static_cast<int32>(sum);
+    }
+  }
+  return sums;
+}
+
+// Whether `value`, shifted down, is the upper neighbour of its floor `whole`. `guard` is the
+// highest bit shifted out, `sticky` tells whether any below it is set.
+inline bool rounds_up(int32 value, int32 whole, bool guard, bool sticky) {
+  using enum rounding_mode;
+  const bool negative = value < 0;
+  const bool odd = (whole & 1) != 0;
+  switch (static_cast<rounding_mode>(core.rounding)) {
+    case floor: return false;
+    case ceil: return guard || sticky;
+    case symmetric_floor: return negative && (guard || sticky);
+    case symmetric_ceil: return !negative && (guard || sticky);
+    case negative_inf: return guard && sticky;
+    case positive_inf: return guard;
+    case symmetric_zero: return guard && (negative || sticky);
+    case symmetric_inf: return guard && (!negative || sticky);
+    case conv_even: return guard && (odd || sticky);
+    case conv_odd: return guard && (!odd || sticky);
+  }
+  throw Error("crRnd holds " + std::to_string(core.rounding) + ", which is no rounding mode");
+}
+
+inline std::int64_t shift_round(int32 value, int shift) {
+  const int32 whole = value >> shift;
+  const std::uint32_t out = static_cast<std::uint32_t>(value) & ((1u << shift) - 1);
+  const std::uint32_t half = shift == 0 ? 0 : 1u << (shift - 1);
+  return std::int64_t{whole} + rounds_up(value, whole, (out & half) != 0, (out & ~half) != 0);
+}
+
+template <typename T>
+T saturated(std::int64_t value) {
+  using enum saturation_mode;
+  constexpr std::int64_t most = std::numeric_limits<T>::max();
+  const auto clamp = [](std::int64_t x, std::int64_t least) {
+    return static_cast<T>(x < least ? least : x > most ? most : x);
+  };
+  switch (static_cast<saturation_mode>(core.saturation)) {
+    case none: return static_cast<T>(value);  // C++20: keeps the low bits
+    case saturate: return clamp(value, std::numeric_limits<T>::min());
+    case symmetric: return clamp(value, -most);
+  }
+  throw Error("crSat holds " + std::to_string(core.saturation) + ", which is no saturation mode");
+}
+
+// acc32 lanes as T. To int32 the bits are handed over as they are and a shift would be ignored.
+template <typename T, std::size_t N>
+std::array<T, N> convert(const std::array<int32, N>& sums, int shift) {
+  const std::string given = "to_vector with shift " + std::to_string(shift);
+  std::array<T, N> made{};
+  if constexpr (std::same_as<T, int32>) {
+    if (shift != 0) throw Error(given + ": acc32 to int32 is a plain copy, its shift must be 0");
+    made = sums;
+  } else {
+    if (shift < 0 || shift > 31) throw Error(given + ": must be within 0..31");
+    for (std::size_t i = 0; i < N; ++i) made[i] = saturated<T>(shift_round(sums[i], shift));
+  }
+  return made;
+}
+
+}  // namespace host
+
+// ---- The API ---------------------------------------------------------------------------------
+
+template <typename T, unsigned N>
+  requires host::vector_of_128_to_1024_bits<T, N>
+class vector : public host::Register<T, N> {};
+
+template <typename Tag, unsigned N>
+  requires host::accum_of_256_to_1024_bits<Tag, N>
+class accum
+    : public host::Register<typename host::lane_of<Tag>::type, N> {
+  using Lane = typename host::lane_of<Tag>::type;
+
+ public:
+  accum() = default;
+
+  // Only vectors of the lane's own type: narrower ones would be shifted up and saturated by crSat,
+  // which no core function needs as long as C stays as wide as the sums.
+  template <typename T>
+    requires host::same_element<T, Lane>
+  explicit accum(const vector<T, N>& v, int shift = 0)
+      : accum(host::Lanes::make<accum>(host::Lanes::read(v, "accum from a vector: it"))) {
+    if (shift != 0) {
+      throw host::Error("accum from a vector of int32 with shift " + std::to_string(shift) +
+                            ": must be 0");
+    }
+  }
+
+  template <typename T>
+    requires host::converts_from_accum<T, Tag>
+  vector<T, N> to_vector(int shift = 0) const {
+    const auto& sums = host::Lanes::read(*this, "to_vector: the accumulator");
+    return host::Lanes::make<vector<T, N>>(host::convert<T>(sums, shift));
+  }
+};
+
+template <typename T, unsigned N>
+  requires host::vector_of_128_to_1024_bits<T, N>
+vector<T, N> zeros() {
+  return host::Lanes::make<vector<T, N>>(std::array<T, N>{});
+}
+
+template <typename Tag, unsigned N>
+  requires host::accum_of_256_to_1024_bits<Tag, N>
+accum<Tag, N> zeros() {
+  return host::Lanes::make<accum<Tag, N>>(std::array<typename host::lane_of<Tag>::type, N>{});
+}
+
+template <unsigned N, typename T>
+  requires host::vector_of_128_to_1024_bits<T, N>
+vector<T, N> load_v(const T* from) {
+  host::check_access(host::Access::load, from, sizeof(T) * N);
+  std::array<T, N> lanes;
+  std::memcpy(lanes.data(), from, sizeof lanes);
+  return host::Lanes::make<vector<T, N>>(lanes);
+}
+
+template <typename P, typename T, unsigned N>
+  requires host::same_element<P, T>
+P* store_v(P* to, const vector<T, N>& v) {
+  const auto& lanes = host::Lanes::read(v, "store_v: the vector");
+  host::check_access(host::Access::store, to, sizeof lanes);
+  std::memcpy(to, lanes.data(), sizeof lanes);
+  return to;
+}
+
+// Sums of a C block. A default-constructed one holds no zeros but the flag `zero`, which makes the
+// first mac ignore the sums; reading it before that reads what was in the register.
+template <unsigned M_, unsigned K_, unsigned N_, typename TA, typename TB = TA, typename Tag = accauto>
+  requires host::native_mmul<M_, K_, N_, TA, TB, typename host::resolve<Tag>::type>
+class mmul {
+ public:
+  static constexpr unsigned M = M_;
+  static constexpr unsigned K = K_;
+  static constexpr unsigned N = N_;
+  static constexpr unsigned size_A = M * K;
+  static constexpr unsigned size_B = K * N;
+  static constexpr unsigned size_C = M * N;
+  using accum_type = accum<typename host::resolve<Tag>::type, size_C>;
+
+  mmul() = default;
+  explicit mmul(const accum_type& sums) : sums_(sums), zero_(false) {}
+
+  template <typename T>
+    requires std::constructible_from<accum_type, vector<T, size_C>, int>
+  explicit mmul(const vector<T, size_C>& v, int shift = 0) : mmul(accum_type(v, shift)) {}
+
+  mmul& operator=(const accum_type& sums) { return *this = mmul(sums); }
+
+  template <typename UA, unsigned LA, typename UB, unsigned LB>
+    requires(host::same_element<UA, TA> && host::same_element<UB, TB> && LA == size_A &&
+             LB == size_B)
+  void mac(const vector<UA, LA>& a, const vector<UB, LB>& b) {
+    const auto before = zero_ ? zeros<typename host::resolve<Tag>::type, size_C>() : sums_;
+    const auto& sums = host::Lanes::read(before, "mac: the accumulator");
+    const auto& a_lanes = host::Lanes::read(a, "mac: vector a");
+    const auto& b_lanes = host::Lanes::read(b, "mac: vector b");
+    sums_ = host::Lanes::make<accum_type>(host::multiply_add<M, K, N>(sums, a_lanes, b_lanes));
+    zero_ = false;
+  }
+
+  template <typename UA, unsigned LA, typename UB, unsigned LB>
+    requires(host::same_element<UA, TA> && host::same_element<UB, TB> && LA == size_A &&
+             LB == size_B)
+  void mul(const vector<UA, LA>& a, const vector<UB, LB>& b) {
+    zero_ = true;
+    mac(a, b);
+  }
+
+  accum_type to_accum() const {
+    if (zero_) throw host::Error("mmul is read before its first mul or mac");
+    return sums_;
+  }
+
+  operator accum_type() const { return to_accum(); }
+
+  template <typename T>
+    requires host::converts_from_accum<T, acc32>
+  vector<T, size_C> to_vector(int shift = 0) const {
+    return to_accum().template to_vector<T>(shift);
+  }
+
+ private:
+  accum_type sums_;
+  bool zero_ = true;
+};
+
+inline rounding_mode get_rounding() { return static_cast<rounding_mode>(host::core.rounding); }
+inline void set_rounding(rounding_mode mode) { host::core.rounding = static_cast<unsigned>(mode); }
+inline rounding_mode swap_rounding(rounding_mode mode) {
+  const rounding_mode before = get_rounding();
+  set_rounding(mode);
+  return before;
+}
+
+inline saturation_mode get_saturation() {
+  return static_cast<saturation_mode>(host::core.saturation);
+}
+inline void set_saturation(saturation_mode mode) {
+  host::core.saturation = static_cast<unsigned>(mode);
+}
+inline saturation_mode swap_saturation(saturation_mode mode) {
+  const saturation_mode before = get_saturation();
+  set_saturation(mode);
+  return before;
+}
+
+}  // namespace aie
