@@ -8,7 +8,7 @@ index table made by :class:`TileGrid`; moving the elements is one compiled loop 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numba
@@ -98,7 +98,7 @@ class TileGrid:
             kk = 1   1   7   4  10
             kk = 2   2   8   5  11
         """
-        return _panels(self.Nt, self.Kt, self.kernel.grid.columns).T
+        return np.ascontiguousarray(_panels(self.Nt, self.Kt, self.kernel.grid.columns).T)
 
 
 def _panels(tiles: int, steps: int, lanes: int) -> NDArray[np.int64]:
@@ -119,14 +119,22 @@ def pack_b(b: NDArray[Any], grid: TileGrid, out: NDArray[Any]) -> None:
     _pack(b, out, grid.b_order, (tile.k, tile.n), (block.s, block.t))
 
 
+def unpack_a(packed: NDArray[Any], grid: TileGrid) -> NDArray[Any]:
+    """A (M, K) again from what ``pack_a`` made of it."""
+    tile, block = grid.kernel.tile, grid.kernel.mmul
+    return _unpack(packed, grid.a_order, (grid.M, grid.K), (tile.m, tile.k), (block.r, block.s))
+
+
+def unpack_b(packed: NDArray[Any], grid: TileGrid) -> NDArray[Any]:
+    """B (K, N) again from what ``pack_b`` made of it."""
+    tile, block = grid.kernel.tile, grid.kernel.mmul
+    return _unpack(packed, grid.b_order, (grid.K, grid.N), (tile.k, tile.n), (block.s, block.t))
+
+
 def unpack_c(packed: NDArray[Any], order: NDArray[np.int64], grid: TileGrid) -> NDArray[Any]:
     """C (M, N) from its tiles; ``order[i, j]`` says where tile (i, j) is stored. Padding is dropped."""
     tile, block = grid.kernel.tile, grid.kernel.mmul
-    layout = _RowLayout.of((tile.m, tile.n), (block.r, block.t), packed.dtype.itemsize)
-    columns = grid.Nt * tile.n
-    padded = np.empty((grid.M, columns), packed.dtype)
-    _unpack_rows(packed.view(layout.word), padded.view(layout.word), order.view(np.uint64), *layout.numbers)
-    return padded if columns == grid.N else np.ascontiguousarray(padded[:, : grid.N])
+    return _unpack(packed, order, (grid.M, grid.N), (tile.m, tile.n), (block.r, block.t))
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,7 @@ class _RowLayout:
     numbers: tuple[Any, ...]  # spread, rows of a tile, rows of a block, words: tile, blocks across, block row
 
     @classmethod
+    @lru_cache(maxsize=64)
     def of(cls, tile: tuple[int, int], block: tuple[int, int], itemsize: int) -> _RowLayout:
         block_row_bytes = block[1] * itemsize
         word_bytes = min(8, block_row_bytes & -block_row_bytes)
@@ -158,7 +167,21 @@ def _pack(
     if matrix.shape[0] != order.shape[0] * tile[0]:
         out.view(np.uint8).fill(0)
     source = _whole_tiles(matrix, order.shape[1] * tile[1], layout.word)
-    _pack_rows(source, out.view(layout.word), np.ascontiguousarray(order).view(np.uint64), *layout.numbers)
+    _pack_rows(source, out.view(layout.word), order.view(np.uint64), *layout.numbers)
+
+
+def _unpack(
+    packed: NDArray[Any],
+    order: NDArray[np.int64],
+    shape: tuple[int, int],
+    tile: tuple[int, int],
+    block: tuple[int, int],
+) -> NDArray[Any]:
+    layout = _RowLayout.of(tile, block, packed.dtype.itemsize)
+    columns = order.shape[1] * tile[1]
+    padded = np.empty((shape[0], columns), packed.dtype)
+    _unpack_rows(packed.view(layout.word), padded.view(layout.word), order.view(np.uint64), *layout.numbers)
+    return padded if columns == shape[1] else np.ascontiguousarray(padded[:, : shape[1]])
 
 
 def _whole_tiles(matrix: NDArray[Any], columns: int, word: np.dtype[Any]) -> NDArray[Any]:

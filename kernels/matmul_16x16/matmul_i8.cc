@@ -1,8 +1,8 @@
 // The AIE2 core function for int8 tiles with int32 sums: C = A * B and C += A * B.
 //
-// A tile is row-major blocks, each row-major inside: A in 4x8, B in 8x8, C in 4x8. The tile's sizes
-// DIM_M, DIM_K, DIM_N are the manifest's and given on the command line, so that every trip count is a
-// constant: the compiler then makes hardware loops of them without being promised anything by pragmas.
+// A tile is row-major blocks, each row-major inside: A in 4x8, B in 8x8, C in 4x8. Its sizes DIM_M,
+// DIM_K and DIM_N are the manifest's, given on the command line: every trip count is a constant, so
+// the compiler needs no promise about them from a pragma.
 
 #include <aie_api/aie.hpp>
 

@@ -1,10 +1,10 @@
 // Host stand-in for the part of aie_api that AIE2 GEMM core functions use: the very source the AIE
 // compiler gets is compiled with this header in its place and run by the tests.
 //
-// It computes what the hardware computes, and is stricter everywhere else. What aie_api rejects does
-// not compile here either (the concept named in the error is the broken rule); what it leaves
-// undefined throws host::Error: reading a vector or sum that was never set, an access that is
-// misaligned or outside the operands, a shift that would be ignored.
+// It computes what the hardware computes, and is stricter everywhere else. What aie_api rejects
+// does not compile here either (the concept named in the error is the broken rule); what it leaves
+// undefined throws: reading a vector or sum that was never set, an access that is misaligned or
+// outside the operands, a shift that would be ignored.
 //
 // Not modelled: aliasing, loop pipelining, bank conflicts, stack and program size.
 #pragma once
@@ -21,6 +21,7 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 
 // Names the AIE compiler provides without any include.
 using int8 = std::int8_t;
@@ -108,7 +109,7 @@ inline void check_access(Access access, const void* pointer, std::size_t bytes) 
     const std::string where = what + " at offset " + std::to_string(offset) + " of operand " +
                               operand.name;
     if (bytes > operand.bytes - offset) {
-      throw Error(where + ": runs past its end, it has " + std::to_string(operand.bytes) + " bytes");
+      throw Error(where + ": runs past its " + std::to_string(operand.bytes) + " bytes");
     }
     const std::size_t alignment = bytes == 16 ? 16 : 32;
     if (address % alignment != 0) {
@@ -130,29 +131,23 @@ concept vector_of_128_to_1024_bits =
     vector_element<T> && (sizeof(T) * N == 16 || sizeof(T) * N == 32 || sizeof(T) * N == 64 ||
                           sizeof(T) * N == 128);
 
+// The type of an accumulator's lane, by its tag; void where there is no such accumulator.
 template <typename Tag>
-concept accumulator_tag = std::same_as<Tag, acc32>;
-
-// One lane of an accumulator: the tag's storage type.
-template <typename Tag>
-struct lane_of;
-template <>
-struct lane_of<acc32> {
-  using type = int32;
-};
+using lane_of = std::conditional_t<std::same_as<Tag, acc32>, int32, void>;
 
 template <typename Tag, unsigned N>
 concept accum_of_256_to_1024_bits =
-    accumulator_tag<Tag> && (N == 8 || N == 16 || N == 32) && sizeof(typename lane_of<Tag>::type) == 4;
-
-// Element types an accumulator converts to: int32 as it is, narrower ones shifted and rounded.
-template <typename T, typename Tag>
-concept converts_from_accum = std::same_as<Tag, acc32> && vector_element<T>;
+    !std::same_as<lane_of<Tag>, void> && (N == 8 || N == 16 || N == 32);
 
 template <typename T, typename U>
 concept same_element = std::same_as<T, U>;
 
+// An operand of exactly the element type and size that the multiplication takes.
+template <typename T, unsigned Size, typename U, unsigned ExactSize>
+concept exact_operand = std::same_as<T, U> && Size == ExactSize;
+
 // The shapes one multiply-accumulate instruction makes; aie_api composes others at extra cost.
+// Another element type is another line here, a lane_of and a multiply_add.
 template <unsigned M, unsigned K, unsigned N, typename TA, typename TB, typename Tag>
 inline constexpr bool is_native_mmul = false;
 template <>
@@ -160,18 +155,12 @@ inline constexpr bool is_native_mmul<4, 8, 8, int8, int8, acc32> = true;
 template <>
 inline constexpr bool is_native_mmul<2, 8, 8, int8, int8, acc32> = true;
 
-template <unsigned M, unsigned K, unsigned N, typename TA, typename TB, typename Tag>
-concept native_mmul = is_native_mmul<M, K, N, TA, TB, Tag>;
+// The accumulator of a product of TA, which is what accauto stands for.
+template <typename Tag, typename TA>
+using resolved = std::conditional_t<std::same_as<Tag, accauto> && sizeof(TA) == 1, acc32, Tag>;
 
-// The accumulator that accauto stands for.
-template <typename Tag>
-struct resolve {
-  using type = Tag;
-};
-template <>
-struct resolve<accauto> {
-  using type = acc32;
-};
+template <unsigned M, unsigned K, unsigned N, typename TA, typename TB, typename Tag>
+concept native_mmul = is_native_mmul<M, K, N, TA, TB, resolved<Tag, TA>>;
 
 // ---- Registers -------------------------------------------------------------------------------
 
@@ -290,9 +279,8 @@ class vector : public host::Register<T, N> {};
 
 template <typename Tag, unsigned N>
   requires host::accum_of_256_to_1024_bits<Tag, N>
-class accum
-    : public host::Register<typename host::lane_of<Tag>::type, N> {
-  using Lane = typename host::lane_of<Tag>::type;
+class accum : public host::Register<host::lane_of<Tag>, N> {
+  using Lane = host::lane_of<Tag>;
 
  public:
   accum() = default;
@@ -302,15 +290,12 @@ class accum
   template <typename T>
     requires host::same_element<T, Lane>
   explicit accum(const vector<T, N>& v, int shift = 0)
-      : accum(host::Lanes::make<accum>(host::Lanes::read(v, "accum from a vector: it"))) {
-    if (shift != 0) {
-      throw host::Error("accum from a vector of int32 with shift " + std::to_string(shift) +
-                            ": must be 0");
-    }
+      : accum(host::Lanes::make<accum>(host::Lanes::read(v, "sums from a vector: the vector"))) {
+    if (shift != 0) throw host::Error("sums from a vector of int32: the shift must be 0");
   }
 
   template <typename T>
-    requires host::converts_from_accum<T, Tag>
+    requires host::vector_of_128_to_1024_bits<T, N>
   vector<T, N> to_vector(int shift = 0) const {
     const auto& sums = host::Lanes::read(*this, "to_vector: the accumulator");
     return host::Lanes::make<vector<T, N>>(host::convert<T>(sums, shift));
@@ -326,7 +311,7 @@ vector<T, N> zeros() {
 template <typename Tag, unsigned N>
   requires host::accum_of_256_to_1024_bits<Tag, N>
 accum<Tag, N> zeros() {
-  return host::Lanes::make<accum<Tag, N>>(std::array<typename host::lane_of<Tag>::type, N>{});
+  return host::Lanes::make<accum<Tag, N>>(std::array<host::lane_of<Tag>, N>{});
 }
 
 template <unsigned N, typename T>
@@ -349,9 +334,12 @@ P* store_v(P* to, const vector<T, N>& v) {
 
 // Sums of a C block. A default-constructed one holds no zeros but the flag `zero`, which makes the
 // first mac ignore the sums; reading it before that reads what was in the register.
-template <unsigned M_, unsigned K_, unsigned N_, typename TA, typename TB = TA, typename Tag = accauto>
-  requires host::native_mmul<M_, K_, N_, TA, TB, typename host::resolve<Tag>::type>
+template <unsigned M_, unsigned K_, unsigned N_, typename TA, typename TB = TA,
+          typename Tag = accauto>
+  requires host::native_mmul<M_, K_, N_, TA, TB, Tag>
 class mmul {
+  using tag = host::resolved<Tag, TA>;
+
  public:
   static constexpr unsigned M = M_;
   static constexpr unsigned K = K_;
@@ -359,32 +347,29 @@ class mmul {
   static constexpr unsigned size_A = M * K;
   static constexpr unsigned size_B = K * N;
   static constexpr unsigned size_C = M * N;
-  using accum_type = accum<typename host::resolve<Tag>::type, size_C>;
+  using accum_type = accum<tag, size_C>;
 
   mmul() = default;
   explicit mmul(const accum_type& sums) : sums_(sums), zero_(false) {}
 
-  template <typename T>
-    requires std::constructible_from<accum_type, vector<T, size_C>, int>
-  explicit mmul(const vector<T, size_C>& v, int shift = 0) : mmul(accum_type(v, shift)) {}
+  template <typename T, unsigned L>
+    requires host::exact_operand<T, L, host::lane_of<tag>, size_C>
+  explicit mmul(const vector<T, L>& v, int shift = 0) : mmul(accum_type(v, shift)) {}
 
   mmul& operator=(const accum_type& sums) { return *this = mmul(sums); }
 
   template <typename UA, unsigned LA, typename UB, unsigned LB>
-    requires(host::same_element<UA, TA> && host::same_element<UB, TB> && LA == size_A &&
-             LB == size_B)
+    requires host::exact_operand<UA, LA, TA, size_A> && host::exact_operand<UB, LB, TB, size_B>
   void mac(const vector<UA, LA>& a, const vector<UB, LB>& b) {
-    const auto before = zero_ ? zeros<typename host::resolve<Tag>::type, size_C>() : sums_;
-    const auto& sums = host::Lanes::read(before, "mac: the accumulator");
-    const auto& a_lanes = host::Lanes::read(a, "mac: vector a");
-    const auto& b_lanes = host::Lanes::read(b, "mac: vector b");
-    sums_ = host::Lanes::make<accum_type>(host::multiply_add<M, K, N>(sums, a_lanes, b_lanes));
+    const accum_type before = zero_ ? zeros<tag, size_C>() : sums_;
+    sums_ = host::Lanes::make<accum_type>(host::multiply_add<M, K, N>(
+        host::Lanes::read(before, "mac: the accumulator"), host::Lanes::read(a, "operand a"),
+        host::Lanes::read(b, "operand b")));
     zero_ = false;
   }
 
   template <typename UA, unsigned LA, typename UB, unsigned LB>
-    requires(host::same_element<UA, TA> && host::same_element<UB, TB> && LA == size_A &&
-             LB == size_B)
+    requires host::exact_operand<UA, LA, TA, size_A> && host::exact_operand<UB, LB, TB, size_B>
   void mul(const vector<UA, LA>& a, const vector<UB, LB>& b) {
     zero_ = true;
     mac(a, b);
@@ -398,7 +383,7 @@ class mmul {
   operator accum_type() const { return to_accum(); }
 
   template <typename T>
-    requires host::converts_from_accum<T, acc32>
+    requires host::vector_of_128_to_1024_bits<T, size_C>
   vector<T, size_C> to_vector(int shift = 0) const {
     return to_accum().template to_vector<T>(shift);
   }

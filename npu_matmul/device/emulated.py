@@ -1,0 +1,115 @@
+"""The emulated NPU behind the device seam: buffers with two sides, and a machine per loaded kernel.
+
+It is stricter than hardware: both sides of a new buffer are poisoned, and a transfer of bytes that were
+never synced is an error. It reports counts, never a time.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npu_matmul.design import design_text
+from npu_matmul.device import Buffer, BufferError, LaunchFailed, LoadedKernel, NpuDevice, Run
+from npu_matmul.emulator import POISON, EmulationError
+from npu_matmul.emulator.machine import Machine, MachineCounters
+from npu_matmul.emulator.shim import DeviceMemory
+from npu_matmul.emulator.symbols import models
+from npu_matmul.instructions import Stream
+from npu_matmul.kernel import Kernel
+from npu_matmul.mlir.elaborate import overlay_of_text
+from npu_matmul.target import WORD_BYTES
+
+
+class EmulatedDevice(NpuDevice):
+    """Runs overlays on arrays; see :mod:`npu_matmul.emulator`."""
+
+    name = "emulated"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._loaded: dict[Kernel, EmulatedKernel] = {}
+        self._loading = threading.Lock()
+        self._buffer_numbers = itertools.count()
+
+    def alloc(self, nbytes: int) -> EmulatedBuffer:
+        if nbytes <= 0 or nbytes % WORD_BYTES:
+            raise BufferError(f"a buffer of {nbytes} B: the size must be a positive multiple of {WORD_BYTES} B")
+        words = nbytes // WORD_BYTES
+        name = f"buffer {next(self._buffer_numbers)}"
+        poison = np.full(nbytes, POISON, np.uint8)
+        memory = DeviceMemory(name, poison.copy().view(np.uint32), np.zeros(words, np.bool_))
+        return EmulatedBuffer(self, poison, memory)
+
+    def load(self, kernel: Kernel) -> EmulatedKernel:
+        with self._loading:
+            if kernel not in self._loaded:
+                self._loaded[kernel] = EmulatedKernel(self, kernel)
+            return self._loaded[kernel]
+
+
+class EmulatedBuffer(Buffer):
+    """Two arrays, host and device; a sync copies one into the other."""
+
+    def __init__(self, device: NpuDevice, host: NDArray[np.uint8], memory: DeviceMemory) -> None:
+        super().__init__(device, host, memory.name)
+        self.memory = memory
+
+    def _view(self, offset_bytes: int, nbytes: int) -> EmulatedBuffer:
+        words = slice(offset_bytes // WORD_BYTES, (offset_bytes + nbytes) // WORD_BYTES)
+        name = f"{self.name}[{offset_bytes}:{offset_bytes + nbytes}]"
+        memory = DeviceMemory(name, self.memory.words[words], self.memory.known[words])
+        return EmulatedBuffer(self.device, self.host[offset_bytes : offset_bytes + nbytes], memory)
+
+    def _sync_to_device(self) -> None:
+        self.memory.words.view(np.uint8)[:] = self.host
+        self.memory.known[:] = True
+
+    def _sync_from_device(self) -> None:
+        self.host[:] = self.memory.words.view(np.uint8)
+
+
+class EmulatedKernel(LoadedKernel):
+    """A machine built from the kernel's design text; after an error a new one is booted."""
+
+    device: EmulatedDevice
+
+    def __init__(self, device: EmulatedDevice, kernel: Kernel) -> None:
+        super().__init__(device, kernel)
+        kernel.require_source()
+        self._overlay = overlay_of_text(design_text(kernel), f"{kernel.name}.mlir")
+        self._models = models(kernel)
+        self._machine = Machine(self._overlay, self._models)
+
+    @property
+    def machine_counters(self) -> MachineCounters:
+        """What the machine itself executed since it was booted: a count of its own, for comparison."""
+        return self._machine.counters
+
+    def _load_instructions(self, stream: bytes, decoded: Stream) -> Stream:
+        return decoded
+
+    def _start(self, instructions: Stream, buffers: Sequence[Buffer]) -> Run:
+        memories = []
+        for buffer in buffers:
+            assert isinstance(buffer, EmulatedBuffer)
+            memories.append(buffer.memory)
+        try:
+            self._machine.launch(instructions, memories)
+        except EmulationError as error:
+            self._machine = Machine(self._overlay, self._models)
+            return _Finished(error)
+        return _Finished(None)
+
+
+class _Finished(Run):
+    def __init__(self, error: EmulationError | None) -> None:
+        self._error = error
+
+    def wait(self, timeout_s: float) -> None:
+        if self._error is not None:
+            raise LaunchFailed(f"the launch failed on the emulated NPU: {self._error}") from self._error

@@ -1,0 +1,310 @@
+"""Which launches make a product, and which transfers make a launch.
+
+A :class:`Launch` is a rectangle of C blocks over a run of K steps. ``cover`` cuts a whole product into as
+few launches as the limits allow; ``launch_sequence`` writes one launch as a runtime sequence, whose tasks
+are put on the start queues in the order in which the cores will need them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npu_matmul import design
+from npu_matmul.kernel import Kernel
+from npu_matmul.sequence import Argument, Sequence, Step, Transfer, Wait, WriteParameter, linear
+from npu_matmul.target import NPU1, Target
+from npu_matmul.tiler import TileGrid
+
+TASK_BYTES = 164  # of a stream: descriptor 48, patch 48, token control 28, start 24, wait 16
+FIXED_BYTES = 16  # the header; parameters and C add their own
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one launch may be.
+
+    ``stream_bytes`` is our own bound: streams live in the 64 MiB that the driver sets aside for each
+    process, and one is kept per shape. ``core_cycles`` keeps a launch well under the driver's watchdog of
+    2 s at npu1's lowest clock of 0.8 GHz; cycles are the pessimistic estimate of ``step_cycles``.
+    """
+
+    stream_bytes: int = 256 * 1024
+    core_cycles: int = 400_000_000
+
+    def steps(self, kernel: Kernel) -> int:
+        """Most core calls of one core in one launch."""
+        return max(1, self.core_cycles // step_cycles(kernel))
+
+
+LIMITS = Limits()
+
+
+class LimitError(ValueError):
+    """Not even the smallest launch of a product fits the limits."""
+
+
+def step_cycles(kernel: Kernel) -> int:
+    """A pessimistic number of cycles of one core call: slow compute plus slow transfer plus call overhead.
+
+    Assumed, not measured: a quarter of the peak of 256 int8 products a cycle (half that for bf16), 2 B a
+    cycle on each input channel where 3.9 were measured on npu1, and 200 cycles for the call.
+    """
+    tile = kernel.tile
+    peak = 256 if kernel.a_dtype.itemsize == 1 else 128
+    compute = tile.m * tile.k * tile.n * 4 // peak
+    transfer = max(kernel.a_tile_bytes, kernel.b_tile_bytes) // 2
+    return compute + transfer + 200
+
+
+@dataclass(frozen=True)
+class LaunchShape:
+    """What an instruction stream depends on: one stream serves every launch of the same shape.
+
+    ``rows`` x ``columns`` blocks of C, each ``steps`` tiles of K long. ``columns_outer`` says which loop is
+    outside. ``a_stride`` and ``b_stride`` are the tiles from one core row's (column's) run to the next.
+    """
+
+    rows: int
+    columns: int
+    steps: int
+    columns_outer: bool
+    a_stride: int
+    b_stride: int
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One launch of a product: its shape, and where its views begin, in tiles of each region."""
+
+    shape: LaunchShape
+    row: int
+    column: int
+    a_tile: int
+    b_tile: int
+    c_tile: int
+
+
+def block_launches(grid: TileGrid, steps: int | None = None) -> list[Launch]:
+    """One launch per block of C (and per ``steps`` of K, where given), row by row; K parts outermost."""
+    steps = grid.Kt if steps is None else steps
+    launches: list[Launch] = []
+    for first in range(0, grid.Kt, steps):
+        for row in range(grid.Mb):
+            for column in range(grid.Nb):
+                shape = _shape(grid, 1, 1, min(steps, grid.Kt - first), columns_outer=False)
+                launches.append(_launch(grid, shape, row, column, first, len(launches) * _cores(grid.kernel)))
+    return launches
+
+
+def cover(grid: TileGrid, limits: Limits = LIMITS, target: Target = NPU1) -> list[Launch]:
+    """As few launches as the limits allow, each a range of the outer loop or a part of one of its steps.
+
+    The outer loop is the one that needs fewer tasks. A K too long for one launch of a single block is cut
+    into parts, whose C the host adds.
+    """
+    most_steps = limits.steps(grid.kernel)
+    if grid.Kt > most_steps:
+        return block_launches(grid, most_steps)
+    columns_outer = _tasks(grid.Mb, grid.Nb, True, target) <= _tasks(grid.Mb, grid.Nb, False, target)
+    outer, inner = (grid.Nb, grid.Mb) if columns_outer else (grid.Mb, grid.Nb)
+    outer_size, inner_size = _largest(grid, outer, inner, columns_outer, limits, target)
+    launches: list[Launch] = []
+    c_tile = 0
+    for o in range(0, outer, outer_size):
+        for i in range(0, inner, inner_size):
+            sizes = min(outer_size, outer - o), min(inner_size, inner - i)
+            rows, columns = sizes[::-1] if columns_outer else sizes
+            row, column = (i, o) if columns_outer else (o, i)
+            launch = _launch(grid, _shape(grid, rows, columns, grid.Kt, columns_outer), row, column, 0, c_tile)
+            launches.append(launch)
+            c_tile += rows * columns * _cores(grid.kernel)
+    return launches
+
+
+def c_order(grid: TileGrid, launches: list[Launch]) -> NDArray[np.int64]:
+    """Where tile (i, j) of C is stored by these launches: [launch][core column][block][core row].
+
+    For one launch of 2 x 2 blocks on 2 x 2 cores, columns outside (4 x 4 tiles)::
+
+        j        0   1   2   3
+        i = 0    0   8   4  12
+        i = 1    1   9   5  13
+        i = 2    2  10   6  14
+        i = 3    3  11   7  15
+
+    Launches of later K parts store at the same places of their own part.
+    """
+    cores = grid.kernel.grid
+    order = np.empty((grid.Mb, cores.rows, grid.Nb, cores.columns), np.int64)
+    for launch in launches:
+        shape = launch.shape
+        if launch.c_tile >= grid.Mt * grid.Nt:
+            break
+        row, column = np.arange(shape.rows)[:, None], np.arange(shape.columns)
+        block = column * shape.rows + row if shape.columns_outer else row * shape.columns + column
+        within = np.arange(cores.rows)[:, None, None] + block[:, None, :, None] * cores.rows
+        lane = np.arange(cores.columns) * (shape.rows * shape.columns * cores.rows)
+        rows = slice(launch.row, launch.row + shape.rows)
+        columns = slice(launch.column, launch.column + shape.columns)
+        order[rows, :, columns] = launch.c_tile + within + lane
+    return order.reshape(grid.Mt, grid.Nt)
+
+
+@lru_cache(maxsize=256)
+def launch_sequence(kernel: Kernel, shape: LaunchShape, target: Target = NPU1) -> Sequence:
+    """The runtime sequence of one launch; its arguments are views of A's, B's and C's regions.
+
+    C's transfers start first, then A's and B's tasks in the order of their first use. A task that would
+    overfill a start queue waits for the oldest one on it, and takes over its buffer descriptor.
+    """
+    tile, cores = kernel.tile, kernel.grid
+    c_elements = shape.rows * shape.columns * cores.rows * tile.m * tile.n
+    arguments = _arguments(kernel, shape, c_elements)
+    steps: list[Step] = [
+        WriteParameter(design.parameter(column, row), 0, shape.steps)
+        for column in range(cores.columns)
+        for row in range(cores.rows)
+    ]
+    for column in range(cores.columns):
+        pattern = linear(column * c_elements, c_elements)
+        steps.append(Transfer(design.c_output(column), 2, descriptor=0, token=True, **pattern))
+    steps += _input_steps(kernel, shape, target)
+    steps += [Wait(design.c_output(column)) for column in range(cores.columns)]
+    return Sequence("matmul", arguments, tuple(steps))
+
+
+def argument_bytes(kernel: Kernel, shape: LaunchShape) -> tuple[int, int, int]:
+    """Sizes of the views of A, B and C that a launch of this shape reads and writes."""
+    a, b, c = launch_sequence(kernel, shape).arguments
+    return a.elements * a.dtype.itemsize, b.elements * b.dtype.itemsize, c.elements * c.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Some runs of a contiguous stretch of one operand's region, the same on every lane of it."""
+
+    start: tuple[int, int]  # outer and inner loop index of its first use
+    operand: int  # 0: A, 1: B
+    first: int  # tiles from the start of the lane's run
+    tiles: int
+    runs: int
+
+
+def _input_steps(kernel: Kernel, shape: LaunchShape, target: Target) -> Iterator[Step]:
+    tile, cores = kernel.tile, kernel.grid
+    fifos = (
+        [design.a_input(row) for row in range(cores.rows)],
+        [design.b_input(column) for column in range(cores.columns)],
+    )
+    strides = shape.a_stride, shape.b_stride
+    elements = tile.m * tile.k, tile.k * tile.n
+    depth = target.queue_depth
+    tasks = sorted(_tasks_of(shape, target), key=lambda task: (task.start, task.operand))
+    totals = [sum(task.operand == operand for task in tasks) for operand in (0, 1)]
+    done = [0, 0]
+    for task in tasks:
+        number, operand = done[task.operand], task.operand
+        done[operand] += 1
+        if number >= depth:
+            yield from (Wait(fifo) for fifo in fifos[operand])
+        for lane, fifo in enumerate(fifos[operand]):
+            first = (lane * strides[operand] + task.first) * elements[operand]
+            yield Transfer(
+                fifo=fifo,
+                argument=operand,
+                descriptor=1 + operand * depth + number % depth,
+                token=number + depth < totals[operand],
+                **linear(first, task.tiles * elements[operand], task.runs),
+            )
+
+
+def _tasks_of(shape: LaunchShape, target: Target) -> Iterator[_Task]:
+    """The operand of the outer loop goes panel by panel, each repeated; the other as a whole, repeated."""
+    outer, inner = (shape.columns, shape.rows) if shape.columns_outer else (shape.rows, shape.columns)
+    by_panel, whole = (1, 0) if shape.columns_outer else (0, 1)
+    for o in range(outer):
+        for i, runs in _chunks(inner, target.max_iterations):
+            yield _Task((o, i), by_panel, o * shape.steps, shape.steps, runs)
+    for o, runs in _chunks(outer, target.max_iterations):
+        yield _Task((o, 0), whole, 0, inner * shape.steps, runs)
+
+
+def _chunks(total: int, most: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, total, most):
+        yield start, min(most, total - start)
+
+
+def _tasks(rows: int, columns: int, columns_outer: bool, target: Target) -> int:
+    """Tasks per shim of a launch of so many blocks (A's and B's together)."""
+    outer, inner = (columns, rows) if columns_outer else (rows, columns)
+    return outer * -(-inner // target.max_iterations) + -(-outer // target.max_iterations)
+
+
+def _stream_bytes(kernel: Kernel, rows: int, columns: int, columns_outer: bool, target: Target) -> int:
+    """An upper bound of a launch's stream."""
+    parameters = kernel.grid.rows * kernel.grid.columns * 24
+    lanes = max(kernel.grid.rows, kernel.grid.columns)
+    return FIXED_BYTES + parameters + lanes * TASK_BYTES * (1 + _tasks(rows, columns, columns_outer, target))
+
+
+def _largest(
+    grid: TileGrid, outer: int, inner: int, columns_outer: bool, limits: Limits, target: Target
+) -> tuple[int, int]:
+    """The largest part of the outer loop, or else of the inner one, that one launch may be."""
+
+    def fits(outer_size: int, inner_size: int) -> bool:
+        rows, columns = (inner_size, outer_size) if columns_outer else (outer_size, inner_size)
+        stream = _stream_bytes(grid.kernel, rows, columns, columns_outer, target)
+        calls = rows * columns * grid.Kt
+        return stream <= limits.stream_bytes and calls <= limits.steps(grid.kernel)
+
+    if not fits(1, 1):
+        raise LimitError(
+            f"kernel {grid.kernel.name!r}: a launch of one block needs a stream of up to "
+            f"{_stream_bytes(grid.kernel, 1, 1, columns_outer, target)} B; the limit is {limits.stream_bytes} B"
+        )
+    if fits(1, inner):
+        return _bisect(outer, lambda size: fits(size, inner)), inner
+    return 1, _bisect(inner, lambda size: fits(1, size))
+
+
+def _bisect(most: int, fits: Callable[[int], bool]) -> int:
+    """The largest size up to ``most`` that fits; 1 does, and what fits does so for every smaller size."""
+    low, high = 1, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _shape(grid: TileGrid, rows: int, columns: int, steps: int, columns_outer: bool) -> LaunchShape:
+    """Strides matter only where an operand has more than one lane: leaving them out shares streams."""
+    cores = grid.kernel.grid
+    a_stride = grid.Mb * grid.Kt if cores.rows > 1 else 0
+    b_stride = grid.Nb * grid.Kt if cores.columns > 1 else 0
+    return LaunchShape(rows, columns, steps, columns_outer, a_stride, b_stride)
+
+
+def _launch(grid: TileGrid, shape: LaunchShape, row: int, column: int, first_step: int, c_tile: int) -> Launch:
+    a_tile, b_tile = row * grid.Kt + first_step, column * grid.Kt + first_step
+    return Launch(shape, row, column, a_tile, b_tile, c_tile)
+
+
+def _cores(kernel: Kernel) -> int:
+    return kernel.grid.rows * kernel.grid.columns
+
+
+def _arguments(kernel: Kernel, shape: LaunchShape, c_elements: int) -> tuple[Argument, Argument, Argument]:
+    tile, cores = kernel.tile, kernel.grid
+    a_tiles = (cores.rows - 1) * shape.a_stride + shape.rows * shape.steps
+    b_tiles = (cores.columns - 1) * shape.b_stride + shape.columns * shape.steps
+    return (
+        Argument("a", a_tiles * tile.m * tile.k, kernel.a_dtype),
+        Argument("b", b_tiles * tile.k * tile.n, kernel.b_dtype),
+        Argument("c", cores.columns * c_elements, kernel.c_dtype),
+    )

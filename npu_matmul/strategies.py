@@ -1,0 +1,233 @@
+"""How a product becomes launches: ``sequential``, ``output_tile`` or ``batched``.
+
+All three are given packed operands and return INT32 (or f32) accumulators; what they must cost stands
+beside each as a formula, and tests hold what the device counted against it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npu_matmul.accumulate import accumulate
+from npu_matmul.device import Buffer, LoadedKernel
+from npu_matmul.schedule import (
+    LIMITS,
+    Launch,
+    LaunchShape,
+    Limits,
+    argument_bytes,
+    block_launches,
+    c_order,
+    cover,
+)
+from npu_matmul.streams import launch_stream
+from npu_matmul.tiler import TileGrid, pack_a, pack_b, unpack_c
+
+REGION_ALIGNMENT_BYTES = 64  # a cache line: the regions of one buffer share none
+
+
+class Stages:
+    """Seconds of host time by stage of a call."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What a product must cost."""
+
+    launches: int
+    syncs_to_device: int
+    syncs_from_device: int
+    bytes_to_device: int
+    bytes_from_device: int
+
+
+@dataclass(frozen=True)
+class Product:
+    """One product on one loaded kernel: A as a matrix, B as a matrix or as its packed region on the device."""
+
+    loaded: LoadedKernel
+    grid: TileGrid
+    a: NDArray[Any]
+    b: NDArray[Any] | Buffer
+    stages: Stages
+    limits: Limits = LIMITS
+
+    @property
+    def resident(self) -> bool:
+        return isinstance(self.b, Buffer)
+
+
+Strategy = Callable[[Product], NDArray[Any]]
+
+
+def sequential(product: Product) -> NDArray[Any]:
+    """One launch per tile triple (i, j, kk), synced in and out each time; the host adds over K.
+
+    This is the wrapper that the other strategies replace, and the baseline they are measured against.
+    """
+    grid, loaded, stages = product.grid, product.loaded, product.stages
+    kernel = grid.kernel
+    launches = block_launches(grid, steps=1)
+    shape = _one_tile_shape(launches[0].shape, product.resident)
+    stream = launch_stream(kernel, shape)
+    a_bytes, b_bytes, c_bytes = argument_bytes(kernel, shape)
+    b_start = _aligned(a_bytes)
+    with stages.stage("pack"):
+        a, b = _packed_on_host(product)
+    given = loaded.device.alloc(a_bytes if product.resident else b_start + b_bytes)
+    out = loaded.device.alloc(c_bytes)
+    a_view, b_view = given.view(0, a_bytes), given if product.resident else given.view(b_start, b_bytes)
+    partial = out.host.view(kernel.c_dtype)
+    total = np.zeros((grid.Mb * grid.Nb, partial.size), kernel.c_dtype)
+    for position, launch in enumerate(launches):
+        with stages.stage("pack"):
+            a_view.host.reshape(len(a), -1)[:] = a[:, launch.a_tile]
+            if isinstance(product.b, Buffer):
+                b_view = product.b.view(launch.b_tile * kernel.b_tile_bytes, b_bytes)
+            else:
+                b_view.host.reshape(len(b), -1)[:] = b[:, launch.b_tile]
+        with stages.stage("sync"):
+            given.sync_to_device()
+        with stages.stage("launch"):
+            loaded.launch_all([(stream, (a_view, b_view, out))])
+        with stages.stage("sync"):
+            out.sync_from_device()
+        with stages.stage("accumulate"):
+            accumulate(total[position % len(total)], partial)
+    with stages.stage("unpack"):
+        return unpack_c(total.reshape(-1), c_order(grid, launches), grid)
+
+
+def output_tile(product: Product) -> NDArray[Any]:
+    """One launch per block of C, on views of one buffer that was synced once."""
+    return _one_sync(product, _blocks(product.grid, product.limits))
+
+
+def batched(product: Product) -> NDArray[Any]:
+    """As few launches as one stream's limits allow (mostly one), one sync each way."""
+    return _one_sync(product, cover(product.grid, product.limits))
+
+
+STRATEGIES: dict[str, Strategy] = {"sequential": sequential, "output_tile": output_tile, "batched": batched}
+
+
+def expected(strategy: str, grid: TileGrid, resident: bool = False, limits: Limits = LIMITS) -> Counts:
+    """What a strategy must cost, by formula; Mt Kt Nt count tiles (blocks, on a grid of cores).
+
+    ===========  ==================  ======================  ==============================
+    strategy     launches            syncs (in, out)         bytes in, bytes out
+    ===========  ==================  ======================  ==============================
+    sequential   Mt Kt Nt            Mt Kt Nt, Mt Kt Nt      (a + b) Mt Kt Nt, c Mt Kt Nt
+    output_tile  Mt Nt               1, 1                    A + B, C
+    batched      1 (or few)          1, 1                    A + B, C
+    ===========  ==================  ======================  ==============================
+
+    a, b, c are bytes of one tile per core, A, B, C of a whole packed region; each sum starts B at a cache
+    line. A resident B moves no bytes. Where one launch cannot cover K, C comes in parts.
+    """
+    if strategy == "sequential":
+        launches = grid.Mb * grid.Kt * grid.Nb
+        cores = grid.kernel.grid
+        a, b = cores.rows * grid.kernel.a_tile_bytes, cores.columns * grid.kernel.b_tile_bytes
+        c = cores.rows * cores.columns * grid.kernel.c_tile_bytes
+        moved = a if resident else _aligned(a) + b
+        return Counts(launches, launches, launches, launches * moved, launches * c)
+    steps = limits.steps(grid.kernel)
+    parts = -(-grid.Kt // steps)
+    launches = grid.Mb * grid.Nb * parts if strategy == "output_tile" else len(cover(grid, limits))
+    moved = grid.a_bytes if resident else _aligned(grid.a_bytes) + grid.b_bytes
+    return Counts(launches, 1, 1, moved, parts * grid.c_bytes)
+
+
+def pack_resident(loaded: LoadedKernel, grid: TileGrid, b: NDArray[Any]) -> Buffer:
+    """B packed into a device buffer of its own and synced: later products move only A."""
+    buffer = loaded.device.alloc(grid.b_bytes)
+    pack_b(b, grid, buffer.host.view(grid.kernel.b_dtype))
+    buffer.sync_to_device()
+    return buffer
+
+
+def _one_sync(product: Product, launches: list[Launch]) -> NDArray[Any]:
+    grid, loaded, stages = product.grid, product.loaded, product.stages
+    parts = -(-grid.Kt // launches[0].shape.steps)
+    b_start = _aligned(grid.a_bytes)
+    given = loaded.device.alloc(grid.a_bytes if product.resident else b_start + grid.b_bytes)
+    out = loaded.device.alloc(parts * grid.c_bytes)
+    with stages.stage("pack"):
+        pack_a(product.a, grid, given.host[: grid.a_bytes].view(grid.kernel.a_dtype))
+        if isinstance(product.b, Buffer):
+            b_region = product.b
+        else:
+            b_region = given.view(b_start, grid.b_bytes)
+            pack_b(product.b, grid, b_region.host.view(grid.kernel.b_dtype))
+    with stages.stage("sync"):
+        given.sync_to_device()
+    with stages.stage("launch"):
+        loaded.launch_all(_on_views(grid, launches, given, b_region, out))
+    with stages.stage("sync"):
+        out.sync_from_device()
+    packed = out.host.view(grid.kernel.c_dtype).reshape(parts, -1)
+    with stages.stage("accumulate"):
+        for part in packed[1:]:
+            accumulate(packed[0], part)
+    with stages.stage("unpack"):
+        return unpack_c(packed[0], c_order(grid, launches), grid)
+
+
+def _on_views(
+    grid: TileGrid, launches: list[Launch], a: Buffer, b: Buffer, c: Buffer
+) -> Iterator[tuple[bytes, tuple[Buffer, Buffer, Buffer]]]:
+    kernel = grid.kernel
+    for launch in launches:
+        a_bytes, b_bytes, c_bytes = argument_bytes(kernel, launch.shape)
+        views = (
+            a.view(launch.a_tile * kernel.a_tile_bytes, a_bytes),
+            b.view(launch.b_tile * kernel.b_tile_bytes, b_bytes),
+            c.view(launch.c_tile * kernel.c_tile_bytes, c_bytes),
+        )
+        yield launch_stream(kernel, launch.shape), views
+
+
+def _blocks(grid: TileGrid, limits: Limits) -> list[Launch]:
+    return block_launches(grid, min(grid.Kt, limits.steps(grid.kernel)))
+
+
+def _one_tile_shape(shape: LaunchShape, resident: bool) -> LaunchShape:
+    """Copied tiles lie next to each other, lane after lane; those of a resident B stay where they are."""
+    b_stride = shape.b_stride if resident else min(1, shape.b_stride)
+    return replace(shape, a_stride=min(1, shape.a_stride), b_stride=b_stride)
+
+
+def _packed_on_host(product: Product) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """A and B packed, as bytes by [lane][tile of the lane's run]; no B when it is on the device."""
+    grid, kernel = product.grid, product.grid.kernel
+    a = np.empty(grid.a_bytes, np.uint8)
+    pack_a(product.a, grid, a.view(kernel.a_dtype))
+    b = np.empty(0 if product.resident else grid.b_bytes, np.uint8)
+    if not isinstance(product.b, Buffer):
+        pack_b(product.b, grid, b.view(kernel.b_dtype))
+    a_lanes = a.reshape(kernel.grid.rows, -1, kernel.a_tile_bytes)
+    return a_lanes, b.reshape(kernel.grid.columns, -1, kernel.b_tile_bytes)
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // REGION_ALIGNMENT_BYTES) * REGION_ALIGNMENT_BYTES
