@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 
 def accumulate(total: NDArray[Any], partial: NDArray[Any]) -> None:
-    """``total += partial`` in place, modulo 2**32 for INT32; both contiguous, of one shape and dtype.
+    """``total += partial`` in place, modulo 2**32 for INT32; both contiguous, of one shape and
+    dtype.
 
     >>> total = np.array([1, 2**31 - 1], np.int32)
     >>> accumulate(total, np.array([1, 1], np.int32))
@@ -33,12 +34,12 @@ def clip_to_int8(accumulators: NDArray[np.int32]) -> NDArray[np.int8]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _add(total, partial):  # type: ignore[no-untyped-def]
+def _add(total, partial):
     for i in range(total.size):
         total[i] += partial[i]
 
 
 @numba.njit(cache=True, nogil=True)
-def _clip(accumulators, out):  # type: ignore[no-untyped-def]
+def _clip(accumulators, out):
     for i in range(accumulators.size):
         out[i] = max(np.int32(-128), min(np.int32(127), accumulators[i]))

@@ -8,8 +8,8 @@ from npu_matmul.tiler import TileGrid
 
 
 def choose_kernel(kernel: str | Kernel | None, problem: tuple[int, int, int]) -> tuple[Kernel, str]:
-    """The int8 kernel for a problem (M, K, N) and the reason: the one asked for, else the least padded
-    work, then the fewest launches.
+    """The int8 kernel for a problem (M, K, N) and the reason: the one asked for, else the least
+    padded work, then the fewest launches.
 
     Raises ``UnknownKernel``, ``ManifestError`` or ``KernelNotBuilt``.
 

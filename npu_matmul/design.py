@@ -1,15 +1,17 @@
 """Writes an overlay's design as MLIR text, from its manifest: one generator for every kernel.
 
-The text is what the standard toolchain compiles, what the emulator runs and what the design rules check::
+The text is what the standard toolchain compiles, what the emulator runs and what the design rules
+check::
 
     shim i  --A of core row i--->     memtile i  --broadcast along core row i-->    cores (0.., i)
     shim j  --B of core column j-->   memtile j  --broadcast down core column j-->  cores (j, 0..)
     cores (j, 0..)  --C-->  memtile j (join)  --C of core column j-->  shim j
 
-Each core repeats: acquire C; acquire A and B; read the runtime parameter; C = A @ B; release A and B; then
-for the remaining steps of K acquire A and B, C += A @ B, release; release C. The first step stands before
-the loop because acquire and release must balance within each block, and the parameter is read after the
-first acquire of an input, so that it can be rewritten between launches.
+Each core repeats: acquire C; acquire A and B; read the runtime parameter; C = A @ B; release A and
+B; then for the remaining steps of K acquire A and B, C += A @ B, release; release C. The first
+step stands before the loop because acquire and release must balance within each block, and the
+parameter is read after the first acquire of an input, so that it can be rewritten between
+launches.
 """
 
 from __future__ import annotations
@@ -92,7 +94,10 @@ def _functions(kernel: Kernel) -> str:
 def _fifo(name: str, producer: str, consumers: list[str], depths: list[int], memref: str) -> str:
     tiles = ", ".join(f"%{tile}" for tile in consumers)
     depth_list = ", ".join(map(str, depths))
-    return f"aie.objectfifo @{name}(%{producer}, {{{tiles}}}, [{depth_list}]) : !aie.objectfifo<{memref}>\n"
+    return (
+        f"aie.objectfifo @{name}(%{producer}, {{{tiles}}}, [{depth_list}]) "
+        f": !aie.objectfifo<{memref}>\n"
+    )
 
 
 def _input_fifos(operand: str, index: int, cores: list[str], depth: int, memref: str) -> str:
@@ -121,7 +126,9 @@ def _c_fifos(kernel: Kernel, column: int) -> str:
     for row, piece in enumerate(pieces):
         text += _fifo(piece, f"core{column}_{row}", [f"mem{column}"], depths, _memrefs(kernel)[2])
     whole = f"memref<{rows * elements}x{MLIR_TYPES[kernel.types.c]}>"
-    text += _fifo(c_output(column), f"mem{column}", [f"shim{column}"], [MEMTILE_DEPTH, MEMTILE_DEPTH], whole)
+    text += _fifo(
+        c_output(column), f"mem{column}", [f"shim{column}"], [MEMTILE_DEPTH, MEMTILE_DEPTH], whole
+    )
     offsets = ", ".join(str(row * elements) for row in range(rows)) if rows > 1 else ""
     sources = ", ".join(f"@{piece}" for piece in pieces)
     return text + f"aie.objectfifo.link [{sources}] -> [@{c_output(column)}]([{offsets}] [])\n"
@@ -164,7 +171,9 @@ def _acquire(name: str, fifo: str, port: str, memref: str, indent: str) -> str:
     )
 
 
-def _product(kernel: Kernel, symbol: str, a: str, b: str, column: int, row: int, indent: str) -> str:
+def _product(
+    kernel: Kernel, symbol: str, a: str, b: str, column: int, row: int, indent: str
+) -> str:
     return (
         f"{indent}func.call @{symbol}(%{a}, %{b}, %c) : ({', '.join(_memrefs(kernel))}) -> ()\n"
         f"{indent}aie.objectfifo.release @A_L2L1_{row}(Consume, 1)\n"

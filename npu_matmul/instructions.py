@@ -1,17 +1,17 @@
 """Instruction streams: the words that XRT hands to the NPU's firmware to run one launch.
 
-``assemble`` turns a :class:`~npu_matmul.sequence.Sequence` into bytes, ``decode`` reads bytes back into the
-same operations that were encoded; both go through the dataclasses below, so a format detail stands once.
-The words equal those of the standard toolchain (mlir-aie, April 2026) for every pair in ``tests/data``.
+``assemble`` turns a :class:`~npu_matmul.sequence.Sequence` into bytes, ``decode`` reads bytes back
+into the same operations that were encoded; both go through the dataclasses below, so a format
+detail stands once. The words equal those of the standard toolchain (mlir-aie, April 2026) for
+every pair in ``tests/data``.
 
 A stream is a header of four words and then operations::
 
-    header        rows<<24 | generation<<16 | 1<<8 | 0,  memtile rows<<8 | columns,  operations,  bytes
-    WRITE         0x00, 0, address, 0, value, 24
-    BLOCKWRITE    0x01, 0, address, 48, eight words of a descriptor
-    MASKWRITE     0x03, 0, address, 0, value, mask, 28
-    SYNC          0x80, 16, column<<16 | row<<8 | direction, channel<<24 | 1<<16 | 1<<8
-    PATCH         0x81, 48, 0, 0, 0, 0, address, 0, argument, 0, byte offset, 0
+    header        rows<<24 | generation<<16 | 1<<8 | 0,  memtile rows<<8 | columns,  operations,
+    bytes WRITE         0x00, 0, address, 0, value, 24 BLOCKWRITE    0x01, 0, address, 48, eight
+    words of a descriptor MASKWRITE     0x03, 0, address, 0, value, mask, 28 SYNC          0x80,
+    16, column<<16 | row<<8 | direction, channel<<24 | 1<<16 | 1<<8 PATCH         0x81, 48, 0, 0,
+    0, 0, address, 0, argument, 0, byte offset, 0
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ from npu_matmul.target import (
 )
 
 DIRECTIONS = ("S2MM", "MM2S")  # 0 and 1 in a SYNC
-TOKEN_CONTROLLER = 0xF00, 0x1F00  # value and mask of a channel's control register: who gets its tokens
+TOKEN_CONTROLLER = (
+    0xF00,
+    0x1F00,
+)  # value and mask of a channel's control register: who gets its tokens
 TOKEN_BIT = 1 << 31
 VALID = 0x0200_0000  # word 7: valid, no locks
 BURST = 2 << 30  # word 4: the longest burst of npu1, 256 B
@@ -49,7 +52,8 @@ CACHE = 2 << 24  # word 5: the AXI cache bits that the toolchain sets
 
 
 class StreamError(ValueError):
-    """A stream or sequence is malformed, beyond a limit, or unsafe; the message says where and what to do."""
+    """A stream or sequence is malformed, beyond a limit, or unsafe; the message says where and
+    what to do."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,9 @@ class Descriptor:
     iteration_step: int = 1
 
     def encode(self) -> list[int]:
-        iteration = 0 if self.iterations == 1 else (self.iterations - 1) << 20 | (self.iteration_step - 1)
+        iteration = (
+            0 if self.iterations == 1 else (self.iterations - 1) << 20 | (self.iteration_step - 1)
+        )
         return [
             self.words,
             0,
@@ -96,7 +102,9 @@ class Descriptor:
             iteration_step=(words[6] & low) + 1 if words[6] else 1,
         )
         if found.encode() != words:
-            raise StreamError(f"descriptor {[hex(w) for w in words]} sets fields that this format does not use")
+            raise StreamError(
+                f"descriptor {[hex(w) for w in words]} sets fields that this format does not use"
+            )
         return found
 
     def offsets(self) -> NDArray[np.int64]:
@@ -144,7 +152,13 @@ class WriteDescriptor:
     descriptor: Descriptor
 
     def encode(self) -> list[int]:
-        return [0x01, 0, _descriptor_address(self.column, self.number), 48, *self.descriptor.encode()]
+        return [
+            0x01,
+            0,
+            _descriptor_address(self.column, self.number),
+            48,
+            *self.descriptor.encode(),
+        ]
 
 
 @dataclass(frozen=True)
@@ -232,7 +246,8 @@ class Stream:
 
 
 def assemble(sequence: Sequence, overlay: Overlay) -> bytes:
-    """The instruction stream of a sequence on an overlay; raises :class:`StreamError` beyond a limit."""
+    """The instruction stream of a sequence on an overlay; raises :class:`StreamError` beyond a
+    limit."""
     operations: list[Operation] = []
     for position, step in enumerate(sequence.steps):
         where = f"sequence @{sequence.name}, step {position}"
@@ -248,9 +263,14 @@ def assemble(sequence: Sequence, overlay: Overlay) -> bytes:
 def _write_parameter(step: WriteParameter, overlay: Overlay, where: str) -> WriteWord:
     parameter = overlay.parameters.get(step.parameter)
     if parameter is None:
-        _refuse(where, f"there is no buffer @{step.parameter}; known: {', '.join(overlay.parameters)}")
+        _refuse(
+            where, f"there is no buffer @{step.parameter}; known: {', '.join(overlay.parameters)}"
+        )
     if parameter.address is None:
-        _refuse(where, f"buffer @{step.parameter} has no address attribute, so it cannot be written; pin it")
+        _refuse(
+            where,
+            f"buffer @{step.parameter} has no address attribute, so it cannot be written; pin it",
+        )
     if not 0 <= step.index < parameter.elements * parameter.dtype.itemsize // WORD_BYTES:
         _refuse(where, f"word {step.index} is outside buffer @{step.parameter}")
     return WriteWord(parameter.tile, parameter.address + step.index * WORD_BYTES, step.value)
@@ -258,18 +278,29 @@ def _write_parameter(step: WriteParameter, overlay: Overlay, where: str) -> Writ
 
 def _channel(fifo: str, overlay: Overlay, where: str) -> Channel:
     if fifo not in overlay.channels:
-        _refuse(where, f"@{fifo} has no shim channel; FIFOs that have one: {', '.join(overlay.channels)}")
+        _refuse(
+            where,
+            f"@{fifo} has no shim channel; FIFOs that have one: {', '.join(overlay.channels)}",
+        )
     return overlay.channels[fifo]
 
 
-def _transfer(step: Transfer, sequence: Sequence, overlay: Overlay, where: str) -> Iterator[Operation]:
+def _transfer(
+    step: Transfer, sequence: Sequence, overlay: Overlay, where: str
+) -> Iterator[Operation]:
     channel = _channel(step.fifo, overlay, where)
     argument = sequence.arguments[step.argument]
     if not 0 <= step.descriptor < overlay.target.descriptors:
-        _refuse(where, f"descriptor {step.descriptor} does not exist; a shim has {overlay.target.descriptors}")
+        _refuse(
+            where,
+            f"descriptor {step.descriptor} does not exist; a shim has {overlay.target.descriptors}",
+        )
     offset_bytes = step.offset * argument.dtype.itemsize
     if offset_bytes % WORD_BYTES or not 0 <= offset_bytes < 1 << 32:
-        _refuse(where, f"offset {offset_bytes} B must be a multiple of 4 and below 4 GiB; start a view there")
+        _refuse(
+            where,
+            f"offset {offset_bytes} B must be a multiple of 4 and below 4 GiB; start a view there",
+        )
     token = step.token or channel.direction == "S2MM"  # the toolchain's rule: writes always report
     descriptor = _descriptor(step, argument.dtype.itemsize, overlay.target, where)
     yield WriteDescriptor(channel.column, step.descriptor, descriptor)
@@ -313,13 +344,21 @@ def _is_contiguous(step: Transfer) -> bool:
 def _check_pattern(step: Transfer, itemsize: int, target: Target, where: str) -> None:
     runs, _, middle, inner = step.sizes
     if min(step.sizes) < 1 or min(step.strides) < 0:
-        _refuse(where, f"sizes {step.sizes} must be positive and strides {step.strides} not negative")
+        _refuse(
+            where, f"sizes {step.sizes} must be positive and strides {step.strides} not negative"
+        )
     if inner * itemsize % WORD_BYTES:
         _refuse(where, f"{inner} elements of {itemsize} B are not a multiple of 4 B")
     if runs > target.max_iterations:
-        _refuse(where, f"{runs} runs exceed {target.max_iterations}; split them over several transfers")
+        _refuse(
+            where, f"{runs} runs exceed {target.max_iterations}; split them over several transfers"
+        )
     if not _is_contiguous(step) and max(inner * itemsize // WORD_BYTES, middle) > target.max_wrap:
-        _refuse(where, f"sizes {step.sizes} exceed {target.max_wrap} words; make the inner run contiguous or shorter")
+        _refuse(
+            where,
+            f"sizes {step.sizes} exceed {target.max_wrap} words; make "
+            "the inner run contiguous or shorter",
+        )
     for position, (size, stride) in enumerate(zip(step.sizes, step.strides, strict=True)):
         innermost_unit = position == 3 and stride == 1
         if size == 1 or innermost_unit or (position == 0 and stride == 0):
@@ -327,11 +366,14 @@ def _check_pattern(step: Transfer, itemsize: int, target: Target, where: str) ->
         if stride == 0 or stride * itemsize % WORD_BYTES:
             _refuse(where, f"stride {stride} x {itemsize} B must be a positive multiple of 4 B")
         if stride * itemsize // WORD_BYTES > target.max_step:
-            _refuse(where, f"stride of {stride * itemsize} B exceeds {target.max_step * WORD_BYTES} B")
+            _refuse(
+                where, f"stride of {stride * itemsize} B exceeds {target.max_step * WORD_BYTES} B"
+            )
 
 
 def decode(stream: bytes) -> Stream:
-    """The operations of a stream; raises :class:`StreamError` for anything the format does not have."""
+    """The operations of a stream; raises :class:`StreamError` for anything the format does not
+    have."""
     if len(stream) % WORD_BYTES or len(stream) < 16:
         raise StreamError(f"a stream of {len(stream)} B is not a header and whole words")
     words = np.frombuffer(stream, dtype="<u4").tolist()
@@ -345,7 +387,9 @@ def decode(stream: bytes) -> Stream:
         position += size
     found = Stream(target, words[1] & 0xFF, tuple(operations))
     if found.encode() != stream:
-        raise StreamError("header or padding words differ from what the operations need (count, bytes, zeros)")
+        raise StreamError(
+            "header or padding words differ from what the operations need (count, bytes, zeros)"
+        )
     return found
 
 
@@ -366,9 +410,13 @@ def _decode_operation(words: list[int], position: int) -> tuple[Operation, int]:
     if code == 0x00 and row >= FIRST_CORE_ROW and offset < CORE_DATA_MEMORY_BYTES:
         return WriteWord(Tile(column, row), offset, entry[4]), size
     if row != SHIM_ROW:
-        raise StreamError(f"word {position}: operation {code:#x} on tile ({column}, {row}), offset {offset:#x}")
+        raise StreamError(
+            f"word {position}: operation {code:#x} on tile ({column}, {row}), offset {offset:#x}"
+        )
     if code == 0x01:
-        return WriteDescriptor(column, _descriptor_number(offset, position), Descriptor.decode(entry[4:])), size
+        return WriteDescriptor(
+            column, _descriptor_number(offset, position), Descriptor.decode(entry[4:])
+        ), size
     if code == 0x81:
         number = _descriptor_number(offset - WORD_BYTES, position)
         return PatchAddress(column, number, entry[8], entry[10]), size
@@ -379,8 +427,12 @@ def _decode_operation(words: list[int], position: int) -> tuple[Operation, int]:
             if code == 0x03:
                 return EnableTokens(channel), size
             value = entry[4]
-            return StartTask(channel, value & 0xF, (value >> 16 & 0xFF) + 1, bool(value & TOKEN_BIT)), size
-    raise StreamError(f"word {position}: operation {code:#x} on shim register {offset:#x}, which is not known")
+            return StartTask(
+                channel, value & 0xF, (value >> 16 & 0xFF) + 1, bool(value & TOKEN_BIT)
+            ), size
+    raise StreamError(
+        f"word {position}: operation {code:#x} on shim register {offset:#x}, which is not known"
+    )
 
 
 def _descriptor_address(column: int, number: int) -> int:

@@ -1,9 +1,10 @@
 """Kernel manifests: what an overlay is, in numbers.
 
-A kernel is a folder ``kernels/NAME/`` with a manifest ``kernel.toml`` and the C++ function of its cores.
-Every number of a kernel stands in its manifest and nowhere else: the design generator, the tiler, the
-instruction streams and the emulated device all read the :class:`Kernel` made here. Adding a kernel is
-adding a folder; ``$NPU_MATMUL_KERNELS`` names further places to look for such folders.
+A kernel is a folder ``kernels/NAME/`` with a manifest ``kernel.toml`` and the C++ function of its
+cores. Every number of a kernel stands in its manifest and nowhere else: the design generator, the
+tiler, the instruction streams and the emulated device all read the :class:`Kernel` made here.
+Adding a kernel is adding a folder; ``$NPU_MATMUL_KERNELS`` names further places to look for such
+folders.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ ELEMENT_TYPES: dict[str, np.dtype[Any]] = {
 
 
 class ManifestError(ValueError):
-    """A ``kernel.toml`` is malformed; the message names file, key, what was found and what is allowed."""
+    """A ``kernel.toml`` is malformed; the message names file, key, what was found and what is
+    allowed."""
 
 
 class UnknownKernel(LookupError):
@@ -66,7 +68,8 @@ class TileShape:
 
 @dataclass(frozen=True)
 class Mmul:
-    """The ``aie::mmul`` block (r, s) @ (s, t); tiles are stored as row-major blocks of this shape."""
+    """The ``aie::mmul`` block (r, s) @ (s, t); tiles are stored as row-major blocks of this
+    shape."""
 
     r: int
     s: int
@@ -158,14 +161,16 @@ class Kernel:
         """The C++ source, or :class:`KernelNotBuilt` when the folder has only a manifest."""
         if not self.source.is_file():
             raise KernelNotBuilt(
-                f"kernel {self.name!r} has a manifest but no core function: {self.source} is missing; "
+                f"kernel {self.name!r} has a manifest but no core function: "
+                f"{self.source} is missing; "
                 f"add it, or use one of: {', '.join(_runnable_names()) or '(none)'}"
             )
         return self.source
 
 
 def search_path() -> list[Path]:
-    """Folders searched for kernels, first match wins: ``$NPU_MATMUL_KERNELS``, then the ones shipped."""
+    """Folders searched for kernels, first match wins: ``$NPU_MATMUL_KERNELS``, then the ones
+    shipped."""
     named = [Path(p) for p in os.environ.get("NPU_MATMUL_KERNELS", "").split(os.pathsep) if p]
     package = Path(__file__).resolve().parent
     shipped = [package / "kernels", package.parent / "kernels"]
@@ -200,7 +205,8 @@ def load_variants(name: str) -> dict[str, Kernel]:
     folders = kernel_folders()
     if name not in folders:
         raise UnknownKernel(
-            f"there is no kernel {name!r}; known are: {', '.join(folders)}. A kernel is a folder with a "
+            f"there is no kernel {name!r}; known are: {', '.join(folders)}. "
+            "A kernel is a folder with a "
             f"{MANIFEST}; $NPU_MATMUL_KERNELS adds places to look"
         )
     return read_manifest(folders[name] / MANIFEST)
@@ -219,10 +225,13 @@ def _read_manifest(path: Path, _mtime_ns: int) -> dict[str, Kernel]:
         raise ManifestError(f"{path}: not valid TOML: {error}") from None
     unknown = set(table) - {"summary", "targets", "variants"}
     if unknown:
-        raise ManifestError(f"{path}: unknown key {sorted(unknown)[0]!r}; allowed: summary, targets, variants")
+        raise ManifestError(
+            f"{path}: unknown key {sorted(unknown)[0]!r}; allowed: summary, targets, variants"
+        )
     summary = _value(table.get("summary"), str, f"{path}: summary")
     targets = tuple(
-        _value(t, str, f"{path}: targets") for t in _value(table.get("targets"), list, f"{path}: targets")
+        _value(t, str, f"{path}: targets")
+        for t in _value(table.get("targets"), list, f"{path}: targets")
     )
     variants = _value(table.get("variants"), dict, f"{path}: variants")
     if not variants or not targets:
@@ -230,7 +239,7 @@ def _read_manifest(path: Path, _mtime_ns: int) -> dict[str, Kernel]:
     kernels = {}
     for variant, entry in variants.items():
         where = f"{path}: variants.{variant}"
-        fields = _Variant.read(_value(entry, dict, where), where)
+        fields = _read_variant(_value(entry, dict, where), where)
         kernel = Kernel(
             name=path.parent.name,
             variant=variant,
@@ -244,35 +253,33 @@ def _read_manifest(path: Path, _mtime_ns: int) -> dict[str, Kernel]:
     return kernels
 
 
-class _Variant:
-    """Reads one [variants.NAME] table by the annotations of :class:`Kernel` and its parts."""
+_PARTS = ("types", "tile", "mmul", "grid", "depths", "symbols")
 
-    PARTS = ("types", "tile", "mmul", "grid", "depths", "symbols")
-    SCALARS = {"stack_bytes": int, "source": str}
 
-    @classmethod
-    def read(cls, table: dict[str, Any], where: str) -> dict[str, Any]:
-        hints = get_type_hints(Kernel)
-        _same_keys(table, [*cls.PARTS, *cls.SCALARS], where)
-        fields: dict[str, Any] = {}
-        for key in cls.PARTS:
-            entry = _value(table[key], dict, f"{where}.{key}")
-            part = hints[key]
-            part_hints = get_type_hints(part)
-            _same_keys(entry, [f.name for f in dataclasses.fields(part)], f"{where}.{key}")
-            fields[key] = part(
-                **{name: _value(v, part_hints[name], f"{where}.{key}.{name}") for name, v in entry.items()}
-            )
-        for key, kind in cls.SCALARS.items():
-            fields[key] = _value(table[key], kind, f"{where}.{key}")
-        return fields
+def _read_variant(table: dict[str, Any], where: str) -> dict[str, Any]:
+    """The fields of one [variants.NAME] table, checked by the annotations of :class:`Kernel`."""
+    hints = get_type_hints(Kernel)
+    _same_keys(table, [*_PARTS, "stack_bytes", "source"], where)
+    fields: dict[str, Any] = {
+        "stack_bytes": _value(table["stack_bytes"], int, f"{where}.stack_bytes"),
+        "source": _value(table["source"], str, f"{where}.source"),
+    }
+    for key in _PARTS:
+        entry = _value(table[key], dict, f"{where}.{key}")
+        part_hints = get_type_hints(hints[key])
+        _same_keys(entry, list(part_hints), f"{where}.{key}")
+        values = {n: _value(v, part_hints[n], f"{where}.{key}.{n}") for n, v in entry.items()}
+        fields[key] = hints[key](**values)
+    return fields
 
 
 def _same_keys(table: dict[str, Any], expected: list[str], where: str) -> None:
     missing = [key for key in expected if key not in table]
     unknown = [key for key in table if key not in expected]
     if missing:
-        raise ManifestError(f"{where}: key {missing[0]!r} is missing; needed: {', '.join(expected)}")
+        raise ManifestError(
+            f"{where}: key {missing[0]!r} is missing; needed: {', '.join(expected)}"
+        )
     if unknown:
         raise ManifestError(f"{where}: unknown key {unknown[0]!r}; allowed: {', '.join(expected)}")
 
@@ -282,7 +289,7 @@ def _value(value: Any, kind: type, where: str) -> Any:
         raise ManifestError(f"{where} is missing; give a {kind.__name__}")
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ManifestError(f"{where} is {value!r}; it must be a {kind.__name__}")
-    if kind is int and value <= 0:
+    if isinstance(value, int) and value <= 0:
         raise ManifestError(f"{where} is {value}; it must be positive")
     return value
 
@@ -292,24 +299,34 @@ def _check(kernel: Kernel, where: str) -> None:
     for operand, name in dataclasses.asdict(kernel.types).items():
         if name not in ELEMENT_TYPES:
             raise ManifestError(
-                f"{where}.types.{operand} is {name!r}; known element types: {', '.join(ELEMENT_TYPES)}"
+                f"{where}.types.{operand} is {name!r}; known element "
+                f"types: {', '.join(ELEMENT_TYPES)}"
             )
     for letter, block in zip("mkn", "rst", strict=True):
         size, unit = getattr(kernel.tile, letter), getattr(kernel.mmul, block)
         if size % unit:
-            raise ManifestError(f"{where}: tile {letter} = {size} is not a multiple of mmul {block} = {unit}")
+            raise ManifestError(
+                f"{where}: tile {letter} = {size} is not a multiple of mmul {block} = {unit}"
+            )
     for key in ("first", "next"):
         symbol = getattr(kernel.symbols, key)
         if not re.fullmatch(r"[A-Za-z_]\w*", symbol):
             raise ManifestError(f"{where}.symbols.{key} is {symbol!r}; it must be a C identifier")
     if kernel.symbols.first == kernel.symbols.next:
-        raise ManifestError(f"{where}.symbols: 'first' and 'next' are both {kernel.symbols.first!r}")
+        raise ManifestError(
+            f"{where}.symbols: 'first' and 'next' are both {kernel.symbols.first!r}"
+        )
     if kernel.stack_bytes % 32:
         raise ManifestError(
-            f"{where}.stack_bytes is {kernel.stack_bytes}; it must be a multiple of 32, because buffers that "
+            f"{where}.stack_bytes is {kernel.stack_bytes}; it must be a "
+            "multiple of 32, because buffers that "
             "the core loads vectors from are placed right after the stack"
         )
 
 
 def _runnable_names() -> list[str]:
-    return [name for name in kernel_folders() if all(k.source.is_file() for k in load_variants(name).values())]
+    return [
+        name
+        for name in kernel_folders()
+        if all(k.source.is_file() for k in load_variants(name).values())
+    ]

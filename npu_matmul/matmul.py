@@ -1,7 +1,7 @@
 """``npu_matmul``: NumPy's product, computed on a device.
 
-Comes in: operands as a caller of ``np.matmul`` has them. Goes down: two-dimensional products with a kernel
-and a strategy. A reader who follows one call to the bottom goes on in ``strategies.py``.
+Comes in: operands as a caller of ``np.matmul`` has them. Goes down: two-dimensional products with
+a kernel and a strategy. A reader who follows one call to the bottom goes on in ``strategies.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,15 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from npu_matmul.accumulate import clip_to_int8
 from npu_matmul.choose import choose_kernel
-from npu_matmul.device import Buffer, Counters, Device, DeviceError, HostDevice, NpuDevice, open_device
+from npu_matmul.device import (
+    Buffer,
+    Counters,
+    Device,
+    DeviceError,
+    HostDevice,
+    NpuDevice,
+    open_device,
+)
 from npu_matmul.kernel import Kernel
 from npu_matmul.operands import check_operand, check_out, check_precision, result_shape, result_type
 from npu_matmul.report import CallReport, remember
@@ -35,7 +43,11 @@ class PackedMatrix:
     dtype = np.dtype(np.int8)
 
     def __init__(
-        self, device: Device, kernel: Kernel | None, shape: tuple[int, int], content: Buffer | NDArray[np.int8]
+        self,
+        device: Device,
+        kernel: Kernel | None,
+        shape: tuple[int, int],
+        content: Buffer | NDArray[np.int8],
     ) -> None:
         self.device = device
         self.kernel = kernel
@@ -48,10 +60,13 @@ class PackedMatrix:
             return self.content.copy()
         assert self.kernel is not None
         packed = self.content.host.view(self.kernel.b_dtype)
-        return unpack_b(packed, TileGrid(self.kernel, 1, *self.shape))
+        matrix: NDArray[np.int8] = unpack_b(packed, TileGrid(self.kernel, 1, *self.shape))
+        return matrix
 
     def __repr__(self) -> str:
-        where = f"device={self.device.name!r}" + (f", kernel={self.kernel.name!r}" if self.kernel else "")
+        where = f"device={self.device.name!r}" + (
+            f", kernel={self.kernel.name!r}" if self.kernel else ""
+        )
         return f"<PackedMatrix {self.shape} {self.dtype}, {where}>"
 
 
@@ -61,37 +76,39 @@ def npu_matmul(
     /,
     out: NDArray[Any] | None = None,
     *,
-    dtype: DTypeLike = None,
+    dtype: DTypeLike | None = None,
     precision: str | None = None,
     device: str | Device | None = None,
     kernel: str | Kernel | None = None,
     strategy: str | None = None,
     on_error: str = "raise",
 ) -> Any:
-    """The matrix product of int8 operands, as ``np.matmul``, on an NPU, an emulated one, or the CPU.
+    """The matrix product of int8 operands, as ``np.matmul``, on an NPU, an emulated one, or the
+    CPU.
 
-    Sums are exact in INT32. The result is int8 **saturated** to [-128, 127] where NumPy would wrap around
-    silently; ``dtype=np.int32`` gives the accumulators themselves, equal to
-    ``np.matmul(A.astype(np.int32), B.astype(np.int32))``. (Beyond K = 131,071 extreme operands can exceed
-    INT32; the accumulators then wrap as NumPy's do.)
+    Sums are exact in INT32. The result is int8 **saturated** to [-128, 127] where NumPy would wrap
+    around silently; ``dtype=np.int32`` gives the accumulators themselves, equal to
+    ``np.matmul(A.astype(np.int32), B.astype(np.int32))``. (Beyond K = 131,071 extreme operands can
+    exceed INT32; the accumulators then wrap as NumPy's do.)
 
     Parameters
     ----------
-    A, B : int8, shapes as for ``np.matmul``: 1-D operands are promoted, leading dimensions broadcast.
+    A, B : int8, shapes as for ``np.matmul``: 1-D operands are promoted, leading dimensions
+    broadcast.
         B may be a :class:`PackedMatrix`.
     out : an array of the result's shape and dtype, filled and returned.
     dtype : ``np.int8`` (default) or ``np.int32``.
     precision : applies to float operands; int8 products are exact, so it must be left out.
-    device : a name for :func:`open_device`, or a device; default ``$NPU_MATMUL_DEVICE``, else "auto".
-    kernel : a kernel's name; default: the one with the least padded work.
-    strategy : "batched" (default), "output_tile" or "sequential".
-    on_error : "raise", or "cpu" to finish on the CPU when the device fails, with the same result;
+    device : a name for :func:`open_device`, or a device; default ``$NPU_MATMUL_DEVICE``, else
+    "auto". kernel : a kernel's name; default: the one with the least padded work. strategy :
+    "batched" (default), "output_tile" or "sequential". on_error : "raise", or "cpu" to finish on
+    the CPU when the device fails, with the same result;
         ``last_call()`` then says so.
 
     Raises
     ------
-    TypeError for element types that are not supported, ValueError for shapes (in NumPy's words) and for
-    unknown names, ``DeviceError`` when the device fails.
+    TypeError for element types that are not supported, ValueError for shapes (in NumPy's words)
+    and for unknown names, ``DeviceError`` when the device fails.
 
     >>> A = np.array([[100, 2]], np.int8)
     >>> B = np.array([[3, -50], [1, 0]], np.int8)
@@ -173,7 +190,9 @@ class _Call:
     ) -> None:
         """Settle kernel and strategy, and why."""
         if strategy is not None and strategy not in STRATEGIES:
-            raise ValueError(f"there is no strategy {strategy!r}; known are: {', '.join(STRATEGIES)}")
+            raise ValueError(
+                f"there is no strategy {strategy!r}; known are: {', '.join(STRATEGIES)}"
+            )
         if isinstance(self.device, HostDevice):
             self.reason = f"device {self.device.name!r} computes without kernels and launches"
             return
@@ -217,7 +236,11 @@ class _Call:
             return self._on_host(host, a, b)
 
     def _on_npu(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[np.int32]:
-        assert isinstance(self.device, NpuDevice) and self.kernel is not None and self.strategy is not None
+        assert (
+            isinstance(self.device, NpuDevice)
+            and self.kernel is not None
+            and self.strategy is not None
+        )
         grid = TileGrid(self.kernel, a.shape[0], *b.shape)
         operand = b.content if isinstance(b, PackedMatrix) else b
         self.padding = grid.padding
@@ -235,7 +258,9 @@ class _Call:
         name = self.device.name
         if name not in _given_up:
             _given_up.add(name)
-            log.warning("device %r failed; finishing on the CPU, as on_error='cpu' asks: %s", name, error)
+            log.warning(
+                "device %r failed; finishing on the CPU, as on_error='cpu' asks: %s", name, error
+            )
         self.reason = f"finished on the CPU: device {name!r} failed: {str(error).splitlines()[0]}"
         self.padding = 0.0
         self.fell_back = True
@@ -265,7 +290,8 @@ def _device_for(b: NDArray[Any] | PackedMatrix, device: str | Device | None) -> 
         return _opened(device)
     if device is not None and _opened(device) is not b.device:
         raise ValueError(
-            f"B is packed for device {b.device.name!r}, the call is for {_opened(device).name!r}; pack it there: "
+            f"B is packed for device {b.device.name!r}, the call is for "
+            f"{_opened(device).name!r}; pack it there: "
             f"pack_b(B, device={_opened(device).name!r})"
         )
     return b.device
@@ -275,13 +301,15 @@ def _check_same_kernel(packed_for: Kernel, kernel: str | Kernel | None) -> None:
     name = kernel.name if isinstance(kernel, Kernel) else kernel
     if name is not None and name != packed_for.name:
         raise ValueError(
-            f"B is packed for kernel {packed_for.name!r}, the call is for {name!r}; pack it for that one: "
+            f"B is packed for kernel {packed_for.name!r}, the call is for "
+            f"{name!r}; pack it for that one: "
             f"pack_b(B, kernel={name!r})"
         )
 
 
 def _problem(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int, int]:
-    """M, K, N of one matrix product of the call, at least 1 each: an empty product needs no kernel."""
+    """M, K, N of one matrix product of the call, at least 1 each: an empty product needs no
+    kernel."""
     rows = a[:-1] if len(b) <= 2 else a[-2:-1]
     columns = b[-1] if len(b) > 1 else 1
     return max(1, int(np.prod(rows))), max(1, a[-1]), max(1, columns)

@@ -27,25 +27,29 @@ def check_operand(name: str, dtype: np.dtype[Any]) -> None:
     if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
         cure = f"if its values lie in [-128, 127], pass {name}.astype(np.int8)"
     else:
-        cure = f"quantise it, for example np.clip(np.rint({name} / scale), -128, 127).astype(np.int8)"
+        cure = (
+            f"quantise it, for example np.clip(np.rint({name} / scale), -128, 127).astype(np.int8)"
+        )
     raise TypeError(f"npu_matmul: operand {name} is {dtype}; both operands must be int8: {cure}")
 
 
 def check_precision(precision: str | None) -> None:
     if precision is not None:
         raise ValueError(
-            f"precision={precision!r} applies to float operands; int8 products are exact: leave it out"
+            f"precision={precision!r} applies to float operands; int8 "
+            "products are exact: leave it out"
         )
 
 
-def result_type(a: Shaped, b: Shaped, dtype: DTypeLike) -> np.dtype[Any]:
+def result_type(a: Shaped, b: Shaped, dtype: DTypeLike | None) -> np.dtype[Any]:
     """The element type of the result: int8 unless int32 is asked for."""
     check_operand("A", a.dtype)
     check_operand("B", b.dtype)
     result = np.dtype(np.int8 if dtype is None else dtype)
     if result not in RESULT_TYPES:
         raise TypeError(
-            f"npu_matmul: dtype={result}: int8 products give np.int8 (saturated) or np.int32 (exact)"
+            f"npu_matmul: dtype={result}: int8 products give np.int8 "
+            "(saturated) or np.int32 (exact)"
         )
     return result
 
@@ -72,7 +76,8 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         raise TypeError(f"npu_matmul: out must be an array, not {type(out).__name__}")
     if out.dtype != dtype:
         raise TypeError(
-            f"npu_matmul: out is {out.dtype}, the result is {dtype}; an int32 out goes with dtype=np.int32, "
+            f"npu_matmul: out is {out.dtype}, the result is {dtype}; an "
+            "int32 out goes with dtype=np.int32, "
             "an int8 out with none"
         )
     if out.shape != shape:

@@ -1,6 +1,7 @@
 """An overlay's wiring as plain data: tiles, FIFOs, links, cores, parameters and shim channels.
 
-Read from a design's MLIR by :mod:`npu_matmul.mlir.elaborate`; used by the assembler and the emulator.
+Read from a design's MLIR by :mod:`npu_matmul.mlir.elaborate`; used by the assembler and the
+emulator.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ class Fifo:
 
 @dataclass(frozen=True)
 class Link:
-    """FIFOs that share buffers in a memtile: forward (1 to 1), join (n to 1) or distribute (1 to n)."""
+    """FIFOs that share buffers in a memtile: forward (1 to 1), join (n to 1) or distribute (1 to
+    n)."""
 
     sources: tuple[str, ...]
     destinations: tuple[str, ...]

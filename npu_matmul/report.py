@@ -12,9 +12,10 @@ _calls = threading.local()
 class CallReport:
     """One call of ``npu_matmul``.
 
-    ``seconds`` are host seconds by stage; on the emulated device they say nothing about an NPU. ``padding``
-    is the fraction of multiplications wasted on padding. Syncs and bytes are of data buffers; an
-    instruction stream moves once, when it is first used, and is counted in ``instruction_syncs``.
+    ``seconds`` are host seconds by stage; on the emulated device they say nothing about an NPU.
+    ``padding`` is the fraction of multiplications wasted on padding. Syncs and bytes are of data
+    buffers; an instruction stream moves once, when it is first used, and is counted in
+    ``instruction_syncs``.
     """
 
     device: str
@@ -33,7 +34,8 @@ class CallReport:
 
 
 def last_call() -> CallReport:
-    """The report of this thread's last completed ``npu_matmul``; raises LookupError before the first."""
+    """The report of this thread's last completed ``npu_matmul``; raises LookupError before the
+    first."""
     report: CallReport | None = getattr(_calls, "last", None)
     if report is None:
         raise LookupError("no npu_matmul call has completed in this thread yet")

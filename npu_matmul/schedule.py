@@ -1,8 +1,8 @@
 """Which launches make a product, and which transfers make a launch.
 
-A :class:`Launch` is a rectangle of C blocks over a run of K steps. ``cover`` cuts a whole product into as
-few launches as the limits allow; ``launch_sequence`` writes one launch as a runtime sequence, whose tasks
-are put on the start queues in the order in which the cores will need them.
+A :class:`Launch` is a rectangle of C blocks over a run of K steps. ``cover`` cuts a whole product
+into as few launches as the limits allow; ``launch_sequence`` writes one launch as a runtime
+sequence, whose tasks are put on the start queues in the order in which the cores will need them.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ FIXED_BYTES = 16  # the header; parameters and C add their own
 class Limits:
     """What one launch may be.
 
-    ``stream_bytes`` is our own bound: streams live in the 64 MiB that the driver sets aside for each
-    process, and one is kept per shape. ``core_cycles`` keeps a launch well under the driver's watchdog of
-    2 s at npu1's lowest clock of 0.8 GHz; cycles are the pessimistic estimate of ``step_cycles``.
+    ``stream_bytes`` is our own bound: streams live in the 64 MiB that the driver sets aside for
+    each process, and one is kept per shape. ``core_cycles`` keeps a launch well under the driver's
+    watchdog of 2 s at npu1's lowest clock of 0.8 GHz; cycles are the pessimistic estimate of
+    ``step_cycles``.
     """
 
     stream_bytes: int = 256 * 1024
@@ -49,10 +50,11 @@ class LimitError(ValueError):
 
 
 def step_cycles(kernel: Kernel) -> int:
-    """A pessimistic number of cycles of one core call: slow compute plus slow transfer plus call overhead.
+    """A pessimistic number of cycles of one core call: slow compute plus slow transfer plus call
+    overhead.
 
-    Assumed, not measured: a quarter of the peak of 256 int8 products a cycle (half that for bf16), 2 B a
-    cycle on each input channel where 3.9 were measured on npu1, and 200 cycles for the call.
+    Assumed, not measured: a quarter of the peak of 256 int8 products a cycle (half that for bf16),
+    2 B a cycle on each input channel where 3.9 were measured on npu1, and 200 cycles for the call.
     """
     tile = kernel.tile
     peak = 256 if kernel.a_dtype.itemsize == 1 else 128
@@ -65,8 +67,9 @@ def step_cycles(kernel: Kernel) -> int:
 class LaunchShape:
     """What an instruction stream depends on: one stream serves every launch of the same shape.
 
-    ``rows`` x ``columns`` blocks of C, each ``steps`` tiles of K long. ``columns_outer`` says which loop is
-    outside. ``a_stride`` and ``b_stride`` are the tiles from one core row's (column's) run to the next.
+    ``rows`` x ``columns`` blocks of C, each ``steps`` tiles of K long. ``columns_outer`` says
+    which loop is outside. ``a_stride`` and ``b_stride`` are the tiles from one core row's
+    (column's) run to the next.
     """
 
     rows: int
@@ -90,27 +93,33 @@ class Launch:
 
 
 def block_launches(grid: TileGrid, steps: int | None = None) -> list[Launch]:
-    """One launch per block of C (and per ``steps`` of K, where given), row by row; K parts outermost."""
+    """One launch per block of C (and per ``steps`` of K, where given), row by row; K parts
+    outermost."""
     steps = grid.Kt if steps is None else steps
     launches: list[Launch] = []
     for first in range(0, grid.Kt, steps):
         for row in range(grid.Mb):
             for column in range(grid.Nb):
                 shape = _shape(grid, 1, 1, min(steps, grid.Kt - first), columns_outer=False)
-                launches.append(_launch(grid, shape, row, column, first, len(launches) * _cores(grid.kernel)))
+                launches.append(
+                    _launch(grid, shape, row, column, first, len(launches) * _cores(grid.kernel))
+                )
     return launches
 
 
 def cover(grid: TileGrid, limits: Limits = LIMITS, target: Target = NPU1) -> list[Launch]:
-    """As few launches as the limits allow, each a range of the outer loop or a part of one of its steps.
+    """As few launches as the limits allow, each a range of the outer loop or a part of one of its
+    steps.
 
-    The outer loop is the one that needs fewer tasks. A K too long for one launch of a single block is cut
-    into parts, whose C the host adds.
+    The outer loop is the one that needs fewer tasks. A K too long for one launch of a single block
+    is cut into parts, whose C the host adds.
     """
     most_steps = limits.steps(grid.kernel)
     if grid.Kt > most_steps:
         return block_launches(grid, most_steps)
-    columns_outer = _tasks(grid.Mb, grid.Nb, True, target) <= _tasks(grid.Mb, grid.Nb, False, target)
+    columns_outer = _tasks(grid.Mb, grid.Nb, True, target) <= _tasks(
+        grid.Mb, grid.Nb, False, target
+    )
     outer, inner = (grid.Nb, grid.Mb) if columns_outer else (grid.Mb, grid.Nb)
     outer_size, inner_size = _largest(grid, outer, inner, columns_outer, limits, target)
     launches: list[Launch] = []
@@ -120,7 +129,9 @@ def cover(grid: TileGrid, limits: Limits = LIMITS, target: Target = NPU1) -> lis
             sizes = min(outer_size, outer - o), min(inner_size, inner - i)
             rows, columns = sizes[::-1] if columns_outer else sizes
             row, column = (i, o) if columns_outer else (o, i)
-            launch = _launch(grid, _shape(grid, rows, columns, grid.Kt, columns_outer), row, column, 0, c_tile)
+            launch = _launch(
+                grid, _shape(grid, rows, columns, grid.Kt, columns_outer), row, column, 0, c_tile
+            )
             launches.append(launch)
             c_tile += rows * columns * _cores(grid.kernel)
     return launches
@@ -159,8 +170,9 @@ def c_order(grid: TileGrid, launches: list[Launch]) -> NDArray[np.int64]:
 def launch_sequence(kernel: Kernel, shape: LaunchShape, target: Target = NPU1) -> Sequence:
     """The runtime sequence of one launch; its arguments are views of A's, B's and C's regions.
 
-    C's transfers start first, then A's and B's tasks in the order of their first use. A task that would
-    overfill a start queue waits for the oldest one on it, and takes over its buffer descriptor.
+    C's transfers start first, then A's and B's tasks in the order of their first use. A task that
+    would overfill a start queue waits for the oldest one on it, and takes over its buffer
+    descriptor.
     """
     tile, cores = kernel.tile, kernel.grid
     c_elements = shape.rows * shape.columns * cores.rows * tile.m * tile.n
@@ -181,7 +193,11 @@ def launch_sequence(kernel: Kernel, shape: LaunchShape, target: Target = NPU1) -
 def argument_bytes(kernel: Kernel, shape: LaunchShape) -> tuple[int, int, int]:
     """Sizes of the views of A, B and C that a launch of this shape reads and writes."""
     a, b, c = launch_sequence(kernel, shape).arguments
-    return a.elements * a.dtype.itemsize, b.elements * b.dtype.itemsize, c.elements * c.dtype.itemsize
+    return (
+        a.elements * a.dtype.itemsize,
+        b.elements * b.dtype.itemsize,
+        c.elements * c.dtype.itemsize,
+    )
 
 
 @dataclass(frozen=True)
@@ -224,8 +240,11 @@ def _input_steps(kernel: Kernel, shape: LaunchShape, target: Target) -> Iterator
 
 
 def _tasks_of(shape: LaunchShape, target: Target) -> Iterator[_Task]:
-    """The operand of the outer loop goes panel by panel, each repeated; the other as a whole, repeated."""
-    outer, inner = (shape.columns, shape.rows) if shape.columns_outer else (shape.rows, shape.columns)
+    """The operand of the outer loop goes panel by panel, each repeated; the other as a whole,
+    repeated."""
+    outer, inner = (
+        (shape.columns, shape.rows) if shape.columns_outer else (shape.rows, shape.columns)
+    )
     by_panel, whole = (1, 0) if shape.columns_outer else (0, 1)
     for o in range(outer):
         for i, runs in _chunks(inner, target.max_iterations):
@@ -245,11 +264,17 @@ def _tasks(rows: int, columns: int, columns_outer: bool, target: Target) -> int:
     return outer * -(-inner // target.max_iterations) + -(-outer // target.max_iterations)
 
 
-def _stream_bytes(kernel: Kernel, rows: int, columns: int, columns_outer: bool, target: Target) -> int:
+def _stream_bytes(
+    kernel: Kernel, rows: int, columns: int, columns_outer: bool, target: Target
+) -> int:
     """An upper bound of a launch's stream."""
     parameters = kernel.grid.rows * kernel.grid.columns * 24
     lanes = max(kernel.grid.rows, kernel.grid.columns)
-    return FIXED_BYTES + parameters + lanes * TASK_BYTES * (1 + _tasks(rows, columns, columns_outer, target))
+    return (
+        FIXED_BYTES
+        + parameters
+        + lanes * TASK_BYTES * (1 + _tasks(rows, columns, columns_outer, target))
+    )
 
 
 def _largest(
@@ -266,7 +291,8 @@ def _largest(
     if not fits(1, 1):
         raise LimitError(
             f"kernel {grid.kernel.name!r}: a launch of one block needs a stream of up to "
-            f"{_stream_bytes(grid.kernel, 1, 1, columns_outer, target)} B; the limit is {limits.stream_bytes} B"
+            f"{_stream_bytes(grid.kernel, 1, 1, columns_outer, target)} B; "
+            f"the limit is {limits.stream_bytes} B"
         )
     if fits(1, inner):
         return _bisect(outer, lambda size: fits(size, inner)), inner
@@ -274,7 +300,8 @@ def _largest(
 
 
 def _bisect(most: int, fits: Callable[[int], bool]) -> int:
-    """The largest size up to ``most`` that fits; 1 does, and what fits does so for every smaller size."""
+    """The largest size up to ``most`` that fits; 1 does, and what fits does so for every smaller
+    size."""
     low, high = 1, most
     while low < high:
         middle = (low + high + 1) // 2
@@ -283,14 +310,17 @@ def _bisect(most: int, fits: Callable[[int], bool]) -> int:
 
 
 def _shape(grid: TileGrid, rows: int, columns: int, steps: int, columns_outer: bool) -> LaunchShape:
-    """Strides matter only where an operand has more than one lane: leaving them out shares streams."""
+    """Strides matter only where an operand has more than one lane: leaving them out shares
+    streams."""
     cores = grid.kernel.grid
     a_stride = grid.Mb * grid.Kt if cores.rows > 1 else 0
     b_stride = grid.Nb * grid.Kt if cores.columns > 1 else 0
     return LaunchShape(rows, columns, steps, columns_outer, a_stride, b_stride)
 
 
-def _launch(grid: TileGrid, shape: LaunchShape, row: int, column: int, first_step: int, c_tile: int) -> Launch:
+def _launch(
+    grid: TileGrid, shape: LaunchShape, row: int, column: int, first_step: int, c_tile: int
+) -> Launch:
     a_tile, b_tile = row * grid.Kt + first_step, column * grid.Kt + first_step
     return Launch(shape, row, column, a_tile, b_tile, c_tile)
 
@@ -299,7 +329,9 @@ def _cores(kernel: Kernel) -> int:
     return kernel.grid.rows * kernel.grid.columns
 
 
-def _arguments(kernel: Kernel, shape: LaunchShape, c_elements: int) -> tuple[Argument, Argument, Argument]:
+def _arguments(
+    kernel: Kernel, shape: LaunchShape, c_elements: int
+) -> tuple[Argument, Argument, Argument]:
     tile, cores = kernel.tile, kernel.grid
     a_tiles = (cores.rows - 1) * shape.a_stride + shape.rows * shape.steps
     b_tiles = (cores.columns - 1) * shape.b_stride + shape.columns * shape.steps

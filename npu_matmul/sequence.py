@@ -27,9 +27,10 @@ class WriteParameter:
 class Transfer:
     """One task of the shim channel that serves object FIFO ``fifo``.
 
-    It walks four nested loops, outermost first, of ``sizes`` elements at ``strides`` elements, from element
-    ``offset`` of host buffer ``argument``. The outermost loop is the number of runs; its stride may be 0
-    (a pure repeat). ``descriptor`` is the buffer descriptor it occupies until it is known to be complete.
+    It walks four nested loops, outermost first, of ``sizes`` elements at ``strides`` elements,
+    from element ``offset`` of host buffer ``argument``. The outermost loop is the number of runs;
+    its stride may be 0 (a pure repeat). ``descriptor`` is the buffer descriptor it occupies until
+    it is known to be complete.
     """
 
     fifo: str
@@ -72,7 +73,8 @@ class Sequence:
 
 
 def linear(offset: int, elements: int, runs: int = 1, stride: int = 0) -> dict[str, Any]:
-    """The pattern of ``runs`` contiguous runs of ``elements``, ``stride`` apart (0: the same again).
+    """The pattern of ``runs`` contiguous runs of ``elements``, ``stride`` apart (0: the same
+    again).
 
     >>> linear(64, 256, runs=3)
     {'offset': 64, 'sizes': (3, 1, 1, 256), 'strides': (0, 0, 0, 1)}

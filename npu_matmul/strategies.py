@@ -1,7 +1,7 @@
 """How a product becomes launches: ``sequential``, ``output_tile`` or ``batched``.
 
-All three are given packed operands and return INT32 (or f32) accumulators; what they must cost stands
-beside each as a formula, and tests hold what the device counted against it.
+All three are given packed operands and return INT32 (or f32) accumulators; what they must cost
+stands beside each as a formula, and tests hold what the device counted against it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Product:
-    """One product on one loaded kernel: A as a matrix, B as a matrix or as its packed region on the device."""
+    """One product on one loaded kernel: A as a matrix, B as a matrix or as its packed region on
+    the device."""
 
     loaded: LoadedKernel
     grid: TileGrid
@@ -82,7 +83,8 @@ Strategy = Callable[[Product], NDArray[Any]]
 def sequential(product: Product) -> NDArray[Any]:
     """One launch per tile triple (i, j, kk), synced in and out each time; the host adds over K.
 
-    This is the wrapper that the other strategies replace, and the baseline they are measured against.
+    This is the wrapper that the other strategies replace, and the baseline they are measured
+    against.
     """
     grid, loaded, stages = product.grid, product.loaded, product.stages
     kernel = grid.kernel
@@ -95,7 +97,10 @@ def sequential(product: Product) -> NDArray[Any]:
         a, b = _packed_on_host(product)
     given = loaded.device.alloc(a_bytes if product.resident else b_start + b_bytes)
     out = loaded.device.alloc(c_bytes)
-    a_view, b_view = given.view(0, a_bytes), given if product.resident else given.view(b_start, b_bytes)
+    a_view, b_view = (
+        given.view(0, a_bytes),
+        given if product.resident else given.view(b_start, b_bytes),
+    )
     partial = out.host.view(kernel.c_dtype)
     total = np.zeros((grid.Mb * grid.Nb, partial.size), kernel.c_dtype)
     for position, launch in enumerate(launches):
@@ -127,10 +132,16 @@ def batched(product: Product) -> NDArray[Any]:
     return _one_sync(product, cover(product.grid, product.limits))
 
 
-STRATEGIES: dict[str, Strategy] = {"sequential": sequential, "output_tile": output_tile, "batched": batched}
+STRATEGIES: dict[str, Strategy] = {
+    "sequential": sequential,
+    "output_tile": output_tile,
+    "batched": batched,
+}
 
 
-def expected(strategy: str, grid: TileGrid, resident: bool = False, limits: Limits = LIMITS) -> Counts:
+def expected(
+    strategy: str, grid: TileGrid, resident: bool = False, limits: Limits = LIMITS
+) -> Counts:
     """What a strategy must cost, by formula; Mt Kt Nt count tiles (blocks, on a grid of cores).
 
     ===========  ==================  ======================  ==============================
@@ -141,8 +152,8 @@ def expected(strategy: str, grid: TileGrid, resident: bool = False, limits: Limi
     batched      1 (or few)          1, 1                    A + B, C
     ===========  ==================  ======================  ==============================
 
-    a, b, c are bytes of one tile per core, A, B, C of a whole packed region; each sum starts B at a cache
-    line. A resident B moves no bytes. Where one launch cannot cover K, C comes in parts.
+    a, b, c are bytes of one tile per core, A, B, C of a whole packed region; each sum starts B at
+    a cache line. A resident B moves no bytes. Where one launch cannot cover K, C comes in parts.
     """
     if strategy == "sequential":
         launches = grid.Mb * grid.Kt * grid.Nb
@@ -212,7 +223,8 @@ def _blocks(grid: TileGrid, limits: Limits) -> list[Launch]:
 
 
 def _one_tile_shape(shape: LaunchShape, resident: bool) -> LaunchShape:
-    """Copied tiles lie next to each other, lane after lane; those of a resident B stay where they are."""
+    """Copied tiles lie next to each other, lane after lane; those of a resident B stay where they
+    are."""
     b_stride = shape.b_stride if resident else min(1, shape.b_stride)
     return replace(shape, a_stride=min(1, shape.a_stride), b_stride=b_stride)
 

@@ -1,8 +1,8 @@
 """What an instruction stream must not do, judged from the stream alone.
 
-A check while running would depend on which transfer happened to finish first, so these rules count only
-what the stream itself proves: a token waited for proves its task complete, and with it every earlier task
-of the same channel, because a channel runs its start queue in order.
+A check while running would depend on which transfer happened to finish first, so these rules count
+only what the stream itself proves: a token waited for proves its task complete, and with it every
+earlier task of the same channel, because a channel runs its start queue in order.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ class _Proof:
 def check_stream(stream: Stream) -> None:
     """Raise :class:`StreamError` for the first operation that breaks a rule.
 
-    Rules: a descriptor is written and patched before it is started, and neither while a task that uses it
-    may be running; no channel holds more tasks than its start queue; every token has a task to come from
-    and is waited for; every transfer into host memory is proven complete at the end; runtime parameters
-    are written only while nothing runs.
+    Rules: a descriptor is written and patched before it is started, and neither while a task that
+    uses it may be running; no channel holds more tasks than its start queue; every token has a
+    task to come from and is waited for; every transfer into host memory is proven complete at the
+    end; runtime parameters are written only while nothing runs.
     """
     proof = _Proof()
     for position, operation in enumerate(stream.operations):
@@ -55,7 +55,8 @@ def check_stream(stream: Stream) -> None:
         late = next((task for task in tasks if task.token or channel.direction == "S2MM"), None)
         if late is not None:
             raise StreamError(
-                f"end of stream: the task with descriptor {late.number} on {channel} is never waited for; "
+                f"end of stream: the task with descriptor {late.number} on "
+                f"{channel} is never waited for; "
                 "add a wait, or the host would read before the data is there"
             )
 
@@ -77,7 +78,8 @@ def _check_parameter(operation: WriteWord, proof: _Proof, where: str) -> None:
     running = next((channel for channel, tasks in proof.started.items() if tasks), None)
     if running is not None:
         raise StreamError(
-            f"{where}: writes a parameter of {operation.tile} while {running} may be running; write parameters first"
+            f"{where}: writes a parameter of {operation.tile} while {running} "
+            "may be running; write parameters first"
         )
 
 
@@ -86,8 +88,10 @@ def _check_descriptor(operation: WriteDescriptor | PatchAddress, proof: _Proof, 
     user = proof.in_flight(*key)
     if user is not None:
         raise StreamError(
-            f"{where}: descriptor {operation.number} of column {operation.column} is changed while a task of {user} "
-            "that uses it may be in flight; wait for that task's token first, or use another descriptor"
+            f"{where}: descriptor {operation.number} of column {operation.column} "
+            f"is changed while a task of {user} "
+            "that uses it may be in flight; wait for that task's token "
+            "first, or use another descriptor"
         )
     if isinstance(operation, WriteDescriptor):
         proof.written.add(key)
@@ -99,16 +103,23 @@ def _check_descriptor(operation: WriteDescriptor | PatchAddress, proof: _Proof, 
 def _check_start(operation: StartTask, proof: _Proof, stream: Stream, where: str) -> None:
     channel, number = operation.channel, operation.number
     if channel.column >= stream.columns:
-        raise StreamError(f"{where}: {channel} is outside the partition of {stream.columns} columns")
+        raise StreamError(
+            f"{where}: {channel} is outside the partition of {stream.columns} columns"
+        )
     if not {(channel.column, number)} <= proof.written & proof.patched:
-        raise StreamError(f"{where}: starts descriptor {number} of column {channel.column}, which is not set up")
+        raise StreamError(
+            f"{where}: starts descriptor {number} of column {channel.column}, which is not set up"
+        )
     if operation.token and channel not in proof.reporting:
-        raise StreamError(f"{where}: asks {channel} for a token, which was never told where to send it")
+        raise StreamError(
+            f"{where}: asks {channel} for a token, which was never told where to send it"
+        )
     tasks = proof.started.setdefault(channel, deque())
     tasks.append(operation)
     if len(tasks) > stream.target.queue_depth:
         raise StreamError(
-            f"{where}: {len(tasks)} tasks on {channel}, whose start queue holds {stream.target.queue_depth}; wait for a "
+            f"{where}: {len(tasks)} tasks on {channel}, whose start queue holds "
+            f"{stream.target.queue_depth}; wait for a "
             "token before starting more"
         )
 
@@ -116,6 +127,8 @@ def _check_start(operation: StartTask, proof: _Proof, stream: Stream, where: str
 def _check_wait(operation: WaitToken, proof: _Proof, where: str) -> None:
     tasks = proof.started.get(operation.channel, deque())
     if not any(task.token for task in tasks):
-        raise StreamError(f"{where}: waits for a token of {operation.channel}, but no task there will send one")
+        raise StreamError(
+            f"{where}: waits for a token of {operation.channel}, but no task there will send one"
+        )
     while not tasks.popleft().token:
         pass

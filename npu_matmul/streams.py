@@ -1,4 +1,5 @@
-"""The instruction stream of a launch: its sequence, assembled for the kernel's design, kept per shape."""
+"""The instruction stream of a launch: its sequence, assembled for the kernel's design, kept per
+shape."""
 
 from __future__ import annotations
 

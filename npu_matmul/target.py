@@ -1,7 +1,8 @@
 """What the hardware is: array shapes, address map and limits of the shim DMAs, each number once.
 
-Sources: mlir-aie's AIETargetModel and AIEX verifier (April 2026) and aie-rt's register tables; the word
-formats were read off instruction streams that the standard toolchain made (``tests/data/*.insts.bin``).
+Sources: mlir-aie's AIETargetModel and AIEX verifier (April 2026) and aie-rt's register tables; the
+word formats were read off instruction streams that the standard toolchain made
+(``tests/data/*.insts.bin``).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ WORD_BYTES = 4  # address granularity of every DMA
 class Target:
     """One device family.
 
-    ``partition(columns)`` is the name mlir-aie gives to that many columns of it. Limits are of one shim
-    tile unless they say otherwise; wraps and steps in 32-bit words.
+    ``partition(columns)`` is the name mlir-aie gives to that many columns of it. Limits are of one
+    shim tile unless they say otherwise; wraps and steps in 32-bit words.
     """
 
     name: str
@@ -81,6 +82,11 @@ def tile_of(array_address: int) -> tuple[int, int, int]:
 # Shim DMA registers (offsets in the tile).
 DESCRIPTOR_BASE = 0x1D000
 DESCRIPTOR_BYTES = 0x20
-CHANNEL_CONTROL = {("S2MM", 0): 0x1D200, ("S2MM", 1): 0x1D208, ("MM2S", 0): 0x1D210, ("MM2S", 1): 0x1D218}
+CHANNEL_CONTROL = {
+    ("S2MM", 0): 0x1D200,
+    ("S2MM", 1): 0x1D208,
+    ("MM2S", 0): 0x1D210,
+    ("MM2S", 1): 0x1D218,
+}
 START_QUEUE = {key: control + 4 for key, control in CHANNEL_CONTROL.items()}
 CORE_DATA_MEMORY_BYTES = 0x10000

@@ -1,8 +1,9 @@
 """Packs matrices into the order in which the NPU streams them, and unpacks C.
 
-The kernel is the master, the packing is the slave: tile and block shapes come from the manifest. A matrix
-is stored as tiles; a tile as row-major blocks of the ``aie::mmul`` intrinsic. Where each tile goes is an
-index table made by :class:`TileGrid`; moving the elements is one compiled loop over rows of blocks.
+The kernel is the master, the packing is the slave: tile and block shapes come from the manifest. A
+matrix is stored as tiles; a tile as row-major blocks of the ``aie::mmul`` intrinsic. Where each
+tile goes is an index table made by :class:`TileGrid`; moving the elements is one compiled loop
+over rows of blocks.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from npu_matmul.kernel import Kernel
 class TileGrid:
     """The problem M, K, N cut into a kernel's tiles, padded to whole blocks of the core grid.
 
-    ``Mt``, ``Kt``, ``Nt`` count tiles with padding; ``Mb`` and ``Nb`` blocks of C, one tile per core.
+    ``Mt``, ``Kt``, ``Nt`` count tiles with padding; ``Mb`` and ``Nb`` blocks of C, one tile per
+    core.
 
     >>> from npu_matmul.kernel import load_kernel
     >>> grid = TileGrid(load_kernel("matmul_16x16"), 17, 16, 40)
@@ -59,7 +61,9 @@ class TileGrid:
     def padding(self) -> float:
         """The fraction of multiplications that are wasted on padding."""
         tile = self.kernel.tile
-        return 1 - self.M * self.K * self.N / (self.Mt * tile.m * self.Kt * tile.k * self.Nt * tile.n)
+        return 1 - self.M * self.K * self.N / (
+            self.Mt * tile.m * self.Kt * tile.k * self.Nt * tile.n
+        )
 
     @property
     def a_bytes(self) -> int:
@@ -89,7 +93,8 @@ class TileGrid:
 
     @cached_property
     def b_order(self) -> NDArray[np.int64]:
-        """Where tile (kk, j) of B is stored: [core column][block column][kk], the transpose of A's rule.
+        """Where tile (kk, j) of B is stored: [core column][block column][kk], the transpose of A's
+        rule.
 
         For 2 core columns, 3 x 4 tiles::
 
@@ -132,21 +137,26 @@ def unpack_b(packed: NDArray[Any], grid: TileGrid) -> NDArray[Any]:
 
 
 def unpack_c(packed: NDArray[Any], order: NDArray[np.int64], grid: TileGrid) -> NDArray[Any]:
-    """C (M, N) from its tiles; ``order[i, j]`` says where tile (i, j) is stored. Padding is dropped."""
+    """C (M, N) from its tiles; ``order[i, j]`` says where tile (i, j) is stored. Padding is
+    dropped."""
     tile, block = grid.kernel.tile, grid.kernel.mmul
     return _unpack(packed, order, (grid.M, grid.N), (tile.m, tile.n), (block.r, block.t))
 
 
 @dataclass(frozen=True)
 class _RowLayout:
-    """How one row of a tile lies in memory, in machine words: ``spread[w]`` is where its word w goes.
+    """How one row of a tile lies in memory, in machine words: ``spread[w]`` is where its word w
+    goes.
 
     For a tile of 16 x 16 int8 in blocks of 4 x 8, a word is 8 B, a row has 2 words, a block 4:
-    ``spread == [0, 4]``, the next row of the same block is 1 word further, the next blocks down are 8.
+    ``spread == [0, 4]``, the next row of the same block is 1 word further, the next blocks down
+    are 8.
     """
 
     word: np.dtype[Any]
-    numbers: tuple[Any, ...]  # spread, rows of a tile, rows of a block, words: tile, blocks across, block row
+    numbers: tuple[
+        Any, ...
+    ]  # spread, rows of a tile, rows of a block, words: tile, blocks across, block row
 
     @classmethod
     @lru_cache(maxsize=64)
@@ -161,7 +171,11 @@ class _RowLayout:
 
 
 def _pack(
-    matrix: NDArray[Any], out: NDArray[Any], order: NDArray[np.int64], tile: tuple[int, int], block: tuple[int, int]
+    matrix: NDArray[Any],
+    out: NDArray[Any],
+    order: NDArray[np.int64],
+    tile: tuple[int, int],
+    block: tuple[int, int],
 ) -> None:
     layout = _RowLayout.of(tile, block, matrix.dtype.itemsize)
     if matrix.shape[0] != order.shape[0] * tile[0]:
@@ -180,12 +194,15 @@ def _unpack(
     layout = _RowLayout.of(tile, block, packed.dtype.itemsize)
     columns = order.shape[1] * tile[1]
     padded = np.empty((shape[0], columns), packed.dtype)
-    _unpack_rows(packed.view(layout.word), padded.view(layout.word), order.view(np.uint64), *layout.numbers)
+    _unpack_rows(
+        packed.view(layout.word), padded.view(layout.word), order.view(np.uint64), *layout.numbers
+    )
     return padded if columns == shape[1] else np.ascontiguousarray(padded[:, : shape[1]])
 
 
 def _whole_tiles(matrix: NDArray[Any], columns: int, word: np.dtype[Any]) -> NDArray[Any]:
-    """The matrix as rows of words, widened to ``columns`` with zeros; a copy only where it must be."""
+    """The matrix as rows of words, widened to ``columns`` with zeros; a copy only where it must
+    be."""
     fits = matrix.shape[1] == columns and matrix.flags.c_contiguous and matrix.dtype.isnative
     if fits and matrix.__array_interface__["data"][0] % word.itemsize == 0:
         return matrix.view(word)
@@ -194,11 +211,14 @@ def _whole_tiles(matrix: NDArray[Any], columns: int, word: np.dtype[Any]) -> NDA
     return copy.view(word)
 
 
-# Both loops index with unsigned numbers: with signed ones numba adds a wrap-around test to every access.
+# Both loops index with unsigned numbers: with signed ones numba adds a wrap-around test to every
+# access.
 
 
 @numba.njit(cache=True, nogil=True)
-def _pack_rows(source, out, order, spread, tile_rows, block_rows, tile_words, band_words, row_words):  # type: ignore[no-untyped-def]
+def _pack_rows(
+    source, out, order, spread, tile_rows, block_rows, tile_words, band_words, row_words
+):
     width = spread.size
     for y in range(source.shape[0]):
         row, rest = source[y], y % tile_rows
@@ -211,7 +231,9 @@ def _pack_rows(source, out, order, spread, tile_rows, block_rows, tile_words, ba
 
 
 @numba.njit(cache=True, nogil=True)
-def _unpack_rows(packed, out, order, spread, tile_rows, block_rows, tile_words, band_words, row_words):  # type: ignore[no-untyped-def]
+def _unpack_rows(
+    packed, out, order, spread, tile_rows, block_rows, tile_words, band_words, row_words
+):
     width = spread.size
     for y in range(out.shape[0]):
         row, rest = out[y], y % tile_rows

@@ -1,9 +1,9 @@
-"""Runs a kernel's C++ core function on this machine: compiled with the aie_api stand-in, called by ctypes.
+"""Runs a kernel's C++ core function on the host: built with the aie_api stand-in, called by ctypes.
 
-``load_core_function(kernel)`` gives a :class:`CoreFunction`, ``.call(symbol, a, b, c)`` runs one of its
-symbols on arrays from :func:`aligned`. What the stand-in objects to is raised as :class:`StandInError`
-instead of ending the process. The state of the emulated core (rounding, saturation) belongs to the
-compiled library and outlives a call, as it does on the hardware.
+``load_core_function(kernel)`` gives a :class:`CoreFunction`; its ``call(symbol, a, b, c)`` runs one
+symbol on arrays from :func:`aligned`. What the stand-in objects to is raised as
+:class:`StandInError` instead of ending the process. The state of the emulated core (rounding,
+saturation) belongs to the compiled library and outlives a call, as it does on the hardware.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +115,9 @@ class CoreFunction:
         """``symbol(a, b, c)`` in place on ``c``; raises :class:`StandInError` when it objects."""
         for name, array in zip("abc", (a, b, c), strict=True):
             if not array.flags.c_contiguous or array.ctypes.data % ALIGNMENT:
-                raise ValueError(f"operand {name} must be contiguous and aligned; make it with aligned()")
+                raise ValueError(
+                    f"operand {name} must be contiguous and aligned; make it with aligned()"
+                )
         function = ctypes.cast(getattr(self._library, symbol), ctypes.c_void_p)
         operands = [part for array in (a, b, c) for part in (array.ctypes.data, array.nbytes)]
         objection = self._library.host_call3(function, *operands)
@@ -143,7 +145,7 @@ class CoreFunction:
         return {n for n in names if not n.startswith("host_") and not _STANDARD_LIBRARY.match(n)}
 
 
-@lru_cache(maxsize=None)
+@cache
 def _build(source: Path, macros: tuple[str, ...], content: str) -> Path:
     """The shared library of ``source``; ``content`` is in the key so that an edit is seen."""
     digest = hashlib.sha256("\0".join((*macros, str(source), content)).encode()).hexdigest()[:16]
@@ -174,7 +176,7 @@ def _write_source(text: str) -> Path:
     return source
 
 
-@lru_cache(maxsize=None)
+@cache
 def _folder() -> Path:
     """A folder of this session, removed at its end."""
     folder = tempfile.TemporaryDirectory(prefix="core_function_")

@@ -1,4 +1,4 @@
-"""The shipped C++ core functions, run with the aie_api stand-in: equal to the models of the emulated NPU."""
+"""The shipped C++ core functions, run on the host, give the bits of the emulated NPU's models."""
 
 from __future__ import annotations
 

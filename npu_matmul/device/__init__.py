@@ -1,9 +1,9 @@
 """The device seam: what strategies may ask of a device, and how devices are opened.
 
-Three nouns of XRT: a :class:`Buffer` with a host side and a device side that a sync copies between, a
-:class:`LoadedKernel` that launches instruction streams on views of buffers, and the :class:`Run` of one
-launch. The base classes count launches, syncs and bytes, so that no device counts its own way. A
-:class:`HostDevice` has none of them: it computes products itself.
+Three nouns of XRT: a :class:`Buffer` with a host side and a device side that a sync copies
+between, a :class:`LoadedKernel` that launches instruction streams on views of buffers, and the
+:class:`Run` of one launch. The base classes count launches, syncs and bytes, so that no device
+counts its own way. A :class:`HostDevice` has none of them: it computes products itself.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from npu_matmul.target import WORD_BYTES
 
 DEVICE_VARIABLE = "NPU_MATMUL_DEVICE"
 DEVICES = ("auto", "xrt", "emulated", "cpu")
-PREPARED_STREAMS = 256  # instruction buffers kept per loaded kernel, least recently used dropped first
+PREPARED_STREAMS = 256  # kept per loaded kernel; the least recently used is dropped first
 
 log = logging.getLogger("npu_matmul")
 
@@ -55,7 +55,8 @@ class LaunchFailed(DeviceError):
 
 @dataclass
 class Counters:
-    """What a device did. Syncs and bytes are of data buffers; instruction streams are counted apart."""
+    """What a device did. Syncs and bytes are of data buffers; instruction streams are counted
+    apart."""
 
     launches: int = 0
     syncs_to_device: int = 0
@@ -129,7 +130,8 @@ class NpuDevice(Device):
 
     @abstractmethod
     def alloc(self, nbytes: int) -> Buffer:
-        """A buffer of ``nbytes``, a positive multiple of 4; its contents are undefined on both sides."""
+        """A buffer of ``nbytes``, a positive multiple of 4; its contents are undefined on both
+        sides."""
 
     @abstractmethod
     def load(self, kernel: Kernel) -> LoadedKernel:
@@ -152,11 +154,13 @@ class Buffer(ABC):
         """A part of the buffer that shares both its sides; keeps the whole alive."""
         if offset_bytes % WORD_BYTES or nbytes % WORD_BYTES:
             raise BufferError(
-                f"view of {self.name}: offset {offset_bytes} B and size {nbytes} B must be multiples of {WORD_BYTES} B"
+                f"view of {self.name}: offset {offset_bytes} B and size {nbytes} "
+                f"B must be multiples of {WORD_BYTES} B"
             )
         if offset_bytes < 0 or nbytes <= 0 or offset_bytes + nbytes > self.nbytes:
             raise BufferError(
-                f"view of {self.name}: bytes {offset_bytes} to {offset_bytes + nbytes} are not within its {self.nbytes} B"
+                f"view of {self.name}: bytes {offset_bytes} to {offset_bytes + nbytes} "
+                f"are not within its {self.nbytes} B"
             )
         return self._view(offset_bytes, nbytes)
 
@@ -208,13 +212,19 @@ class LoadedKernel(ABC):
         self._lock = threading.RLock()
 
     def launch(self, stream: bytes, buffers: Sequence[Buffer]) -> Run:
-        """Start one launch. Raises ``StreamError`` for a bad stream, :class:`BufferError` for small buffers."""
+        """Start one launch. Raises ``StreamError`` for a bad stream, :class:`BufferError` for
+        small buffers."""
         with self._lock:
             prepared = self._prepare(stream)
             for argument, needed in prepared.argument_bytes.items():
                 if argument >= len(buffers) or buffers[argument].nbytes < needed:
-                    given = f"{buffers[argument].nbytes} B" if argument < len(buffers) else "missing"
-                    raise BufferError(f"buffer argument {argument} is {given}; the stream reaches {needed} B of it")
+                    given = (
+                        f"{buffers[argument].nbytes} B" if argument < len(buffers) else "missing"
+                    )
+                    raise BufferError(
+                        f"buffer argument {argument} is {given}; the stream "
+                        f"reaches {needed} B of it"
+                    )
             self.device.count(launches=1)
             return self._start(prepared.instructions, buffers)
 
@@ -251,9 +261,9 @@ _opening = threading.RLock()
 def open_device(name: str | None = None) -> Device:
     """The device called ``name``, opened once per process and shared.
 
-    ``"xrt"`` is a real NPU, ``"emulated"`` runs the same designs and streams on arrays, ``"cpu"`` computes
-    the same numbers on the host. ``"auto"`` takes the NPU where there is one and the CPU otherwise, and
-    says so once. With no name, ``$NPU_MATMUL_DEVICE`` decides, else ``"auto"``.
+    ``"xrt"`` is a real NPU, ``"emulated"`` runs the same designs and streams on arrays, ``"cpu"``
+    computes the same numbers on the host. ``"auto"`` takes the NPU where there is one and the CPU
+    otherwise, and says so once. With no name, ``$NPU_MATMUL_DEVICE`` decides, else ``"auto"``.
 
     Raises :class:`UnknownDevice`, or :class:`DeviceUnavailable` with what is missing.
 
@@ -281,11 +291,13 @@ def _make(name: str) -> Device:
         return CpuDevice()
     if name == "xrt":
         raise DeviceUnavailable(
-            "device 'xrt': driving a real NPU is not part of this version; use 'emulated', which runs the same "
+            "device 'xrt': driving a real NPU is not part of this version; "
+            "use 'emulated', which runs the same "
             "designs and instruction streams, or 'cpu'"
         )
     log.warning(
-        "device 'auto': no NPU can be used here, computing on the CPU; set %s=cpu to choose this without a notice",
+        "device 'auto': no NPU can be used here, computing on the CPU; set "
+        "%s=cpu to choose this without a notice",
         DEVICE_VARIABLE,
     )
     return open_device("cpu")

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from npu_matmul.accumulate import accumulate
 from npu_matmul.device import HostDevice
 
-EXACT_STEPS = 1024  # 1024 products of at most 2**14 sum to at most 2**24, which float32 holds exactly
+EXACT_STEPS = (
+    1024  # 1024 products of at most 2**14 sum to at most 2**24, which float32 holds exactly
+)
 
 
 class CpuDevice(HostDevice):
@@ -19,8 +21,8 @@ class CpuDevice(HostDevice):
     def matmul_int8(self, a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.int32]:
         """(M, K) @ (K, N) as INT32, modulo 2**32.
 
-        >>> CpuDevice().matmul_int8(np.array([[-128, 2]], np.int8), np.array([[-128], [3]], np.int8))
-        array([[16390]], dtype=int32)
+        >>> CpuDevice().matmul_int8(np.array([[-128, 2]], np.int8), np.array([[-128], [3]],
+        np.int8)) array([[16390]], dtype=int32)
         """
         total = np.zeros((a.shape[0], b.shape[1]), np.int32)
         for start in range(0, a.shape[1], EXACT_STEPS):

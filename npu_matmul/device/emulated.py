@@ -1,7 +1,7 @@
 """The emulated NPU behind the device seam: buffers with two sides, and a machine per loaded kernel.
 
-It is stricter than hardware: both sides of a new buffer are poisoned, and a transfer of bytes that were
-never synced is an error. It reports counts, never a time.
+It is stricter than hardware: both sides of a new buffer are poisoned, and a transfer of bytes that
+were never synced is an error. It reports counts, never a time.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class EmulatedDevice(NpuDevice):
 
     def alloc(self, nbytes: int) -> EmulatedBuffer:
         if nbytes <= 0 or nbytes % WORD_BYTES:
-            raise BufferError(f"a buffer of {nbytes} B: the size must be a positive multiple of {WORD_BYTES} B")
+            raise BufferError(
+                f"a buffer of {nbytes} B: the size must be a positive multiple of {WORD_BYTES} B"
+            )
         words = nbytes // WORD_BYTES
         name = f"buffer {next(self._buffer_numbers)}"
         poison = np.full(nbytes, POISON, np.uint8)
@@ -87,7 +89,8 @@ class EmulatedKernel(LoadedKernel):
 
     @property
     def machine_counters(self) -> MachineCounters:
-        """What the machine itself executed since it was booted: a count of its own, for comparison."""
+        """What the machine itself executed since it was booted: a count of its own, for
+        comparison."""
         return self._machine.counters
 
     def _load_instructions(self, stream: bytes, decoded: Stream) -> Stream:
@@ -112,4 +115,6 @@ class _Finished(Run):
 
     def wait(self, timeout_s: float) -> None:
         if self._error is not None:
-            raise LaunchFailed(f"the launch failed on the emulated NPU: {self._error}") from self._error
+            raise LaunchFailed(
+                f"the launch failed on the emulated NPU: {self._error}"
+            ) from self._error

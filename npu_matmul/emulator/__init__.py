@@ -1,13 +1,15 @@
 """The emulated NPU: runs an overlay's design and the bytes of an instruction stream on arrays.
 
 It knows object FIFOs, cores and shim DMAs, not products: only the models of the C symbols compute.
-Files, in reading order: ``rings`` (buffers and who may touch them), ``core`` (what a core executes),
-``shim`` (descriptors, start queues, tokens), ``machine`` (all of it under one scheduler), ``symbols``.
+Files, in reading order: ``rings`` (buffers and who may touch them), ``core`` (what a core
+executes), ``shim`` (descriptors, start queues, tokens), ``machine`` (all of it under one
+scheduler), ``symbols``.
 """
 
 
 class EmulationError(RuntimeError):
-    """The design or the stream did something that the NPU would punish; the message names who and where."""
+    """The design or the stream did something that the NPU would punish; the message names who and
+    where."""
 
 
 POISON = 0xA5  # every byte of memory that nobody has written yet

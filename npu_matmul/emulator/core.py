@@ -1,7 +1,8 @@
-"""What one core executes: the body of its ``aie.core``, as a generator that yields what it waits for.
+"""What one core executes: the body of its ``aie.core``, as a generator that yields what it waits
+for.
 
-The body is checked and translated once, when the machine is built; an operation that is not in the table
-below is refused then. Running it costs one Python call per operation.
+The body is checked and translated once, when the machine is built; an operation that is not in the
+table below is refused then. Running it costs one Python call per operation.
 """
 
 from __future__ import annotations
@@ -77,7 +78,8 @@ class CoreProgram:
         self._steps = self._translate(block)
 
     def run(self) -> Iterator[Condition]:
-        """Execute the body from its start; ends when the body does, which a good core never lets happen."""
+        """Execute the body from its start; ends when the body does, which a good core never lets
+        happen."""
         return _run(self._steps, {})
 
     def _translate(self, block: Block) -> list[Step | Loop]:
@@ -85,7 +87,9 @@ class CoreProgram:
 
     def _translate_op(self, op: Operation) -> Step | Loop | None:
         if op.attributes:
-            raise DesignError(f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported")
+            raise DesignError(
+                f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported"
+            )
         match op:
             case arith.ConstantOp(value=IntegerAttr()):
                 return _constant(op)
@@ -105,25 +109,37 @@ class CoreProgram:
                 return self._call(op)
             case aie.EndOp() | scf.YieldOp():
                 return None
-        raise DesignError(f"{place(op)}: {self.name}: operation {op.name} is not supported in a core")
+        raise DesignError(
+            f"{place(op)}: {self.name}: operation {op.name} is not supported in a core"
+        )
 
     def _loop(self, op: scf.ForOp) -> Loop:
         if op.iter_args:
-            raise DesignError(f"{place(op)}: {self.name}: loops that carry values are not supported")
+            raise DesignError(
+                f"{place(op)}: {self.name}: loops that carry values are not supported"
+            )
         if not any(isinstance(inner, aie.AcquireOp) for inner in op.walk()):
-            raise DesignError(f"{place(op)}: {self.name}: a loop that acquires nothing is not supported: it cannot wait")
+            raise DesignError(
+                f"{place(op)}: {self.name}: a loop that acquires nothing "
+                "is not supported: it cannot wait"
+            )
         return Loop(op.lb, op.ub, op.step, op.body.block.args[0], self._translate(op.body.block))
 
     def _end(self, op: aie.AcquireOp | aie.ReleaseOp) -> End:
         key = op.objFifo_name.string_value(), op.port.data
         if key not in self.ends:
-            raise DesignError(f"{place(op)}: {self.name} is not on the {key[1].value} side of @{key[0]}")
+            raise DesignError(
+                f"{place(op)}: {self.name} is not on the {key[1].value} side of @{key[0]}"
+            )
         return self.ends[key]
 
     def _acquire(self, op: aie.AcquireOp) -> Step:
         end, size, result = self._end(op), op.size.value.data, op.subview
         if size > end.ring.depth:
-            raise DesignError(f"{place(op)}: {self.name} acquires {size} of {end.ring}, which has {end.ring.depth}")
+            raise DesignError(
+                f"{place(op)}: {self.name} acquires {size} of {end.ring}, "
+                f"which has {end.ring.depth}"
+            )
 
         def acquire(env: Environment) -> Condition | None:
             missing = size - end.held
@@ -149,14 +165,17 @@ class CoreProgram:
 
     def _load(self, op: memref.LoadOp) -> Step:
         if op.memref not in self.parameters or len(op.indices) != 1:
-            raise DesignError(f"{place(op)}: {self.name}: only runtime-parameter buffers of rank 1 can be loaded")
+            raise DesignError(
+                f"{place(op)}: {self.name}: only runtime-parameter buffers of rank 1 can be loaded"
+            )
         memory, index, result = self.parameters[op.memref], op.indices[0], op.res
 
         def load(env: Environment) -> None:
             word = env[index]
             if not (0 <= word < memory.words.size and memory.written[word]):
                 raise EmulationError(
-                    f"{place(op)}: {self.name} reads word {word} of parameter @{memory.name}, which nobody has written; "
+                    f"{place(op)}: {self.name} reads word {word} of parameter "
+                    f"@{memory.name}, which nobody has written; "
                     "write it in the sequence, and read it after the first acquire of an input"
                 )
             env[result] = int(memory.words[word])
@@ -166,7 +185,10 @@ class CoreProgram:
     def _call(self, op: func.CallOp) -> Step:
         symbol = op.callee.string_value()
         if symbol not in self.models:
-            raise DesignError(f"{place(op)}: {self.name} calls @{symbol}; there is a model of: {', '.join(self.models)}")
+            raise DesignError(
+                f"{place(op)}: {self.name} calls @{symbol}; there is a "
+                f"model of: {', '.join(self.models)}"
+            )
         model, operands = self.models[symbol], tuple(op.arguments)
 
         def call(env: Environment) -> None:
@@ -176,7 +198,8 @@ class CoreProgram:
                 element = env[value]
                 if not element.end.owns(element.number):
                     raise EmulationError(
-                        f"{place(op)}: {self.name} passes @{symbol} an element of {element.end.ring} that it has released"
+                        f"{place(op)}: {self.name} passes @{symbol} an element of "
+                        f"{element.end.ring} that it has released"
                     )
                 arrays.append(element.end.array(element.number))
             model(*arrays)
@@ -220,17 +243,20 @@ def _access(op: aie.AccessOp, core: str) -> Step:
     def access(env: Environment) -> None:
         elements = env[subview]
         if index >= len(elements):
-            raise EmulationError(f"{place(op)}: {core} accesses element {index} of the {len(elements)} it acquired")
+            raise EmulationError(
+                f"{place(op)}: {core} accesses element {index} of the {len(elements)} it acquired"
+            )
         env[output] = elements[index]
 
     return access
 
 
 def _check_balance(block: Block, outside: set[tuple[str, aie.Port]], core: str) -> None:
-    """Acquires and releases must balance within each block, as the toolchain lowers them block by block.
+    """Acquires and releases must balance within each block, as the toolchain lowers them block by
+    block.
 
-    It counts what a core holds statically; in an unbalanced block it drops lock acquires without a word,
-    and the core then reads elements that have not arrived.
+    It counts what a core holds statically; in an unbalanced block it drops lock acquires without a
+    word, and the core then reads elements that have not arrived.
     """
     held: dict[tuple[str, aie.Port], int] = {}
     for op in block.ops:
@@ -239,13 +265,17 @@ def _check_balance(block: Block, outside: set[tuple[str, aie.Port]], core: str) 
             size = op.size.value.data
             if key in outside:
                 raise DesignError(
-                    f"{place(op)}: {core}: @{key[0]} is acquired in an outer block and used again in an inner one; "
-                    "acquire and release must balance within each block (peel the first step out of the loop)"
+                    f"{place(op)}: {core}: @{key[0]} is acquired in an outer block "
+                    "and used again in an inner one; "
+                    "acquire and release must balance within each block (peel "
+                    "the first step out of the loop)"
                 )
             acquires = isinstance(op, aie.AcquireOp)
             held[key] = max(held.get(key, 0), size) if acquires else held.get(key, 0) - size
             if held[key] < 0:
-                raise DesignError(f"{place(op)}: {core}: releases more of @{key[0]} than this block has acquired")
+                raise DesignError(
+                    f"{place(op)}: {core}: releases more of @{key[0]} than this block has acquired"
+                )
         for region in op.regions:
             for inner in region.blocks:
                 _check_balance(inner, outside | {key for key, count in held.items() if count}, core)
@@ -254,6 +284,7 @@ def _check_balance(block: Block, outside: set[tuple[str, aie.Port]], core: str) 
         last = block.last_op
         assert last is not None
         raise DesignError(
-            f"{place(last)}: {core}: this block acquires @{left[0]} and does not release it; acquire and release must "
+            f"{place(last)}: {core}: this block acquires @{left[0]} and does not "
+            "release it; acquire and release must "
             "balance within each block (peel the first step out of the loop)"
         )

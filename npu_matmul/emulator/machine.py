@@ -1,8 +1,9 @@
 """The array as a machine: cores, movers and shim channels as actors under one scheduler.
 
-``Machine(overlay, models)`` builds and boots it: the cores run until each waits for its first input, and
-that is the rest state. ``launch`` executes a stream; afterwards every actor must wait for the same thing
-as after boot and every FIFO be as full, or the next launch would start from something else.
+``Machine(overlay, models)`` builds and boots it: the cores run until each waits for its first
+input, and that is the rest state. ``launch`` executes a stream; afterwards every actor must wait
+for the same thing as after boot and every FIFO be as full, or the next launch would start from
+something else.
 """
 
 from __future__ import annotations
@@ -84,7 +85,9 @@ class Machine:
     def __post_init__(self) -> None:
         self._rings, sides = _build_rings(self.overlay)
         self._parameters = {
-            name: ParameterMemory(name, p.tile, p.address, np.zeros(p.elements * p.dtype.itemsize // 4, np.int32))
+            name: ParameterMemory(
+                name, p.tile, p.address, np.zeros(p.elements * p.dtype.itemsize // 4, np.int32)
+            )
             for name, p in self.overlay.parameters.items()
         }
         by_value = {value: self._parameters[name] for value, name in self.overlay.values.items()}
@@ -92,13 +95,16 @@ class Machine:
         for fifo in self.overlay.fifos.values():
             self._actors.append(self._mover(fifo, sides))
         self._cores = [
-            CoreProgram(core, sides.of_core(core.tile), by_value, self.models) for core in self.overlay.cores
+            CoreProgram(core, sides.of_core(core.tile), by_value, self.models)
+            for core in self.overlay.cores
         ]
         self._actors += [Actor(core.name, core.run()) for core in self._cores]
         self._settle(self._actors)
         ended = next((actor for actor in self._actors if actor.finished), None)
         if ended is not None:
-            raise DesignError(f"{ended.name}: its body ends; a core must loop for ever, each launch continues it")
+            raise DesignError(
+                f"{ended.name}: its body ends; a core must loop for ever, each launch continues it"
+            )
         self._rest = self._levels()
 
     @property
@@ -114,14 +120,17 @@ class Machine:
         """Execute a stream on buffers; raises :class:`EmulationError` or ``StreamError``."""
         if (stream.target, stream.columns) != (self.overlay.target, self.overlay.columns):
             raise EmulationError(
-                f"the stream is for {stream.columns} columns of {stream.target.name}, the overlay for "
+                f"the stream is for {stream.columns} columns of "
+                f"{stream.target.name}, the overlay for "
                 f"{self.overlay.columns} of {self.overlay.target.name}"
             )
         check_stream(stream)
         host = Actor("the runtime sequence", self._execute(stream, arguments))
         self._settle([host, *self._actors])
         if not host.finished:
-            actors = "\n".join(f"  {actor}" for actor in (host, *self._actors) if not actor.finished)
+            actors = "\n".join(
+                f"  {actor}" for actor in (host, *self._actors) if not actor.finished
+            )
             raise Deadlock(f"launch {self.launches}: nothing can move:\n{actors}")
         self._check_rest()
         self.launches += 1
@@ -146,7 +155,9 @@ class Machine:
                     self._patch(operation, arguments)
                 case StartTask():
                     state = self._descriptors[operation.channel.column, operation.number]
-                    self._channel(operation.channel).queue.append(Task(state, operation.runs, operation.token))
+                    self._channel(operation.channel).queue.append(
+                        Task(state, operation.runs, operation.token)
+                    )
                 case WaitToken():
                     channel = self._channel(operation.channel)
                     while not channel.tokens:
@@ -163,18 +174,24 @@ class Machine:
                     memory.words[word] = np.uint32(operation.value).view(np.int32)
                     memory.written[word] = True
                     return
-        raise EmulationError(f"the stream writes {operation.tile} at {operation.offset:#x}, where no buffer is")
+        raise EmulationError(
+            f"the stream writes {operation.tile} at {operation.offset:#x}, where no buffer is"
+        )
 
     def _patch(self, operation: PatchAddress, arguments: Sequence[DeviceMemory]) -> None:
         if operation.argument >= len(arguments):
-            raise EmulationError(f"the stream uses buffer {operation.argument}; the launch has {len(arguments)}")
+            raise EmulationError(
+                f"the stream uses buffer {operation.argument}; the launch has {len(arguments)}"
+            )
         state = self._descriptors[operation.column, operation.number]
         state.memory = arguments[operation.argument]
         state.offset_words = operation.offset_bytes // 4
 
     def _channel(self, channel: Channel) -> ShimChannel:
         if channel not in self._channels:
-            raise EmulationError(f"the stream uses {channel}, which no object FIFO of the design is connected to")
+            raise EmulationError(
+                f"the stream uses {channel}, which no object FIFO of the design is connected to"
+            )
         return self._channels[channel]
 
     def _mover(self, fifo: Fifo, sides: _Sides) -> Actor:
@@ -188,7 +205,10 @@ class Machine:
         else:
             ends = sides.arriving[fifo.name]
         if any(fifo.from_stream) or fifo.to_stream:
-            raise DesignError(f"{fifo.place}: @{fifo.name}: layout transformations beside a shim are not supported")
+            raise DesignError(
+                f"{fifo.place}: @{fifo.name}: layout transformations "
+                "beside a shim are not supported"
+            )
         self._channels[channel] = ShimChannel(channel, fifo.name, ends)
         return Actor(str(self._channels[channel]), self._channels[channel].run())
 
@@ -203,10 +223,15 @@ class Machine:
         now = self._levels()
         if now == self._rest:
             return
-        changed = [(part, was, now_is) for (part, was), (_, now_is) in zip(self._rest, now, strict=True) if was != now_is]
+        changed = [
+            (part, was, now_is)
+            for (part, was), (_, now_is) in zip(self._rest, now, strict=True)
+            if was != now_is
+        ]
         lines = [_difference(part, was, now_is) for part, was, now_is in changed]
         raise RestStateError(
-            f"launch {self.launches} ended, but the array is not at rest (the sequence moved too much or too little, or "
+            f"launch {self.launches} ended, but the array is not at rest (the "
+            "sequence moved too much or too little, or "
             "a runtime parameter does not match it):\n" + "\n".join(f"  {line}" for line in lines)
         )
 
@@ -215,20 +240,25 @@ def _difference(part: Any, was: Any, now: Any) -> str:
     if isinstance(part, Actor):
         return f"{part.name} waits for {now}; at rest it waits for {was}"
     if isinstance(part, ShimChannel):
-        return f"{part}: {now[0]} tasks, {now[1]} tokens, {now[2]} B of an element begun; at rest none"
+        return (
+            f"{part}: {now[0]} tasks, {now[1]} tokens, {now[2]} B of an element begun; at rest none"
+        )
     return f"{part} is filled differently than at rest: {now} against {was}"
 
 
 @dataclass
 class _Sides:
-    """Who takes from and gives to which ring: per FIFO for the movers, per tile and port for cores."""
+    """Who takes from and gives to which ring: per FIFO for the movers, per tile and port for
+    cores."""
 
     leaving: dict[str, End] = field(default_factory=dict)
     arriving: dict[str, list[End]] = field(default_factory=dict)
     cores: dict[tuple[Tile, str, aie.Port], End] = field(default_factory=dict)
 
     def of_core(self, tile: Tile) -> dict[tuple[str, aie.Port], End]:
-        return {(name, port): end for (where, name, port), end in self.cores.items() if where == tile}
+        return {
+            (name, port): end for (where, name, port), end in self.cores.items() if where == tile
+        }
 
 
 def _build_rings(overlay: Overlay) -> tuple[list[Ring], _Sides]:
@@ -241,12 +271,15 @@ def _build_rings(overlay: Overlay) -> tuple[list[Ring], _Sides]:
         ends = len(sides.arriving[fifo.name]) + (fifo.name in sides.leaving)
         shims = sum(tile.kind == "shim" for tile in (fifo.producer, *fifo.consumers))
         if memtiles and ends + shims < 1 + len(fifo.consumers):
-            raise DesignError(f"{fifo.place}: object FIFO @{fifo.name} ends in {memtiles[0]} without a link")
+            raise DesignError(
+                f"{fifo.place}: object FIFO @{fifo.name} ends in {memtiles[0]} without a link"
+            )
     return rings, sides
 
 
 def _memtile_ring(link: Any, overlay: Overlay, sides: _Sides) -> Ring:
-    """Linked FIFOs share one ring: a join's has the pieces' writers, a distribute's their readers."""
+    """Linked FIFOs share one ring: a join's has the pieces' writers, a distribute's their
+    readers."""
     joins = len(link.sources) > 1
     whole = overlay.fifos[link.destinations[0] if joins else link.sources[0]]
     tile = whole.producer if joins else whole.consumers[0]
@@ -262,7 +295,9 @@ def _memtile_ring(link: Any, overlay: Overlay, sides: _Sides) -> Ring:
 
 def _core_rings(fifo: Fifo, overlay: Overlay, sides: _Sides) -> Iterator[Ring]:
     if fifo.producer.kind == "core":
-        ring = Ring(fifo.name, str(fifo.producer), _core_depth(fifo, 0, overlay), fifo.elements, fifo.dtype)
+        ring = Ring(
+            fifo.name, str(fifo.producer), _core_depth(fifo, 0, overlay), fifo.elements, fifo.dtype
+        )
         sides.cores[fifo.producer, fifo.name, aie.Port.PRODUCE] = ring.writer()
         sides.leaving[fifo.name] = ring.reader()
         yield ring
@@ -276,7 +311,8 @@ def _core_rings(fifo: Fifo, overlay: Overlay, sides: _Sides) -> Iterator[Ring]:
 
 
 def _core_depth(fifo: Fifo, side: int, overlay: Overlay) -> int:
-    """Buffers at a core: the toolchain makes no more than the most it acquires plus one, unless forced."""
+    """Buffers at a core: the toolchain makes no more than the most it acquires plus one, unless
+    forced."""
     depth = fifo.depths[side]
     if fifo.depths_forced:
         return depth
@@ -315,7 +351,8 @@ def _move(source: End, sinks: list[End], fifo: Fifo) -> Iterator[Condition]:
 
 
 def _order(dims: Dims) -> NDArray[np.int64] | None:
-    """Element indices in the order of a layout transformation, outermost loop first; None when there is none.
+    """Element indices in the order of a layout transformation, outermost loop first; None when
+    there is none.
 
     >>> _order(((2, 1), (3, 2))).tolist()
     [0, 2, 4, 1, 3, 5]

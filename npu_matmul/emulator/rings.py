@@ -1,9 +1,9 @@
 """Rings of buffers between the actors of the array: what an object FIFO is at one tile.
 
-A ring has ``depth`` slots. Every end counts elements from the start of time: ``acquired`` and ``released``
-only grow, element number n lives in slot n mod depth. A writer may take an element when every reader has
-released the one that was there before; a reader when every writer has released it. Joins have a writer
-for each piece of an element, distributes a reader.
+A ring has ``depth`` slots. Every end counts elements from the start of time: ``acquired`` and
+``released`` only grow, element number n lives in slot n mod depth. A writer may take an element
+when every reader has released the one that was there before; a reader when every writer has
+released it. Joins have a writer for each piece of an element, distributes a reader.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ class Condition:
 class Ring:
     """``depth`` element buffers in the memory of one tile, poisoned until they are written."""
 
-    def __init__(self, name: str, place: str, depth: int, elements: int, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, name: str, place: str, depth: int, elements: int, dtype: np.dtype[Any]
+    ) -> None:
         self.name = name
         self.place = place
         self.depth = depth
@@ -55,7 +57,9 @@ class Ring:
     def level(self) -> tuple[int, ...]:
         """How far apart the ends are: the same at rest after every launch."""
         base = min(end.released for end in self.readers)
-        return tuple(n - base for end in (*self.writers, *self.readers) for n in (end.acquired, end.released))
+        return tuple(
+            n - base for end in (*self.writers, *self.readers) for n in (end.acquired, end.released)
+        )
 
     def __str__(self) -> str:
         return f"@{self.name} in {self.place}"

@@ -40,14 +40,17 @@ class DescriptorState:
         descriptor = self.descriptor
         start = self.offset_words + self.runs % descriptor.iterations * descriptor.iteration_step
         self.runs += 1
+        where: slice | NDArray[np.int64]
         if descriptor.wrap0 == 0:
-            end, where = start + descriptor.words, slice(start, start + descriptor.words)
+            end = start + descriptor.words
+            where = slice(start, end)
         else:
-            where = descriptor.offsets() + start
-            end = int(where.max()) + 1
+            offsets = descriptor.offsets() + start
+            end, where = int(offsets.max()) + 1, offsets
         if end > self.memory.words.size:
             raise EmulationError(
-                f"a transfer reaches byte {end * WORD_BYTES} of {self.memory.name}, which has {self.memory.words.nbytes}"
+                f"a transfer reaches byte {end * WORD_BYTES} of {self.memory.name}, "
+                f"which has {self.memory.words.nbytes}"
             )
         return where
 
@@ -60,7 +63,8 @@ class Task:
 
 
 class ShimChannel:
-    """One DMA channel of a shim: runs its start queue in order, word by word into or out of FIFO elements."""
+    """One DMA channel of a shim: runs its start queue in order, word by word into or out of FIFO
+    elements."""
 
     def __init__(self, channel: Channel, fifo: str, ends: list[End]) -> None:
         self.channel = channel
@@ -97,7 +101,8 @@ class ShimChannel:
         if not known.all():
             first = np.arange(memory.words.size)[where][int(np.argmin(known))] * WORD_BYTES
             raise EmulationError(
-                f"{self} reads byte {first} of {memory.name}, which was never synced to the device: "
+                f"{self} reads byte {first} of {memory.name}, which "
+                "was never synced to the device: "
                 "write it and sync it before the launch"
             )
         data = memory.words[where].view(np.uint8)

@@ -1,8 +1,8 @@
 """Python models of the C symbols that cores call: C = A @ B and C += A @ B on blocked tiles.
 
-A model takes the tiles as flat arrays, exactly as the C function takes pointers, and works in the layout
-that the manifest's mmul block (r, s, t) dictates. This is the only place where the emulated NPU knows
-arithmetic; everything else only moves bytes.
+A model takes the tiles as flat arrays, exactly as the C function takes pointers, and works in the
+layout that the manifest's mmul block (r, s, t) dictates. This is the only place where the emulated
+NPU knows arithmetic; everything else only moves bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ Model = Callable[..., None]
 def models(kernel: Kernel) -> dict[str, Model]:
     """The Python model of each of the kernel's C symbols, by name.
 
-    Layout of each tile, row-major blocks of (r, s), (s, t), (r, t), with m = 4, k = 4, n = 2, r = s = t = 2:
+    Layout of each tile, row-major blocks of (r, s), (s, t), (r, t), with m = 4, k = 4, n = 2, r =
+    s = t = 2:
 
     ====  ========================================  =======================================
     tile  element                                   index
@@ -51,7 +52,7 @@ def models(kernel: Kernel) -> dict[str, Model]:
 
 
 @numba.njit(cache=True, nogil=True)
-def _matmul_i8(a, b, c, accumulate):  # type: ignore[no-untyped-def]
+def _matmul_i8(a, b, c, accumulate):
     row_blocks, k_blocks, r, s = a.shape
     column_blocks, t = b.shape[1], b.shape[3]
     for i in range(row_blocks):

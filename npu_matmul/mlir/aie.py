@@ -1,7 +1,7 @@
 """The ``aie`` dialect, as far as object-FIFO designs use it (syntax of mlir-aie, April 2026).
 
-Names of operations and properties are mlir-aie's own, so that what is printed here is what the standard
-toolchain reads. Anything not defined here is refused by the parser.
+Names of operations and properties are mlir-aie's own, so that what is printed here is what the
+standard toolchain reads. Anything not defined here is refused by the parser.
 """
 
 from __future__ import annotations
@@ -52,7 +52,13 @@ from xdsl.irdl.declarative_assembly_format import (
 )
 from xdsl.parser import Parser
 from xdsl.printer import Printer
-from xdsl.traits import IsTerminator, NoTerminator, OptionalSymbolOpInterface, SymbolOpInterface, SymbolTable
+from xdsl.traits import (
+    IsTerminator,
+    NoTerminator,
+    OptionalSymbolOpInterface,
+    SymbolOpInterface,
+    SymbolTable,
+)
 from xdsl.utils.exceptions import VerifyException
 from xdsl.utils.str_enum import StrEnum
 
@@ -73,12 +79,12 @@ class Port(StrEnum):
 
 
 @irdl_attr_definition
-class DeviceAttr(EnumAttribute[Device], SpacedOpaqueSyntaxAttribute):
+class DeviceAttr(EnumAttribute[Device], SpacedOpaqueSyntaxAttribute):  # type: ignore[misc]
     name = "aie.device_name"
 
 
 @irdl_attr_definition
-class PortAttr(EnumAttribute[Port], SpacedOpaqueSyntaxAttribute):
+class PortAttr(EnumAttribute[Port], SpacedOpaqueSyntaxAttribute):  # type: ignore[misc]
     name = "aie.port"
 
 
@@ -122,13 +128,17 @@ def _parse_dim(parser: Parser) -> DimAttr:
 def _parse_dims(parser: Parser, keyword: str) -> ArrayAttr[DimAttr]:
     if parser.parse_optional_keyword(keyword) is None:
         return ArrayAttr([])
-    return ArrayAttr(parser.parse_comma_separated_list(Parser.Delimiter.SQUARE, lambda: _parse_dim(parser)))
+    return ArrayAttr(
+        parser.parse_comma_separated_list(Parser.Delimiter.SQUARE, lambda: _parse_dim(parser))
+    )
 
 
 def _print_dims(printer: Printer, keyword: str, dims: Sequence[DimAttr]) -> None:
     if not dims:
         return
-    entries = ", ".join(f"<size = {d.size.value.data}, stride = {d.stride.value.data}>" for d in dims)
+    entries = ", ".join(
+        f"<size = {d.size.value.data}, stride = {d.stride.value.data}>" for d in dims
+    )
     printer.print_string(f" {keyword} [{entries}]")
 
 
@@ -138,9 +148,8 @@ class ProducerDims(CustomDirective):
 
     dims: AttributeVariable
 
-    def parse(self, parser: Parser, state: ParsingState) -> bool:
+    def parse(self, parser: Parser, state: ParsingState) -> None:
         self.dims.set(state, _parse_dims(parser, "dimensionsToStream"))
-        return True
 
     def print(self, printer: Printer, state: PrintingState, op: IRDLOperation) -> None:
         _print_dims(printer, "dimensionsToStream", self.dims.get(op).data)  # type: ignore[union-attr]
@@ -149,19 +158,22 @@ class ProducerDims(CustomDirective):
 
 @irdl_custom_directive
 class Consumers(CustomDirective):
-    """``{%t0 dimensionsFromStream [...], %t1}``: each consumer tile with its layout transformation."""
+    """``{%t0 dimensionsFromStream [...], %t1}``: each consumer tile with its layout
+    transformation."""
 
     tiles: VariadicOperandVariable
     dims: AttributeVariable
 
-    def parse(self, parser: Parser, state: ParsingState) -> bool:
+    def parse(self, parser: Parser, state: ParsingState) -> None:
         entries = parser.parse_comma_separated_list(
             Parser.Delimiter.BRACES,
-            lambda: (parser.parse_unresolved_operand(), _parse_dims(parser, "dimensionsFromStream")),
+            lambda: (
+                parser.parse_unresolved_operand(),
+                _parse_dims(parser, "dimensionsFromStream"),
+            ),
         )
         self.tiles.set(state, [tile for tile, _ in entries])
         self.dims.set(state, ArrayAttr([dims for _, dims in entries]))
-        return True
 
     def print(self, printer: Printer, state: PrintingState, op: IRDLOperation) -> None:
         state.print_whitespace(printer)
@@ -181,12 +193,11 @@ class ArgumentRegion(CustomDirective):
 
     body: RegionVariable
 
-    def parse(self, parser: Parser, state: ParsingState) -> bool:
+    def parse(self, parser: Parser, state: ParsingState) -> None:
         arguments = parser.parse_comma_separated_list(
             Parser.Delimiter.PAREN, lambda: parser.parse_argument(expect_type=True)
         )
         self.body.set(state, parser.parse_region(arguments))  # type: ignore[arg-type]
-        return True
 
     def print(self, printer: Printer, state: PrintingState, op: IRDLOperation) -> None:
         region = self.body.get(op)
@@ -250,7 +261,7 @@ class ObjectFifoOp(IRDLOperation):
     dimensionsToStream = prop_def(ArrayAttr[DimAttr])
     consumerTiles = var_operand_def(IndexType())
     dimensionsFromStreamPerConsumer = prop_def(ArrayAttr[ArrayAttr[DimAttr]])
-    elemNumber = prop_def(IntegerAttr[I32] | ArrayAttr[IntegerAttr[I64]])
+    elemNumber = prop_def(IntegerAttr[I32] | ArrayAttr[IntegerAttr[I64]])  # type: ignore[arg-type]
     elemType = prop_def(ObjectFifoType)
 
     traits = traits_def(SymbolOpInterface())
@@ -263,9 +274,12 @@ class ObjectFifoOp(IRDLOperation):
     )
 
     def verify_(self) -> None:
-        if isinstance(self.elemNumber, ArrayAttr) and len(self.elemNumber) != 1 + len(self.consumerTiles):
+        if isinstance(self.elemNumber, ArrayAttr) and len(self.elemNumber) != 1 + len(
+            self.consumerTiles
+        ):
             raise VerifyException(
-                f"object FIFO @{self.sym_name.data} gives {len(self.elemNumber)} depths; an array of depths has "
+                f"object FIFO @{self.sym_name.data} gives {len(self.elemNumber)} "
+                "depths; an array of depths has "
                 f"one for the producer and one for each of its {len(self.consumerTiles)} consumers"
             )
 
@@ -319,7 +333,9 @@ class AccessOp(IRDLOperation):
         subview_type = self.subview.type
         assert isinstance(subview_type, SubviewType)
         if subview_type.element != self.output.type:
-            raise VerifyException(f"element is {subview_type.element}, but the access gives {self.output.type}")
+            raise VerifyException(
+                f"element is {subview_type.element}, but the access gives {self.output.type}"
+            )
 
 
 @irdl_op_definition
@@ -370,4 +386,3 @@ Aie = Dialect(
     ],
     [DeviceAttr, PortAttr, DimAttr, ObjectFifoType, SubviewType],
 )
-

@@ -5,7 +5,9 @@ from __future__ import annotations
 from xdsl.dialects.builtin import (
     I32,
     I64,
+    BoolAttr,
     DenseArrayBase,
+    IndexType,
     IntegerAttr,
     IntegerType,
     MemRefType,
@@ -24,7 +26,6 @@ from xdsl.irdl import (
     prop_def,
     var_operand_def,
 )
-from xdsl.dialects.builtin import BoolAttr, IndexType, StringAttr
 from xdsl.utils.exceptions import VerifyException
 
 

@@ -1,7 +1,7 @@
 """From an ``aie.device`` operation to plain data: an :class:`Overlay` and a :class:`Sequence`.
 
-Whatever these cannot represent is refused: a reader that skips what it does not know would give a design
-a meaning of its own.
+Whatever these cannot represent is refused: a reader that skips what it does not know would give a
+design a meaning of its own.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from xdsl.ir import Operation, SSAValue
 
 from npu_matmul.mlir import aie, aiex
 from npu_matmul.mlir.reader import DesignError, place, read_design
-from npu_matmul.sequence import Argument, Sequence, Step, Transfer, Wait, WriteParameter
 from npu_matmul.overlay import Channel, Core, Dims, Fifo, Link, Overlay, Parameter, Tile
+from npu_matmul.sequence import Argument, Sequence, Step, Transfer, Wait, WriteParameter
 from npu_matmul.target import TARGETS, Target
 
 DTYPES: dict[Any, np.dtype[Any]] = {
@@ -38,7 +38,8 @@ def overlay_of_text(text: str, name: str = "design.mlir") -> Overlay:
 
 
 def overlay_of(device: aie.DeviceOp) -> Overlay:
-    """The overlay that a device operation describes; raises :class:`DesignError` for what it refuses."""
+    """The overlay that a device operation describes; raises :class:`DesignError` for what it
+    refuses."""
     name = device.device.data.value
     target, columns = _partition(name, device)
     tiles: dict[SSAValue, Tile] = {}
@@ -50,7 +51,9 @@ def overlay_of(device: aie.DeviceOp) -> Overlay:
     functions: list[str] = []
     for op in device.body.block.ops:
         if op.attributes and not isinstance(op, func.FuncOp):
-            raise DesignError(f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported")
+            raise DesignError(
+                f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported"
+            )
         match op:
             case aie.TileOp():
                 tiles[op.result] = _tile(op, target, columns)
@@ -104,10 +107,14 @@ def sequence_of(device: aie.DeviceOp) -> Sequence:
 def _steps(sequence: aie.RuntimeSequenceOp, arguments: Any) -> Iterator[Step]:
     for op in sequence.body.block.ops:
         if op.attributes:
-            raise DesignError(f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported")
+            raise DesignError(
+                f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported"
+            )
         match op:
             case aiex.RtpWriteOp():
-                yield WriteParameter(op.buffer.string_value(), op.index.value.data, op.value.value.data)
+                yield WriteParameter(
+                    op.buffer.string_value(), op.index.value.data, op.value.value.data
+                )
             case aiex.DmaWaitOp():
                 yield Wait(op.symbol.string_value())
             case aiex.DmaMemcpyNdOp():
@@ -125,13 +132,17 @@ def _steps(sequence: aie.RuntimeSequenceOp, arguments: Any) -> Iterator[Step]:
                     token=op.issue_token is not None and bool(op.issue_token.value.data),
                 )
             case _:
-                raise DesignError(f"{place(op)}: operation {op.name} is not supported in a runtime sequence")
+                raise DesignError(
+                    f"{place(op)}: operation {op.name} is not supported in a runtime sequence"
+                )
 
 
 def _partition(name: str, op: Operation) -> tuple[Target, int]:
     base, _, columns = name.partition("_")
     if base not in TARGETS:
-        raise DesignError(f"{place(op)}: device {name!r} is not supported; known targets: {', '.join(TARGETS)}")
+        raise DesignError(
+            f"{place(op)}: device {name!r} is not supported; known targets: {', '.join(TARGETS)}"
+        )
     target = TARGETS[base]
     return target, int(columns.removesuffix("col")) if columns else target.columns
 
@@ -140,13 +151,18 @@ def _tile(op: aie.TileOp, target: Target, columns: int) -> Tile:
     tile = Tile(op.col.value.data, op.row.value.data)
     if not (0 <= tile.column < columns and 0 <= tile.row < target.rows):
         raise DesignError(
-            f"{place(op)}: tile ({tile.column}, {tile.row}) is outside the device: {columns} columns, {target.rows} rows"
+            f"{place(op)}: tile ({tile.column}, {tile.row}) is outside the device: "
+            f"{columns} columns, {target.rows} rows"
         )
     return tile
 
 
 def _memref(kind: Any, op: Operation) -> tuple[int, np.dtype[Any]]:
-    if not isinstance(kind, MemRefType) or kind.element_type not in DTYPES or -1 in kind.get_shape():
+    if (
+        not isinstance(kind, MemRefType)
+        or kind.element_type not in DTYPES
+        or -1 in kind.get_shape()
+    ):
         raise DesignError(f"{place(op)}: {kind} is not a memref of known size and element type")
     return int(np.prod(kind.get_shape(), dtype=np.int64)), DTYPES[kind.element_type]
 
@@ -184,12 +200,17 @@ def _check_fifo(fifo: Fifo) -> None:
     if min(fifo.depths) < 1:
         raise DesignError(f"{where}: a depth must be at least 1, got {fifo.depths}")
     if fifo.element_bytes % 4:
-        raise DesignError(f"{where}: an element of {fifo.element_bytes} B cannot be moved: DMAs move 4 B words")
+        raise DesignError(
+            f"{where}: an element of {fifo.element_bytes} B cannot be moved: DMAs move 4 B words"
+        )
     if fifo.producer.kind == "core" and any(tile.kind == "core" for tile in fifo.consumers):
         raise DesignError(f"{where}: FIFOs from core to core are not supported")
     if any(tile.kind == "shim" for tile in fifo.consumers) and len(fifo.consumers) > 1:
         raise DesignError(f"{where}: a FIFO to a shim has no other consumers")
-    for tile, dims in [(fifo.producer, fifo.to_stream), *zip(fifo.consumers, fifo.from_stream, strict=True)]:
+    for tile, dims in [
+        (fifo.producer, fifo.to_stream),
+        *zip(fifo.consumers, fifo.from_stream, strict=True),
+    ]:
         if not dims:
             continue
         if tile.kind == "shim":
@@ -198,7 +219,8 @@ def _check_fifo(fifo: Fifo) -> None:
         last = sum((size - 1) * stride for size, stride in dims)
         if size != fifo.elements or last >= fifo.elements:
             raise DesignError(
-                f"{where}: its layout transformation moves {size} elements up to index {last}; an element has "
+                f"{where}: its layout transformation moves {size} elements "
+                f"up to index {last}; an element has "
                 f"{fifo.elements}"
             )
 
@@ -225,9 +247,13 @@ def _link(op: aie.LinkOp, fifos: dict[str, Fifo]) -> Link:
     ends = sorted((o, o + piece.elements) for o, piece in zip(offsets, pieces, strict=True))
     covered = [0, *(end for _, end in ends)]
     if [start for start, _ in ends] != covered[:-1] or covered[-1] != whole.elements:
-        raise DesignError(f"{where}: pieces {ends} do not cover the {whole.elements} elements of @{whole.name}")
+        raise DesignError(
+            f"{where}: pieces {ends} do not cover the {whole.elements} elements of @{whole.name}"
+        )
     if len(pieces) > 1 and (whole.to_stream if joins else whole.from_stream[0]):
-        raise DesignError(f"{where}: a layout transformation of joined or distributed pieces is not supported")
+        raise DesignError(
+            f"{where}: a layout transformation of joined or distributed pieces is not supported"
+        )
     return Link(sources, destinations, offsets, place(op))
 
 
@@ -242,10 +268,9 @@ def _channels(fifos: dict[str, Fifo], target: Target) -> dict[str, Channel]:
             index = used.get((tile.column, direction), 0)
             if index == target.channels:
                 raise DesignError(
-                    f"{fifo.place}: @{fifo.name} needs another {direction} channel of {tile}, which has {target.channels}"
+                    f"{fifo.place}: @{fifo.name} needs another {direction} channel "
+                    f"of {tile}, which has {target.channels}"
                 )
             used[tile.column, direction] = index + 1
             channels[fifo.name] = Channel(tile.column, direction, index)
     return channels
-
-

@@ -1,7 +1,8 @@
 """Reads a design's MLIR text into xDSL operations, and says file and line when it cannot.
 
-Comes in: text. Goes out: the one ``aie.device`` operation, verified. Beyond xDSL's own checks this adds
-source positions on every operation and the dominance rule (xDSL accepts a value of a sibling region).
+Comes in: text. Goes out: the one ``aie.device`` operation, verified. Beyond xDSL's own checks this
+adds source positions on every operation and the dominance rule (xDSL accepts a value of a sibling
+region).
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def read_design(text: str, name: str = "design.mlir") -> DeviceOp:
     _verify(module, name)
     devices = [op for op in module.walk() if isinstance(op, DeviceOp)]
     if len(devices) != 1:
-        raise DesignError(f"{name}: holds {len(devices)} aie.device operations; exactly one is needed")
+        raise DesignError(
+            f"{name}: holds {len(devices)} aie.device operations; exactly one is needed"
+        )
     return devices[0]
 
 
@@ -84,7 +87,9 @@ def _check_dominance(region: Region, known: set[SSAValue], name: str) -> None:
             for operand in op.operands:
                 if operand not in known:
                     hint = f"%{operand.name_hint}" if operand.name_hint else "a value"
-                    raise DesignError(f"{place(op)}: {op.name} uses {hint} before or outside its definition")
+                    raise DesignError(
+                        f"{place(op)}: {op.name} uses {hint} before or outside its definition"
+                    )
             for inner in op.regions:
                 _check_dominance(inner, set(known), name)
             known.update(op.results)
