@@ -105,6 +105,11 @@ class Descriptor:
             raise StreamError(
                 f"descriptor {[hex(w) for w in words]} sets fields that this format does not use"
             )
+        loops = found.wrap0, found.wrap1, found.step0, found.step1, found.step2
+        if not found.words or (loops != (0, 0, 1, 1, 1) and not (found.wrap0 and found.wrap1)):
+            raise StreamError(
+                f"descriptor {[hex(w) for w in words]} moves nothing, or has loops without a count"
+            )
         return found
 
     def offsets(self) -> NDArray[np.int64]:
@@ -273,6 +278,8 @@ def _write_parameter(step: WriteParameter, overlay: Overlay, where: str) -> Writ
         )
     if not 0 <= step.index < parameter.elements * parameter.dtype.itemsize // WORD_BYTES:
         _refuse(where, f"word {step.index} is outside buffer @{step.parameter}")
+    if not -(1 << 31) <= step.value < 1 << 32:
+        _refuse(where, f"{step.value} does not fit a 32-bit word of buffer @{step.parameter}")
     return WriteWord(parameter.tile, parameter.address + step.index * WORD_BYTES, step.value)
 
 
@@ -289,6 +296,8 @@ def _transfer(
     step: Transfer, sequence: Sequence, overlay: Overlay, where: str
 ) -> Iterator[Operation]:
     channel = _channel(step.fifo, overlay, where)
+    if not 0 <= step.argument < len(sequence.arguments):
+        _refuse(where, f"there is no argument {step.argument}; {len(sequence.arguments)} are given")
     argument = sequence.arguments[step.argument]
     if not 0 <= step.descriptor < overlay.target.descriptors:
         _refuse(
@@ -323,7 +332,7 @@ def _descriptor(step: Transfer, itemsize: int, target: Target, where: str) -> De
         words,
         wrap0=inner * itemsize // WORD_BYTES,
         wrap1=middle,
-        step0=1 if step.strides[3] == 1 else steps[3],
+        step0=steps[3] if inner > 1 and step.strides[3] > 1 else 1,
         step1=steps[2] if middle > 1 else 1,
         step2=steps[1] if outer > 1 else 1,
         **iteration,
@@ -342,13 +351,20 @@ def _is_contiguous(step: Transfer) -> bool:
 
 
 def _check_pattern(step: Transfer, itemsize: int, target: Target, where: str) -> None:
-    runs, _, middle, inner = step.sizes
+    runs, outer, middle, inner = step.sizes
     if min(step.sizes) < 1 or min(step.strides) < 0:
         _refuse(
             where, f"sizes {step.sizes} must be positive and strides {step.strides} not negative"
         )
     if inner * itemsize % WORD_BYTES:
         _refuse(where, f"{inner} elements of {itemsize} B are not a multiple of 4 B")
+    if inner > 1 and step.strides[3] != 1 and itemsize % WORD_BYTES:
+        _refuse(
+            where,
+            f"elements of {itemsize} B must be next to each other, not {step.strides[3]} apart",
+        )
+    if outer * middle * inner * itemsize // WORD_BYTES >= 1 << 32:
+        _refuse(where, f"sizes {step.sizes} of one run exceed a descriptor's 32-bit length")
     if runs > target.max_iterations:
         _refuse(
             where, f"{runs} runs exceed {target.max_iterations}; split them over several transfers"

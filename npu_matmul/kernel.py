@@ -21,6 +21,8 @@ from typing import Any, get_type_hints
 import ml_dtypes
 import numpy as np
 
+from npu_matmul.target import TARGETS
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -233,6 +235,11 @@ def _read_manifest(path: Path, _mtime_ns: int) -> dict[str, Kernel]:
         _value(t, str, f"{path}: targets")
         for t in _value(table.get("targets"), list, f"{path}: targets")
     )
+    for target in targets:
+        if target not in TARGETS:
+            raise ManifestError(
+                f"{path}: targets has {target!r}; known targets: {', '.join(TARGETS)}"
+            )
     variants = _value(table.get("variants"), dict, f"{path}: variants")
     if not variants or not targets:
         raise ManifestError(f"{path}: needs at least one target and one [variants.NAME]")
@@ -308,6 +315,7 @@ def _check(kernel: Kernel, where: str) -> None:
             raise ManifestError(
                 f"{where}: tile {letter} = {size} is not a multiple of mmul {block} = {unit}"
             )
+    _check_grid(kernel, where)
     for key in ("first", "next"):
         symbol = getattr(kernel.symbols, key)
         if not re.fullmatch(r"[A-Za-z_]\w*", symbol):
@@ -321,6 +329,22 @@ def _check(kernel: Kernel, where: str) -> None:
             f"{where}.stack_bytes is {kernel.stack_bytes}; it must be a "
             "multiple of 32, because buffers that "
             "the core loads vectors from are placed right after the stack"
+        )
+
+
+def _check_grid(kernel: Kernel, where: str) -> None:
+    grid = kernel.grid
+    given = f"{where}.grid has rows = {grid.rows}, columns = {grid.columns}"
+    for target in (TARGETS[name] for name in kernel.targets):
+        if grid.rows > target.core_rows or grid.columns > target.columns:
+            raise ManifestError(
+                f"{given}; {target.name} has {target.core_rows} rows of cores and "
+                f"{target.columns} columns"
+            )
+    if grid.rows > grid.columns:
+        raise ManifestError(
+            f"{given}; there must be at least as many columns, because A of each core row "
+            "enters through the shim of the column with the same number"
         )
 
 

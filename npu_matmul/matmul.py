@@ -57,7 +57,7 @@ class PackedMatrix:
     def to_array(self) -> NDArray[np.int8]:
         """The matrix again, as a new array."""
         if not isinstance(self.content, Buffer):
-            return self.content.copy()
+            return np.array(self.content)
         assert self.kernel is not None
         packed = self.content.host.view(self.kernel.b_dtype)
         matrix: NDArray[np.int8] = unpack_b(packed, TileGrid(self.kernel, 1, *self.shape))

@@ -22,6 +22,7 @@ from npu_matmul.instructions import (
     WriteWord,
 )
 from npu_matmul.overlay import Channel
+from npu_matmul.target import WORD_BYTES
 
 
 @dataclass
@@ -43,10 +44,11 @@ class _Proof:
 def check_stream(stream: Stream) -> None:
     """Raise :class:`StreamError` for the first operation that breaks a rule.
 
-    Rules: a descriptor is written and patched before it is started, and neither while a task that
-    uses it may be running; no channel holds more tasks than its start queue; every token has a
-    task to come from and is waited for; every transfer into host memory is proven complete at the
-    end; runtime parameters are written only while nothing runs.
+    Rules: no operation leaves the partition; a descriptor is written, patched with the address of a
+    word and then started, and changed only while no task that uses it may be running; no channel
+    holds more tasks than its start queue; every token has a task to come from and is waited for;
+    every transfer into host memory is proven complete at the end; runtime parameters are written
+    only while nothing runs.
     """
     proof = _Proof()
     for position, operation in enumerate(stream.operations):
@@ -62,6 +64,11 @@ def check_stream(stream: Stream) -> None:
 
 
 def _check(operation: Operation, proof: _Proof, stream: Stream, where: str) -> None:
+    column = _column(operation)
+    if column >= stream.columns:
+        raise StreamError(
+            f"{where}: column {column} is outside the partition of {stream.columns} columns"
+        )
     if isinstance(operation, WriteWord):
         _check_parameter(operation, proof, where)
     elif isinstance(operation, WriteDescriptor | PatchAddress):
@@ -72,6 +79,14 @@ def _check(operation: Operation, proof: _Proof, stream: Stream, where: str) -> N
         _check_start(operation, proof, stream, where)
     else:
         _check_wait(operation, proof, where)
+
+
+def _column(operation: Operation) -> int:
+    if isinstance(operation, WriteWord):
+        return operation.tile.column
+    if isinstance(operation, WriteDescriptor | PatchAddress):
+        return operation.column
+    return operation.channel.column
 
 
 def _check_parameter(operation: WriteWord, proof: _Proof, where: str) -> None:
@@ -96,16 +111,18 @@ def _check_descriptor(operation: WriteDescriptor | PatchAddress, proof: _Proof, 
     if isinstance(operation, WriteDescriptor):
         proof.written.add(key)
         proof.patched.discard(key)
-    else:
-        proof.patched.add(key)
+        return
+    if key not in proof.written or operation.offset_bytes % WORD_BYTES:
+        raise StreamError(
+            f"{where}: sets the address of descriptor {operation.number} of column "
+            f"{operation.column} to byte {operation.offset_bytes}; it must be a multiple of "
+            f"{WORD_BYTES}, and the descriptor written before"
+        )
+    proof.patched.add(key)
 
 
 def _check_start(operation: StartTask, proof: _Proof, stream: Stream, where: str) -> None:
     channel, number = operation.channel, operation.number
-    if channel.column >= stream.columns:
-        raise StreamError(
-            f"{where}: {channel} is outside the partition of {stream.columns} columns"
-        )
     if not {(channel.column, number)} <= proof.written & proof.patched:
         raise StreamError(
             f"{where}: starts descriptor {number} of column {channel.column}, which is not set up"

@@ -144,30 +144,36 @@ def unpack_c(packed: NDArray[Any], order: NDArray[np.int64], grid: TileGrid) -> 
 
 
 @dataclass(frozen=True)
-class _RowLayout:
-    """How one row of a tile lies in memory, in machine words: ``spread[w]`` is where its word w
-    goes.
+class _WordLayout:
+    """How a tile lies in memory, in machine words: its row i and word w of the row are at
+    ``row_offsets[i] + spread[w]``.
 
-    For a tile of 16 x 16 int8 in blocks of 4 x 8, a word is 8 B, a row has 2 words, a block 4:
-    ``spread == [0, 4]``, the next row of the same block is 1 word further, the next blocks down
-    are 8.
+    For a tile of 16 x 16 int8 in blocks of 4 x 8 a word is 8 B: ``spread == [0, 4]`` (a block has
+    4 words), ``row_offsets == [0, 1, 2, 3, 8, 9, ...]`` (two blocks lie side by side).
     """
 
     word: np.dtype[Any]
-    numbers: tuple[
-        Any, ...
-    ]  # spread, rows of a tile, rows of a block, words: tile, blocks across, block row
+    row_offsets: NDArray[np.uint64]
+    spread: NDArray[np.uint64]
+
+    @property
+    def tables(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], np.uint64]:
+        return self.row_offsets, self.spread, np.uint64(self.row_offsets.size * self.spread.size)
 
     @classmethod
     @lru_cache(maxsize=64)
-    def of(cls, tile: tuple[int, int], block: tuple[int, int], itemsize: int) -> _RowLayout:
+    def of(cls, tile: tuple[int, int], block: tuple[int, int], itemsize: int) -> _WordLayout:
         block_row_bytes = block[1] * itemsize
         word_bytes = min(8, block_row_bytes & -block_row_bytes)
-        across = tile[1] // block[1]
-        words = block_row_bytes // word_bytes
+        across, words = tile[1] // block[1], block_row_bytes // word_bytes
+        row = np.arange(tile[0])
+        row_offsets = (row // block[0] * across * block[0] + row % block[0]) * words
         spread = np.arange(across)[:, None] * (block[0] * words) + np.arange(words)
-        sizes = (tile[0], block[0], tile[0] * across * words, across * block[0] * words, words)
-        return cls(np.dtype(f"u{word_bytes}"), (spread.reshape(-1).astype(np.uint64), *sizes))
+        return cls(
+            np.dtype(f"u{word_bytes}"),
+            row_offsets.astype(np.uint64),
+            spread.reshape(-1).astype(np.uint64),
+        )
 
 
 def _pack(
@@ -177,11 +183,11 @@ def _pack(
     tile: tuple[int, int],
     block: tuple[int, int],
 ) -> None:
-    layout = _RowLayout.of(tile, block, matrix.dtype.itemsize)
+    layout = _WordLayout.of(tile, block, matrix.dtype.itemsize)
     if matrix.shape[0] != order.shape[0] * tile[0]:
         out.view(np.uint8).fill(0)
     source = _whole_tiles(matrix, order.shape[1] * tile[1], layout.word)
-    _pack_rows(source, out.view(layout.word), order.view(np.uint64), *layout.numbers)
+    _pack_tiles(source, out.view(layout.word), order.view(np.uint64), *layout.tables)
 
 
 def _unpack(
@@ -191,11 +197,11 @@ def _unpack(
     tile: tuple[int, int],
     block: tuple[int, int],
 ) -> NDArray[Any]:
-    layout = _RowLayout.of(tile, block, packed.dtype.itemsize)
+    layout = _WordLayout.of(tile, block, packed.dtype.itemsize)
     columns = order.shape[1] * tile[1]
     padded = np.empty((shape[0], columns), packed.dtype)
-    _unpack_rows(
-        packed.view(layout.word), padded.view(layout.word), order.view(np.uint64), *layout.numbers
+    _unpack_tiles(
+        packed.view(layout.word), padded.view(layout.word), order.view(np.uint64), *layout.tables
     )
     return padded if columns == shape[1] else np.ascontiguousarray(padded[:, : shape[1]])
 
@@ -211,35 +217,34 @@ def _whole_tiles(matrix: NDArray[Any], columns: int, word: np.dtype[Any]) -> NDA
     return copy.view(word)
 
 
-# Both loops index with unsigned numbers: with signed ones numba adds a wrap-around test to every
-# access.
+# Both loops go tile by tile, because tiles that are neighbours in the matrix can lie a power of two
+# apart when packed, where they evict each other from the cache. They index with unsigned numbers:
+# with signed ones numba adds a wrap-around test to every access.
 
 
 @numba.njit(cache=True, nogil=True)
-def _pack_rows(
-    source, out, order, spread, tile_rows, block_rows, tile_words, band_words, row_words
-):
-    width = spread.size
-    for y in range(source.shape[0]):
-        row, rest = source[y], y % tile_rows
-        inside = np.uint64(rest // block_rows * band_words + rest % block_rows * row_words)
-        for x in range(order.shape[1]):
-            start = order[y // tile_rows, x] * np.uint64(tile_words) + inside
-            words = row[x * width : (x + 1) * width]
+def _pack_tiles(source, out, order, row_offsets, spread, tile_words):
+    height, width = np.uint64(row_offsets.size), np.uint64(spread.size)
+    stride = np.uint64(source.shape[1])
+    words = source.reshape(-1)
+    for y in range(np.uint64(order.shape[0])):
+        rows = min(height, np.uint64(source.shape[0]) - y * height)
+        for x in range(np.uint64(order.shape[1])):
+            start, corner = order[y, x] * tile_words, y * height * stride + x * width
             for w in range(width):
-                out[start + spread[w]] = words[w]
+                for i in range(rows):
+                    out[start + spread[w] + row_offsets[i]] = words[corner + w + i * stride]
 
 
 @numba.njit(cache=True, nogil=True)
-def _unpack_rows(
-    packed, out, order, spread, tile_rows, block_rows, tile_words, band_words, row_words
-):
-    width = spread.size
-    for y in range(out.shape[0]):
-        row, rest = out[y], y % tile_rows
-        inside = np.uint64(rest // block_rows * band_words + rest % block_rows * row_words)
-        for x in range(order.shape[1]):
-            start = order[y // tile_rows, x] * np.uint64(tile_words) + inside
-            words = row[x * width : (x + 1) * width]
-            for w in range(width):
-                words[w] = packed[start + spread[w]]
+def _unpack_tiles(packed, out, order, row_offsets, spread, tile_words):
+    height, width = np.uint64(row_offsets.size), np.uint64(spread.size)
+    stride = np.uint64(out.shape[1])
+    words = out.reshape(-1)
+    for y in range(np.uint64(order.shape[0])):
+        rows = min(height, np.uint64(out.shape[0]) - y * height)
+        for x in range(np.uint64(order.shape[1])):
+            start, corner = order[y, x] * tile_words, y * height * stride + x * width
+            for i in range(rows):
+                for w in range(width):
+                    words[corner + i * stride + w] = packed[start + row_offsets[i] + spread[w]]

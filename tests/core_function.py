@@ -32,8 +32,8 @@ STAND_IN = Path(__file__).resolve().parent / "aie_api_host"
 STAND_IN_FILES = (STAND_IN / "aie_api" / "aie.hpp", STAND_IN / "host_call.cc")
 FLAGS = ("-std=c++20", "-O2", "-fwrapv", "-Wall", "-Wextra", "-Werror", "-fPIC", f"-I{STAND_IN}")
 ALIGNMENT = 32
-# Symbols of the C++ standard library's own templates, which every C++ library exports.
-_STANDARD_LIBRARY = re.compile(r"_Z(Z|TI|TS|TV)?N?K?St")
+# The C++ standard library's own templates and operators new and delete, which libraries may export.
+_STANDARD_LIBRARY = re.compile(r"_Z(n[aw]|d[al]|(Z|TI|TS|TV)?N?K?St)")
 
 
 class CompileError(RuntimeError):

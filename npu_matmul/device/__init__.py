@@ -291,13 +291,18 @@ def _make(name: str) -> Device:
         return CpuDevice()
     if name == "xrt":
         raise DeviceUnavailable(
-            "device 'xrt': driving a real NPU is not part of this version; "
-            "use 'emulated', which runs the same "
+            "driving a real NPU is not part of this version; use 'emulated', which runs the same "
             "designs and instruction streams, or 'cpu'"
         )
     log.warning(
-        "device 'auto': no NPU can be used here, computing on the CPU; set "
-        "%s=cpu to choose this without a notice",
+        "device 'auto': no NPU can be used here, computing on device %r; $%s chooses a device "
+        "without this notice",
+        auto_choice(),
         DEVICE_VARIABLE,
     )
-    return open_device("cpu")
+    return open_device(auto_choice())
+
+
+def auto_choice() -> str:
+    """The device that ``"auto"`` stands for on this machine."""
+    return "cpu"

@@ -106,6 +106,9 @@ class EmulatedKernel(LoadedKernel):
         except EmulationError as error:
             self._machine = Machine(self._overlay, self._models)
             return _Finished(error)
+        except BaseException:  # an interrupt, say: the machine is in the middle of something
+            self._machine = Machine(self._overlay, self._models)
+            raise
         return _Finished(None)
 
 

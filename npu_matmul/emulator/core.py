@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from xdsl.dialects import arith, func, memref, scf
-from xdsl.dialects.builtin import IntegerAttr
+from xdsl.dialects.builtin import IntegerAttr, i32
 from xdsl.ir import Block, Operation, SSAValue
 
 from npu_matmul.emulator import POISON, EmulationError
 from npu_matmul.emulator.rings import Condition, End
 from npu_matmul.emulator.symbols import Model
 from npu_matmul.mlir import aie
+from npu_matmul.mlir.elaborate import elements_of
 from npu_matmul.mlir.reader import DesignError, place
 from npu_matmul.overlay import Core, Tile
 
@@ -68,6 +69,7 @@ class CoreProgram:
     parameters: Mapping[SSAValue, ParameterMemory]
     models: Mapping[str, Model]
     kernel_calls: int = 0
+    _loops: list[int] = field(default_factory=list)  # under way, outermost first
 
     def __post_init__(self) -> None:
         self.name = str(self.core.tile)
@@ -80,7 +82,24 @@ class CoreProgram:
     def run(self) -> Iterator[Condition]:
         """Execute the body from its start; ends when the body does, which a good core never lets
         happen."""
-        return _run(self._steps, {})
+        return self._run(self._steps, {})
+
+    def position(self) -> tuple[int, ...]:
+        """How far each loop is, but for the outermost one, which counts for ever."""
+        return tuple(self._loops[1:])
+
+    def _run(self, steps: list[Step | Loop], env: Environment) -> Iterator[Condition]:
+        for step in steps:
+            if step.__class__ is Loop:
+                self._loops.append(0)
+                for value in range(env[step.lower], env[step.upper], env[step.step]):  # type: ignore[union-attr]
+                    self._loops[-1] = value
+                    env[step.variable] = value  # type: ignore[union-attr]
+                    yield from self._run(step.body, env)  # type: ignore[union-attr]
+                self._loops.pop()
+            else:
+                while (condition := step(env)) is not None:  # type: ignore[operator]
+                    yield condition
 
     def _translate(self, block: Block) -> list[Step | Loop]:
         return [step for op in block.ops if (step := self._translate_op(op)) is not None]
@@ -118,11 +137,14 @@ class CoreProgram:
             raise DesignError(
                 f"{place(op)}: {self.name}: loops that carry values are not supported"
             )
-        if not any(isinstance(inner, aie.AcquireOp) for inner in op.walk()):
+        if not any(isinstance(inner, aie.AcquireOp) for inner in op.body.block.ops):
             raise DesignError(
-                f"{place(op)}: {self.name}: a loop that acquires nothing "
+                f"{place(op)}: {self.name}: a loop that acquires nothing itself "
                 "is not supported: it cannot wait"
             )
+        step = op.step.owner
+        if not (isinstance(step, arith.ConstantOp) and step.value.value.data > 0):  # type: ignore[union-attr]
+            raise DesignError(f"{place(op)}: {self.name}: a loop's step must be a constant above 0")
         return Loop(op.lb, op.ub, op.step, op.body.block.args[0], self._translate(op.body.block))
 
     def _end(self, op: aie.AcquireOp | aie.ReleaseOp) -> End:
@@ -130,6 +152,11 @@ class CoreProgram:
         if key not in self.ends:
             raise DesignError(
                 f"{place(op)}: {self.name} is not on the {key[1].value} side of @{key[0]}"
+            )
+        if op.size.value.data < 1:
+            raise DesignError(
+                f"{place(op)}: {self.name}: {op.size.value.data} elements of @{key[0]}; "
+                "at least 1 is needed"
             )
         return self.ends[key]
 
@@ -140,12 +167,19 @@ class CoreProgram:
                 f"{place(op)}: {self.name} acquires {size} of {end.ring}, "
                 f"which has {end.ring.depth}"
             )
+        if elements_of(op.subview.type.element, op) != (end.ring.elements, end.ring.dtype):
+            raise DesignError(
+                f"{place(op)}: {self.name}: elements of {end.ring} are not of type "
+                f"{op.subview.type.element}"
+            )
+        # Of this operation alone, so that the rest state tells where in its body a core waits.
+        conditions = [end.condition(count, f" at {place(op)}") for count in range(1, size + 1)]
 
         def acquire(env: Environment) -> Condition | None:
             missing = size - end.held
             if missing > 0:
                 if not end.can_take(missing):
-                    return end.until(missing)
+                    return conditions[missing - 1]
                 for _ in range(missing):
                     number = end.take()
                     if end.writes:
@@ -167,6 +201,12 @@ class CoreProgram:
         if op.memref not in self.parameters or len(op.indices) != 1:
             raise DesignError(
                 f"{place(op)}: {self.name}: only runtime-parameter buffers of rank 1 can be loaded"
+            )
+        owner = self.parameters[op.memref].tile
+        if owner != self.core.tile or op.res.type != i32:
+            raise DesignError(
+                f"{place(op)}: {self.name} can load only i32 words of its own buffers, "
+                f"not {op.res.type} of {owner}'s"
             )
         memory, index, result = self.parameters[op.memref], op.indices[0], op.res
 
@@ -190,6 +230,11 @@ class CoreProgram:
                 f"model of: {', '.join(self.models)}"
             )
         model, operands = self.models[symbol], tuple(op.arguments)
+        if op.results or not all(isinstance(value.owner, aie.AccessOp) for value in operands):
+            raise DesignError(
+                f"{place(op)}: {self.name}: @{symbol} may only take elements of FIFOs, "
+                "and return nothing"
+            )
 
         def call(env: Environment) -> None:
             self.kernel_calls += 1
@@ -205,17 +250,6 @@ class CoreProgram:
             model(*arrays)
 
         return call
-
-
-def _run(steps: list[Step | Loop], env: Environment) -> Iterator[Condition]:
-    for step in steps:
-        if step.__class__ is Loop:
-            for value in range(env[step.lower], env[step.upper], env[step.step]):  # type: ignore[union-attr]
-                env[step.variable] = value  # type: ignore[union-attr]
-                yield from _run(step.body, env)  # type: ignore[union-attr]
-        else:
-            while (condition := step(env)) is not None:  # type: ignore[operator]
-                yield condition
 
 
 def _constant(op: arith.ConstantOp) -> Step:
@@ -242,7 +276,7 @@ def _access(op: aie.AccessOp, core: str) -> Step:
 
     def access(env: Environment) -> None:
         elements = env[subview]
-        if index >= len(elements):
+        if not 0 <= index < len(elements):
             raise EmulationError(
                 f"{place(op)}: {core} accesses element {index} of the {len(elements)} it acquired"
             )
@@ -259,6 +293,7 @@ def _check_balance(block: Block, outside: set[tuple[str, aie.Port]], core: str) 
     word, and the core then reads elements that have not arrived.
     """
     held: dict[tuple[str, aie.Port], int] = {}
+    acquired_at: dict[tuple[str, aie.Port], str] = {}
     for op in block.ops:
         if isinstance(op, aie.AcquireOp | aie.ReleaseOp):
             key = op.objFifo_name.string_value(), op.port.data
@@ -272,6 +307,8 @@ def _check_balance(block: Block, outside: set[tuple[str, aie.Port]], core: str) 
                 )
             acquires = isinstance(op, aie.AcquireOp)
             held[key] = max(held.get(key, 0), size) if acquires else held.get(key, 0) - size
+            if acquires:
+                acquired_at[key] = place(op)
             if held[key] < 0:
                 raise DesignError(
                     f"{place(op)}: {core}: releases more of @{key[0]} than this block has acquired"
@@ -279,12 +316,10 @@ def _check_balance(block: Block, outside: set[tuple[str, aie.Port]], core: str) 
         for region in op.regions:
             for inner in region.blocks:
                 _check_balance(inner, outside | {key for key, count in held.items() if count}, core)
-    left = [name for (name, _), count in held.items() if count]
-    if left:
-        last = block.last_op
-        assert last is not None
+    left = next((key for key, count in held.items() if count), None)
+    if left is not None:
         raise DesignError(
-            f"{place(last)}: {core}: this block acquires @{left[0]} and does not "
+            f"{acquired_at[left]}: {core}: this block acquires @{left[0]} and does not "
             "release it; acquire and release must "
             "balance within each block (peel the first step out of the loop)"
         )

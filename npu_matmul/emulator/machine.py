@@ -102,8 +102,10 @@ class Machine:
         self._settle(self._actors)
         ended = next((actor for actor in self._actors if actor.finished), None)
         if ended is not None:
+            core = next(core for core in self._cores if core.name == ended.name)
             raise DesignError(
-                f"{ended.name}: its body ends; a core must loop for ever, each launch continues it"
+                f"{core.core.place}: {core.name}: its body ends; a core must loop for ever, "
+                "each launch continues it"
             )
         self._rest = self._levels()
 
@@ -215,6 +217,7 @@ class Machine:
     def _levels(self) -> list[tuple[Any, Any]]:
         """Each part of the array with its state: equal lists mean the same rest state."""
         levels: list[tuple[Any, Any]] = [(actor, actor.waits_for) for actor in self._actors]
+        levels += [(core, core.position()) for core in self._cores]
         levels += [(ring, ring.level()) for ring in self._rings]
         levels += [(channel, channel.level()) for channel in self._channels.values()]
         return levels
@@ -239,6 +242,8 @@ class Machine:
 def _difference(part: Any, was: Any, now: Any) -> str:
     if isinstance(part, Actor):
         return f"{part.name} waits for {now}; at rest it waits for {was}"
+    if isinstance(part, CoreProgram):
+        return f"{part.name} is elsewhere in its loops than at rest: {now} against {was}"
     if isinstance(part, ShimChannel):
         return (
             f"{part}: {now[0]} tasks, {now[1]} tokens, {now[2]} B of an element begun; at rest none"

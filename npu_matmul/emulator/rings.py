@@ -92,10 +92,13 @@ class End:
     def until(self, count: int) -> Condition:
         """The condition that ``count`` more elements can be taken (always the same object)."""
         if count not in self._conditions:
-            kind = "a free" if self.writes else "a filled"
-            text = f"{kind} element of {self.ring}"
-            self._conditions[count] = Condition(lambda: self.can_take(count), text)
+            self._conditions[count] = self.condition(count)
         return self._conditions[count]
+
+    def condition(self, count: int, where: str = "") -> Condition:
+        """A condition like ``until``'s, but of one place in a core's body only."""
+        kind = "a free" if self.writes else "a filled"
+        return Condition(lambda: self.can_take(count), f"{kind} element of {self.ring}{where}")
 
     def take(self) -> int:
         """Take the next element and return its number; the caller has checked ``can_take``."""

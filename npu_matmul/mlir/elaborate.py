@@ -20,7 +20,7 @@ from npu_matmul.mlir import aie, aiex
 from npu_matmul.mlir.reader import DesignError, place, read_design
 from npu_matmul.overlay import Channel, Core, Dims, Fifo, Link, Overlay, Parameter, Tile
 from npu_matmul.sequence import Argument, Sequence, Step, Transfer, Wait, WriteParameter
-from npu_matmul.target import TARGETS, Target
+from npu_matmul.target import CORE_DATA_MEMORY_BYTES, TARGETS, WORD_BYTES, Target
 
 DTYPES: dict[Any, np.dtype[Any]] = {
     builtin.i8: np.dtype(np.int8),
@@ -42,6 +42,7 @@ def overlay_of(device: aie.DeviceOp) -> Overlay:
     refuses."""
     name = device.device.data.value
     target, columns = _partition(name, device)
+    _refuse_attributes(device)
     tiles: dict[SSAValue, Tile] = {}
     fifos: dict[str, Fifo] = {}
     links: list[Link] = []
@@ -50,26 +51,20 @@ def overlay_of(device: aie.DeviceOp) -> Overlay:
     cores: list[Core] = []
     functions: list[str] = []
     for op in device.body.block.ops:
-        if op.attributes and not isinstance(op, func.FuncOp):
-            raise DesignError(
-                f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported"
-            )
+        if not isinstance(op, func.FuncOp):
+            _refuse_attributes(op)
         match op:
             case aie.TileOp():
                 tiles[op.result] = _tile(op, target, columns)
             case aie.ObjectFifoOp():
                 fifos[op.sym_name.data] = _fifo(op, tiles)
             case aie.LinkOp():
-                links.append(_link(op, fifos))
+                links.append(_link(op, fifos, links))
             case aie.BufferOp():
-                address = None if op.address is None else op.address.value.data
-                elements, dtype = _memref(op.buffer.type, op)
-                parameters[op.sym_name.data] = Parameter(
-                    op.sym_name.data, tiles[op.tile], address, elements, dtype
-                )
+                parameters[op.sym_name.data] = _parameter(op, tiles[op.tile])
                 values[op.buffer] = op.sym_name.data
             case aie.CoreOp():
-                cores.append(Core(tiles[op.tile], op.body, place(op)))
+                cores.append(_core(op, tiles[op.tile], cores))
             case func.FuncOp():
                 functions.append(op.sym_name.data)
             case aie.RuntimeSequenceOp() | aie.EndOp():
@@ -98,7 +93,7 @@ def sequence_of(device: aie.DeviceOp) -> Sequence:
     block = found[0].body.block
     arguments = []
     for position, value in enumerate(block.args):
-        elements, dtype = _memref(value.type, found[0])
+        elements, dtype = elements_of(value.type, found[0])
         arguments.append(Argument(value.name_hint or f"arg{position}", elements, dtype))
     name = found[0].sym_name.data if found[0].sym_name else "sequence"
     return Sequence(name, tuple(arguments), tuple(_steps(found[0], block.args)))
@@ -106,10 +101,7 @@ def sequence_of(device: aie.DeviceOp) -> Sequence:
 
 def _steps(sequence: aie.RuntimeSequenceOp, arguments: Any) -> Iterator[Step]:
     for op in sequence.body.block.ops:
-        if op.attributes:
-            raise DesignError(
-                f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported"
-            )
+        _refuse_attributes(op)
         match op:
             case aiex.RtpWriteOp():
                 yield WriteParameter(
@@ -118,6 +110,10 @@ def _steps(sequence: aie.RuntimeSequenceOp, arguments: Any) -> Iterator[Step]:
             case aiex.DmaWaitOp():
                 yield Wait(op.symbol.string_value())
             case aiex.DmaMemcpyNdOp():
+                if op.memref not in arguments:
+                    raise DesignError(
+                        f"{place(op)}: {op.name}: only arguments of the sequence can be transferred"
+                    )
                 offsets, sizes, strides = (
                     tuple(int(v) for v in p.get_values())
                     for p in (op.static_offsets, op.static_sizes, op.static_strides)
@@ -135,6 +131,13 @@ def _steps(sequence: aie.RuntimeSequenceOp, arguments: Any) -> Iterator[Step]:
                 raise DesignError(
                     f"{place(op)}: operation {op.name} is not supported in a runtime sequence"
                 )
+
+
+def _refuse_attributes(op: Operation) -> None:
+    if op.attributes:
+        raise DesignError(
+            f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported"
+        )
 
 
 def _partition(name: str, op: Operation) -> tuple[Target, int]:
@@ -157,7 +160,28 @@ def _tile(op: aie.TileOp, target: Target, columns: int) -> Tile:
     return tile
 
 
-def _memref(kind: Any, op: Operation) -> tuple[int, np.dtype[Any]]:
+def _core(op: aie.CoreOp, tile: Tile, cores: list[Core]) -> Core:
+    if tile.kind != "core":
+        raise DesignError(f"{place(op)}: {tile} cannot hold a core")
+    if any(core.tile == tile for core in cores):
+        raise DesignError(f"{place(op)}: {tile} has a core already")
+    return Core(tile, op.body, place(op))
+
+
+def _parameter(op: aie.BufferOp, tile: Tile) -> Parameter:
+    elements, dtype = elements_of(op.buffer.type, op)
+    address = None if op.address is None else op.address.value.data
+    end = (address or 0) + elements * dtype.itemsize
+    if tile.kind != "core" or (address or 0) % WORD_BYTES or not 0 <= end <= CORE_DATA_MEMORY_BYTES:
+        raise DesignError(
+            f"{place(op)}: buffer @{op.sym_name.data} at {address} of {tile}: it must start at a "
+            f"multiple of {WORD_BYTES} within the {CORE_DATA_MEMORY_BYTES} B of a core"
+        )
+    return Parameter(op.sym_name.data, tile, address, elements, dtype)
+
+
+def elements_of(kind: Any, op: Operation) -> tuple[int, np.dtype[Any]]:
+    """How many elements of which type a memref has; ``op`` is blamed when that is not known."""
     if (
         not isinstance(kind, MemRefType)
         or kind.element_type not in DTYPES
@@ -168,7 +192,7 @@ def _memref(kind: Any, op: Operation) -> tuple[int, np.dtype[Any]]:
 
 
 def _fifo(op: aie.ObjectFifoOp, tiles: dict[SSAValue, Tile]) -> Fifo:
-    elements, dtype = _memref(op.elemType.element, op)
+    elements, dtype = elements_of(op.elemType.element, op)
     consumers = tuple(tiles[value] for value in op.consumerTiles)
     forced = isinstance(op.elemNumber, ArrayAttr)
     if isinstance(op.elemNumber, ArrayAttr):
@@ -203,6 +227,10 @@ def _check_fifo(fifo: Fifo) -> None:
         raise DesignError(
             f"{where}: an element of {fifo.element_bytes} B cannot be moved: DMAs move 4 B words"
         )
+    if not fifo.consumers:
+        raise DesignError(f"{where}: it has no consumer")
+    if fifo.producer.kind == "shim" and any(tile.kind == "shim" for tile in fifo.consumers):
+        raise DesignError(f"{where}: FIFOs from shim to shim are not supported")
     if fifo.producer.kind == "core" and any(tile.kind == "core" for tile in fifo.consumers):
         raise DesignError(f"{where}: FIFOs from core to core are not supported")
     if any(tile.kind == "shim" for tile in fifo.consumers) and len(fifo.consumers) > 1:
@@ -215,23 +243,43 @@ def _check_fifo(fifo: Fifo) -> None:
             continue
         if tile.kind == "shim":
             raise DesignError(f"{where}: layout transformations are not supported at a shim")
-        size = int(np.prod([size for size, _ in dims]))
-        last = sum((size - 1) * stride for size, stride in dims)
-        if size != fifo.elements or last >= fifo.elements:
+        if not _is_permutation(dims, fifo.elements):
+            size = int(np.prod([size for size, _ in dims]))
+            last = sum((size - 1) * stride for size, stride in dims)
             raise DesignError(
                 f"{where}: its layout transformation moves {size} elements "
-                f"up to index {last}; an element has "
-                f"{fifo.elements}"
+                f"up to index {last}; it must move each of the {fifo.elements} once"
             )
 
 
-def _link(op: aie.LinkOp, fifos: dict[str, Fifo]) -> Link:
+def _is_permutation(dims: Dims, elements: int) -> bool:
+    """Whether the loops reach every index below ``elements`` exactly once.
+
+    They do when each stride, smallest first, is the number of indices that the smaller ones cover.
+
+    >>> _is_permutation(((2, 1), (3, 2)), 6), _is_permutation(((2, 1), (3, 1)), 6)
+    (True, False)
+    """
+    covered = 1
+    for stride, size in sorted((stride, size) for size, stride in dims if size != 1):
+        if stride != covered:
+            return False
+        covered *= size
+    return covered == elements
+
+
+def _link(op: aie.LinkOp, fifos: dict[str, Fifo], others: list[Link]) -> Link:
     sources = tuple(ref.string_value() for ref in op.fifoIns)
     destinations = tuple(ref.string_value() for ref in op.fifoOuts)
     where = f"{place(op)}: link {list(sources)} -> {list(destinations)}"
     for name in (*sources, *destinations):
         if name not in fifos:
             raise DesignError(f"{where}: there is no object FIFO @{name}")
+        linked = [n for link in others for n in (*link.sources, *link.destinations)]
+        if [*linked, *sources, *destinations].count(name) > 1:
+            raise DesignError(f"{where}: @{name} can be linked only once")
+    if not sources or not destinations:
+        raise DesignError(f"{where}: a link has FIFOs on both sides")
     if len(sources) > 1 and len(destinations) > 1:
         raise DesignError(f"{where}: joins and distributes at once")
     meeting = {fifos[n].consumers for n in sources} | {(fifos[n].producer,) for n in destinations}
@@ -240,8 +288,12 @@ def _link(op: aie.LinkOp, fifos: dict[str, Fifo]) -> Link:
     joins = len(sources) > 1
     pieces = [fifos[n] for n in (sources if joins else destinations)]
     whole = fifos[destinations[0] if joins else sources[0]]
-    given = tuple(v.value.data for v in (op.src_offsets if joins else op.dst_offsets))
-    offsets = given or (0,)
+    if any(piece.dtype != whole.dtype for piece in pieces):
+        raise DesignError(f"{where}: its FIFOs have different element types")
+    given, other = (op.src_offsets, op.dst_offsets) if joins else (op.dst_offsets, op.src_offsets)
+    if len(other):
+        raise DesignError(f"{where}: only the side with the pieces has offsets")
+    offsets = tuple(v.value.data for v in given) or (0,)
     if len(offsets) != len(pieces):
         raise DesignError(f"{where}: {len(offsets)} offsets for {len(pieces)} pieces")
     ends = sorted((o, o + piece.elements) for o, piece in zip(offsets, pieces, strict=True))

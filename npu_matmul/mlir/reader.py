@@ -31,7 +31,12 @@ class _LocatingParser(Parser):
         span = self._current_token.span
         line_start = span.input.content.rfind("\n", 0, span.start) + 1
         line = span.input.content.count("\n", 0, span.start) + 1
-        op = super().parse_operation()
+        try:
+            op = super().parse_operation()
+        except (ParseError, DesignError):
+            raise
+        except Exception as error:  # of an attribute that does not fit: xDSL gives these no place
+            raise DesignError(f"{span.input.name}:{line}: {_short(error)}") from error
         op.location = FileLineColLoc(
             StringAttr(span.input.name), IntAttr(line), IntAttr(span.start - line_start + 1)
         )

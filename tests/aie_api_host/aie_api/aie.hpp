@@ -33,7 +33,7 @@ using int32 = std::int32_t;
 inline void event0() {}
 inline void event1() {}
 
-// Hints to the AIE compiler's loop optimisers.
+// Hints to the AIE compiler's loop optimisers, which mlir-aie's aie_kernel_utils.h defines.
 #define AIE_LOOP_MIN_ITERATION_COUNT(count)
 #define AIE_LOOP_RANGE(least, most)
 #define AIE_LOOP_UNROLL(count)

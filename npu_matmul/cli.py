@@ -1,0 +1,259 @@
+"""The command line: ``npu-matmul demo | kernels | devices | emit``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from npu_matmul import __version__
+from npu_matmul.device import DEVICES, DeviceError, UnknownDevice, auto_choice, open_device
+from npu_matmul.kernel import (
+    Kernel,
+    KernelNotBuilt,
+    ManifestError,
+    UnknownKernel,
+    kernel_folders,
+    load_kernel,
+    load_variants,
+)
+from npu_matmul.target import TARGETS
+
+if TYPE_CHECKING:
+    from npu_matmul.demo import Outcome
+
+USER_ERRORS = (DeviceError, UnknownDevice, UnknownKernel, KernelNotBuilt, ManifestError, ValueError)
+DEVICE_NOTES = {
+    "auto": "an NPU where there is one, else the CPU",
+    "xrt": "a Ryzen AI NPU through pyxrt",
+    "emulated": "the same designs and streams, run on arrays",
+    "cpu": "the same numbers, computed on the host",
+}
+
+console = Console()
+
+
+def main() -> None:
+    """Run the command line; what a user can cure ends with one line and exit code 2."""
+    try:
+        app()
+    except USER_ERRORS as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        sys.exit(2)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="npu-matmul")
+def app() -> None:
+    """np.matmul on AMD Ryzen AI NPUs."""
+
+
+@app.command()
+@click.option("--device", default="emulated", show_default=True, help="Where to compute.")
+@click.option("--kernel", default=None, help="Which kernel; default: the best for the shape.")
+def demo(device: str, kernel: str | None) -> None:
+    """Speech through the projections of a Whisper-tiny layer, by all three strategies.
+
+    Exit code 1 when a single value differs from np.matmul.
+    """
+    from npu_matmul import demo as demonstration
+
+    console.print("Making int8 activations of the shipped recording and seeded weights ...")
+    inputs = demonstration.make_inputs()
+    rows, state = inputs.activations.shape
+    console.print(
+        f"{len(inputs.weights)} products ({rows}, {state}) @ ({state}, {state}), device {device}\n"
+    )
+    with _progress() as progress:
+        bars: dict[str, TaskID] = {}
+
+        def show(strategy: str, done: int) -> None:
+            if strategy not in bars:
+                bars[strategy] = progress.add_task(strategy, total=len(inputs.weights))
+            progress.update(bars[strategy], completed=done)
+
+        outcomes = demonstration.run(inputs, device, kernel, show)
+    console.print(_outcome_table(outcomes, device))
+    if device == "emulated":
+        console.print("Seconds are this host's: of an NPU's speed they say nothing.\n")
+    wrong = sum(outcome.wrong for outcome in outcomes)
+    values = sum(outcome.values for outcome in outcomes)
+    if wrong:
+        console.print(f"[red]{wrong:,} of {values:,} values differ from np.matmul[/red]")
+        sys.exit(1)
+    console.print(f"[green]all {values:,} values equal np.matmul's, bit for bit[/green]")
+
+
+@app.command()
+def kernels() -> None:
+    """List the kernels that were found, and what each is."""
+    table = Table("kernel", "variant", "types", "m k n", "cores", "usable", box=box.SIMPLE_HEAD)
+    for name in kernel_folders():
+        for kernel in load_variants(name).values():
+            types, tile, grid = kernel.types, kernel.tile, kernel.grid
+            table.add_row(
+                name,
+                kernel.variant,
+                f"{_short(types.a)} x {_short(types.b)} -> {_short(types.c)}",
+                f"{tile.m} {tile.k} {tile.n}",
+                f"{grid.rows}x{grid.columns}",
+                "yes" if kernel.source.is_file() else "no: no core function",
+            )
+    console.print(table)
+    for name in kernel_folders():
+        kernel = next(iter(load_variants(name).values()))
+        console.print(f"[bold]{name}[/bold]: {kernel.summary} ({', '.join(kernel.targets)})")
+
+
+@app.command()
+def devices() -> None:
+    """List the devices, and whether each can be used here."""
+    table = Table("device", "usable here", "what it is", box=box.SIMPLE_HEAD)
+    for name in DEVICES:
+        table.add_row(name, _usable(name), DEVICE_NOTES[name])
+    console.print(table)
+
+
+@app.command()
+@click.argument("kernel")
+@click.option("--variant", default=None, help="Which variant, where the kernel has several.")
+@click.option("--target", default="npu1", show_default=True, type=click.Choice(list(TARGETS)))
+@click.option("-m", "rows", type=click.IntRange(1), help="Rows of A.")
+@click.option("-k", "depth", type=click.IntRange(1), help="Columns of A, rows of B.")
+@click.option("-n", "columns", type=click.IntRange(1), help="Columns of B.")
+@click.option(
+    "--what",
+    type=click.Choice(["design", "mlir", "insts"]),
+    default="mlir",
+    show_default=True,
+    help="The overlay's design, the module with this shape's sequence, or the stream's bytes.",
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="A file; default: print.")
+def emit(
+    kernel: str,
+    variant: str | None,
+    target: str,
+    rows: int | None,
+    depth: int | None,
+    columns: int | None,
+    what: str,
+    output: Path | None,
+) -> None:
+    """Write what the NPU is given for a product (M, K) @ (K, N).
+
+    A shape that needs several launches gets one numbered file for each.
+    """
+    from npu_matmul.design import design_text
+
+    chosen = load_kernel(kernel, variant)
+    if what == "design":
+        _write([design_text(chosen, target).encode()], output)
+        return
+    if rows is None or depth is None or columns is None:
+        raise click.UsageError(f"--what {what} needs a shape: give -m, -k and -n")
+    if what == "insts" and output is None:
+        raise click.UsageError("an instruction stream is binary: give a file with -o")
+    _write(_launch_files(chosen, target, (rows, depth, columns), what), output)
+
+
+def _launch_files(
+    kernel: Kernel, target: str, problem: tuple[int, int, int], what: str
+) -> list[bytes]:
+    from npu_matmul.design import design_text
+    from npu_matmul.schedule import cover, launch_sequence
+    from npu_matmul.streams import launch_stream
+    from npu_matmul.tiler import TileGrid
+
+    shapes = [launch.shape for launch in cover(TileGrid(kernel, *problem))]
+    if what == "insts":
+        return [launch_stream(kernel, shape) for shape in shapes]
+    return [
+        design_text(kernel, target, launch_sequence(kernel, shape)).encode() for shape in shapes
+    ]
+
+
+def _write(contents: list[bytes], output: Path | None) -> None:
+    if output is None:
+        for content in contents:
+            click.echo(content.decode(), nl=False)
+        return
+    digits = len(str(len(contents)))
+    for number, content in enumerate(contents, start=1):
+        path = output
+        if len(contents) > 1:
+            path = output.with_name(f"{output.stem}-{number:0{digits}}{output.suffix}")
+        path.write_bytes(content)
+        console.print(f"{path}: {len(content):,} B", highlight=False, soft_wrap=True)
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description:12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("products"),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def _outcome_table(outcomes: list[Outcome], device: str) -> Table:
+    """One column a strategy: what the device counted, then where the host's time went."""
+    baseline = outcomes[0]
+    stages = dict.fromkeys(stage for outcome in outcomes for stage in outcome.seconds)
+    table = Table(
+        title=f"kernel {baseline.kernel or 'none'}, device {device}, padding {baseline.padding:.1%}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("")
+    for outcome in outcomes:
+        table.add_column(outcome.strategy, justify="right")
+
+    def row(heading: str, cell: Callable[[Outcome], str], end_section: bool = False) -> None:
+        table.add_row(heading, *map(cell, outcomes), end_section=end_section)
+
+    row("launches", lambda o: f"{o.counts['launches']:,}")
+    row("syncs to device", lambda o: f"{o.counts['syncs_to_device']:,}")
+    row("syncs from device", lambda o: f"{o.counts['syncs_from_device']:,}")
+    row("bytes to device", lambda o: f"{o.counts['bytes_to_device']:,}")
+    row("bytes from device", lambda o: f"{o.counts['bytes_from_device']:,}", end_section=True)
+    for stage in stages:
+        row(f"host seconds, {stage}", lambda o, stage=stage: f"{o.seconds[stage]:.4f}")  # type: ignore[misc]
+    row("host seconds, total", lambda o: f"{o.wall_s:.4f}", end_section=True)
+    row("fewer launches by", lambda o: _ratio(baseline.counts["launches"], o.counts["launches"]))
+    row("fewer host seconds by", lambda o: _ratio(baseline.wall_s, o.wall_s))
+    row("equal to np.matmul", lambda o: "no" if o.wrong else "yes")
+    return table
+
+
+def _ratio(baseline: float, value: float) -> str:
+    return f"{baseline / value:,.1f}x" if value else "-"
+
+
+def _usable(name: str) -> str:
+    if name == "auto":
+        return f"yes: {auto_choice()}"
+    try:
+        open_device(name)
+    except DeviceError as error:
+        return f"no: {error}"
+    return "yes"
+
+
+def _short(name: str) -> str:
+    return {"bfloat16": "bf16", "float32": "f32", "int32": "i32", "int8": "i8"}[name]

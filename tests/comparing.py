@@ -1,0 +1,38 @@
+"""Operands for tests, and a comparison that shows what differs: integers are equal bit for bit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def random_int8(seed: int, *shape: int) -> NDArray[np.int8]:
+    """Seeded values of all of int8, -128 and 127 included."""
+    return np.random.default_rng(seed).integers(-128, 128, shape, dtype=np.int8)
+
+
+def product_int32(a: ArrayLike, b: ArrayLike) -> NDArray[np.int32]:
+    """What INT32 accumulators must be, from NumPy."""
+    product: NDArray[np.int32] = np.matmul(np.asarray(a, np.int32), np.asarray(b, np.int32))
+    return product
+
+
+def assert_equal_bits(got: ArrayLike, want: ArrayLike) -> None:
+    """Same element type, same shape, same bits; says how many differ, and the first of them."""
+    got, want = np.asarray(got), np.asarray(want)
+    assert got.dtype == want.dtype, f"got {got.dtype}, want {want.dtype}"
+    assert got.shape == want.shape, f"got shape {got.shape}, want {want.shape}"
+    differ = _bits(got) != _bits(want)
+    if differ.any():
+        position = int(np.argmax(differ))
+        first = tuple(int(i) for i in np.unravel_index(position, got.shape))
+        raise AssertionError(
+            f"{np.count_nonzero(differ)} of {got.size} elements differ; "
+            f"first at {first}: got {got[first]!r}, want {want[first]!r}"
+        )
+
+
+def _bits(array: NDArray[Any]) -> NDArray[Any]:
+    return np.frombuffer(array.tobytes(), f"u{array.dtype.itemsize}")
