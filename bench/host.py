@@ -1,7 +1,8 @@
 """Host stages against NumPy: packing, unpacking, INT32 accumulation, clipping.
 
-Each is compared with its obvious NumPy form and, where there is a better one, with the best NumPy form
-known (whole machine words instead of single elements), and with a plain copy of as many bytes.
+Each is compared with its obvious NumPy form and, where there is a better one, with the best NumPy
+form known (whole machine words instead of single elements), and with a plain copy of as many
+bytes.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def _pack_case(
     block: tuple[int, int],
     tile_order: Callable[[np.ndarray], np.ndarray],
 ) -> Case:
-    rows, columns = matrix.shape
+    rows = matrix.shape[0]
     ours, obvious, words = (np.empty(matrix.size, np.int8) for _ in range(3))
     high, wide = block
 

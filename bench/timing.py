@@ -17,7 +17,8 @@ ROUNDS = 7
 
 
 def medians(alternatives: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of one call of each alternative, measured in turn so that drift hits all alike.
+    """Median seconds of one call of each alternative, measured in turn so that drift hits all
+    alike.
 
     Each is called once to warm up, then as often as makes one measurement long enough.
     """

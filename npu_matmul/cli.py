@@ -108,10 +108,10 @@ def kernels() -> None:
             table.add_row(
                 name,
                 kernel.variant,
-                f"{_short(types.a)} x {_short(types.b)} -> {_short(types.c)}",
+                f"{_short(types.a)},{_short(types.b)}->{_short(types.c)}",
                 f"{tile.m} {tile.k} {tile.n}",
                 f"{grid.rows}x{grid.columns}",
-                "yes" if kernel.source.is_file() else "no: no core function",
+                "yes" if kernel.source.is_file() else "no: no source",
             )
     console.print(table)
     for name in kernel_folders():
@@ -216,7 +216,8 @@ def _outcome_table(outcomes: list[Outcome], device: str) -> Table:
     baseline = outcomes[0]
     stages = dict.fromkeys(stage for outcome in outcomes for stage in outcome.seconds)
     table = Table(
-        title=f"kernel {baseline.kernel or 'none'}, device {device}, padding {baseline.padding:.1%}",
+        title=f"kernel {baseline.kernel or 'none'}, device {device}, "
+        f"padding {baseline.padding:.1%}",
         title_justify="left",
         box=box.SIMPLE_HEAD,
     )

@@ -1,8 +1,9 @@
-"""The demonstration: speech through the projections of a Whisper-tiny layer, by all three strategies.
+"""The demonstration: speech through the projections of a Whisper-tiny layer, by all three
+strategies.
 
-The recording's log-mel features pass a convolution front end on the host, are quantised to int8, and are
-multiplied with the query, key, value and output weights of one encoder layer. Weights are seeded random
-numbers of the real shapes: the products are real, what they mean is not.
+The recording's log-mel features pass a convolution front end on the host, are quantised to int8,
+and are multiplied with the query, key, value and output weights of one encoder layer. Weights are
+seeded random numbers of the real shapes: the products are real, what they mean is not.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def run(
     kernel: str | None = None,
     show: Callable[[str, int], None] = lambda *_: None,
 ) -> list[Outcome]:
-    """Every projection by every strategy on ``device``; ``show`` is told how many products are done."""
+    """Every projection by every strategy on ``device``; ``show`` is told how many products are
+    done."""
     activations = inputs.activations
     wanted = {
         name: np.matmul(activations.astype(np.int32), weight.astype(np.int32))

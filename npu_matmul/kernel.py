@@ -42,7 +42,7 @@ class ManifestError(ValueError):
     allowed."""
 
 
-class UnknownKernel(LookupError):
+class UnknownKernel(ValueError):
     """No folder of that name holds a manifest, or the manifest has no such variant."""
 
 

@@ -128,9 +128,10 @@ def npu_matmul(
     call.choose(a, b, kernel, strategy)
     with call.device.record() as counters:
         accumulators = call.product(a, b)
-    with call.stages.stage("clip"):
-        result = clip_to_int8(accumulators) if kind == np.int8 else accumulators
-    result = result.reshape(shape)
+    result: NDArray[Any] = accumulators.reshape(shape)
+    if kind == np.int8:
+        with call.stages.stage("clip"):
+            result = clip_to_int8(result)
     if out is not None:
         with call.stages.stage("out"):
             out[...] = result
@@ -281,7 +282,7 @@ _given_up: set[str] = set()
 
 
 def _opened(device: str | Device | None) -> Device:
-    return device if isinstance(device, Device) else open_device(device)
+    return device if isinstance(device, Device) else open_device(device or "auto")
 
 
 def _device_for(b: NDArray[Any] | PackedMatrix, device: str | Device | None) -> Device:

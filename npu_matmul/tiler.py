@@ -219,7 +219,8 @@ def _whole_tiles(matrix: NDArray[Any], columns: int, word: np.dtype[Any]) -> NDA
 
 # Both loops go tile by tile, because tiles that are neighbours in the matrix can lie a power of two
 # apart when packed, where they evict each other from the cache. They index with unsigned numbers:
-# with signed ones numba adds a wrap-around test to every access.
+# with signed ones numba adds a wrap-around test to every access. Tile rows that are all padding (on
+# a grid of cores) are left out: unsigned, the rows that remain for them would be a huge number.
 
 
 @numba.njit(cache=True, nogil=True)
@@ -227,8 +228,9 @@ def _pack_tiles(source, out, order, row_offsets, spread, tile_words):
     height, width = np.uint64(row_offsets.size), np.uint64(spread.size)
     stride = np.uint64(source.shape[1])
     words = source.reshape(-1)
-    for y in range(np.uint64(order.shape[0])):
-        rows = min(height, np.uint64(source.shape[0]) - y * height)
+    total = np.uint64(source.shape[0])
+    for y in range((total + height - np.uint64(1)) // height):
+        rows = min(height, total - y * height)
         for x in range(np.uint64(order.shape[1])):
             start, corner = order[y, x] * tile_words, y * height * stride + x * width
             for w in range(width):
@@ -241,8 +243,9 @@ def _unpack_tiles(packed, out, order, row_offsets, spread, tile_words):
     height, width = np.uint64(row_offsets.size), np.uint64(spread.size)
     stride = np.uint64(out.shape[1])
     words = out.reshape(-1)
-    for y in range(np.uint64(order.shape[0])):
-        rows = min(height, np.uint64(out.shape[0]) - y * height)
+    total = np.uint64(out.shape[0])
+    for y in range((total + height - np.uint64(1)) // height):
+        rows = min(height, total - y * height)
         for x in range(np.uint64(order.shape[1])):
             start, corner = order[y, x] * tile_words, y * height * stride + x * width
             for i in range(rows):

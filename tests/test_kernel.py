@@ -122,7 +122,10 @@ MALFORMED = {
     "no targets": (without("targets"), ["targets is missing", "list"]),
     "empty targets": (GOOD.replace('["npu1"]', "[]"), ["at least one target"]),
     "a target of a wrong type": (GOOD.replace('["npu1"]', "[1]"), ["targets is 1", "str"]),
-    "an unknown target": (GOOD.replace('["npu1"]', '["npu1", "npu9"]'), ["targets", "'npu9'", "npu1"]),
+    "an unknown target": (
+        GOOD.replace('["npu1"]', '["npu1", "npu9"]'),
+        ["targets", "'npu9'", "npu1"],
+    ),
     "no variants": ('summary = "a"\ntargets = ["npu1"]', ["variants is missing"]),
     "empty variants": ('summary = "a"\ntargets = ["npu1"]\n[variants]', ["[variants.NAME]"]),
     "variant of a wrong type": (

@@ -258,19 +258,19 @@ _open: dict[str, Device] = {}
 _opening = threading.RLock()
 
 
-def open_device(name: str | None = None) -> Device:
+def open_device(name: str = "auto") -> Device:
     """The device called ``name``, opened once per process and shared.
 
     ``"xrt"`` is a real NPU, ``"emulated"`` runs the same designs and streams on arrays, ``"cpu"``
-    computes the same numbers on the host. ``"auto"`` takes the NPU where there is one and the CPU
-    otherwise, and says so once. With no name, ``$NPU_MATMUL_DEVICE`` decides, else ``"auto"``.
+    computes the same numbers on the host. ``"auto"`` is what ``$NPU_MATMUL_DEVICE`` names, else the
+    NPU where there is one, else the CPU; that choice is announced once.
 
     Raises :class:`UnknownDevice`, or :class:`DeviceUnavailable` with what is missing.
 
     >>> open_device("cpu").name
     'cpu'
     """
-    if name is None:
+    if name == "auto":
         name = os.environ.get(DEVICE_VARIABLE) or "auto"
     if name not in DEVICES:
         raise UnknownDevice(f"there is no device {name!r}; known are: {', '.join(DEVICES)}")

@@ -20,9 +20,9 @@ from xdsl.dialects.builtin import (
     SymbolRefAttr,
     i64,
 )
+from xdsl.dialects.utils import EnumAttribute
 from xdsl.ir import (
     Dialect,
-    EnumAttribute,
     Operation,
     ParametrizedAttribute,
     SpacedOpaqueSyntaxAttribute,

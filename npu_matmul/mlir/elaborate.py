@@ -89,7 +89,10 @@ def sequence_of(device: aie.DeviceOp) -> Sequence:
     """The one runtime sequence of a design as plain data."""
     found = [op for op in device.body.block.ops if isinstance(op, aie.RuntimeSequenceOp)]
     if len(found) != 1:
-        raise DesignError(f"the design holds {len(found)} runtime sequences; exactly one is needed")
+        raise DesignError(
+            f"{place(found[1] if found else device)}: the design holds {len(found)} runtime "
+            "sequences; exactly one is needed"
+        )
     block = found[0].body.block
     arguments = []
     for position, value in enumerate(block.args):
@@ -171,8 +174,9 @@ def _core(op: aie.CoreOp, tile: Tile, cores: list[Core]) -> Core:
 def _parameter(op: aie.BufferOp, tile: Tile) -> Parameter:
     elements, dtype = elements_of(op.buffer.type, op)
     address = None if op.address is None else op.address.value.data
-    end = (address or 0) + elements * dtype.itemsize
-    if tile.kind != "core" or (address or 0) % WORD_BYTES or not 0 <= end <= CORE_DATA_MEMORY_BYTES:
+    start = address or 0
+    fits = 0 <= start <= CORE_DATA_MEMORY_BYTES - elements * dtype.itemsize
+    if tile.kind != "core" or start % WORD_BYTES or not fits:
         raise DesignError(
             f"{place(op)}: buffer @{op.sym_name.data} at {address} of {tile}: it must start at a "
             f"multiple of {WORD_BYTES} within the {CORE_DATA_MEMORY_BYTES} B of a core"
@@ -185,7 +189,7 @@ def elements_of(kind: Any, op: Operation) -> tuple[int, np.dtype[Any]]:
     if (
         not isinstance(kind, MemRefType)
         or kind.element_type not in DTYPES
-        or -1 in kind.get_shape()
+        or min(kind.get_shape(), default=1) < 1
     ):
         raise DesignError(f"{place(op)}: {kind} is not a memref of known size and element type")
     return int(np.prod(kind.get_shape(), dtype=np.int64)), DTYPES[kind.element_type]

@@ -59,8 +59,9 @@ def read_design(text: str, name: str = "design.mlir") -> DeviceOp:
     _verify(module, name)
     devices = [op for op in module.walk() if isinstance(op, DeviceOp)]
     if len(devices) != 1:
+        where = place(devices[1]) if devices else name
         raise DesignError(
-            f"{name}: holds {len(devices)} aie.device operations; exactly one is needed"
+            f"{where}: holds {len(devices)} aie.device operations; exactly one is needed"
         )
     return devices[0]
 

@@ -13,6 +13,7 @@ import importlib.resources
 import os
 import shlex
 import wave
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -59,7 +60,7 @@ def read_wav(path: str | os.PathLike[str]) -> NDArray[np.float32]:
         (dtype('float32'), 1)
     """
     try:
-        with open(path, "rb") as file, wave.open(file) as wav:
+        with Path(path).open("rb") as file, wave.open(file) as wav:
             _check_format(path, wav)
             promised = wav.getnframes()
             data = wav.readframes(promised)

@@ -1,0 +1,95 @@
+"""Designs to test with: the golden ones with their streams, and models of the symbols they call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npu_matmul.emulator.machine import Machine
+from npu_matmul.emulator.shim import DeviceMemory
+from npu_matmul.emulator.symbols import Model
+from npu_matmul.instructions import assemble, decode
+from npu_matmul.mlir.elaborate import overlay_of, overlay_of_text, sequence_of
+from npu_matmul.mlir.reader import read_design
+from npu_matmul.overlay import Overlay
+from npu_matmul.sequence import Sequence
+
+FOLDER = Path(__file__).resolve().parent / "data" / "golden"
+NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.mlir")))
+
+
+def design(name: str) -> str:
+    """The MLIR text of a golden design."""
+    return (FOLDER / f"{name}.mlir").read_text(encoding="utf-8")
+
+
+def stream(name: str) -> bytes:
+    """What the standard toolchain made of a golden design's runtime sequence."""
+    return (FOLDER / f"{name}.insts.bin").read_bytes()
+
+
+def changed(text: str, *changes: tuple[str, str]) -> str:
+    """The text with each first ``old`` replaced by its ``new``; every ``old`` must be there."""
+    for old, new in changes:
+        assert old in text, f"{old!r} is not in the text"
+        text = text.replace(old, new, 1)
+    return text
+
+
+def overlay(text: str) -> Overlay:
+    return overlay_of(read_design(text))
+
+
+def sequence(text: str) -> Sequence:
+    return sequence_of(read_design(text))
+
+
+def machine(text: str) -> Machine:
+    return Machine(overlay_of_text(text), MODELS)
+
+
+def launch(booted: Machine, steps: Sequence, memories: Iterable[DeviceMemory]) -> None:
+    """Run a sequence on a machine, through its bytes."""
+    booted.launch(decode(assemble(steps, booted.overlay)), list(memories))
+
+
+def synced(array: NDArray[Any], name: str = "given") -> DeviceMemory:
+    """Device memory that holds a copy of the array."""
+    words = np.frombuffer(array.tobytes(), np.uint32).copy()
+    return DeviceMemory(name, words, np.ones(words.size, np.bool_))
+
+
+def unsynced(nbytes: int, name: str = "fresh") -> DeviceMemory:
+    """Device memory that nobody has written."""
+    words = np.full(nbytes // 4, 0xA5A5A5A5, np.uint32)
+    return DeviceMemory(name, words, np.zeros(words.size, np.bool_))
+
+
+def _zero(c: NDArray[np.int32]) -> None:
+    c[:] = 0
+
+
+def _copy(source: NDArray[Any], target: NDArray[Any]) -> None:
+    target[:] = source
+
+
+def _accumulate(m: int, k: int, n: int) -> Model:
+    """C += A @ B on plain row-major tiles."""
+
+    def model(a: NDArray[np.int8], b: NDArray[np.int8], c: NDArray[np.int32]) -> None:
+        product = a.reshape(m, k).astype(np.float32) @ b.reshape(k, n).astype(np.float32)
+        c += product.astype(np.int32).reshape(-1)
+
+    return model
+
+
+MODELS: dict[str, Model] = {
+    "zero": _zero,
+    "copy": _copy,
+    "mm": _accumulate(16, 16, 16),
+    "matmul": _accumulate(64, 64, 128),
+}

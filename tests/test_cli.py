@@ -1,0 +1,125 @@
+"""The command line as a person uses it: what it prints, what it writes, its exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from npu_matmul import cli, strategies
+from npu_matmul.design import design_text
+from npu_matmul.instructions import assemble, decode
+from npu_matmul.kernel import load_kernel
+from npu_matmul.mlir.elaborate import overlay_of, sequence_of
+from npu_matmul.mlir.reader import read_design
+from npu_matmul.schedule import cover
+from npu_matmul.streams import launch_stream
+from npu_matmul.tiler import TileGrid
+
+SHAPE = ["-m", "100", "-k", "70", "-n", "50"]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def main(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "npu_matmul", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+def test_kernels_lists_every_variant_and_whether_it_can_run() -> None:
+    words = " ".join(run("kernels").output.split())
+    assert "matmul_16x16 int8 i8,i8->i32 16 16 16 1x1 yes" in words
+    assert "matmul_64x512 bf16 bf16,bf16->f32 64 32 128 4x4 no: no source" in words
+
+
+def test_devices_says_what_can_be_used_and_why_not() -> None:
+    output = " ".join(run("devices").output.split())
+    assert "auto yes: cpu" in output
+    assert "xrt no: driving a real NPU" in output
+
+
+def test_emitted_design_is_the_generated_one(tmp_path: Path) -> None:
+    path = tmp_path / "design.mlir"
+    assert run("emit", "matmul_16x16", "--what", "design", "-o", str(path)).exit_code == 0
+    assert path.read_text() == design_text(load_kernel("matmul_16x16"))
+
+
+def test_emitted_module_and_stream_have_the_same_words(tmp_path: Path) -> None:
+    module, stream = tmp_path / "p.mlir", tmp_path / "p.bin"
+    assert run("emit", "matmul_16x16", *SHAPE, "-o", str(module)).exit_code == 0
+    assert run("emit", "matmul_16x16", *SHAPE, "--what", "insts", "-o", str(stream)).exit_code == 0
+    device = read_design(module.read_text())
+    assert assemble(sequence_of(device), overlay_of(device)) == stream.read_bytes()
+    assert decode(stream.read_bytes()).columns == 1
+
+
+def test_a_module_without_output_file_is_printed() -> None:
+    assert "aie.runtime_sequence @matmul" in run("emit", "matmul_16x16", *SHAPE).output
+
+
+def test_a_variant_of_the_sixteen_core_kernel_can_be_emitted() -> None:
+    output = run("emit", "matmul_64x512", "--variant", "bf16", "--what", "design").output
+    assert output.count("aie.core(") == 16
+
+
+def test_a_shape_of_several_launches_gets_numbered_files(tmp_path: Path) -> None:
+    kernel = load_kernel("matmul_16x16")
+    launches = cover(TileGrid(kernel, 40_000, 16, 40_000))
+    assert len(launches) > 1
+    path = tmp_path / "big.bin"
+    sizes = ["-m", "40000", "-k", "16", "-n", "40000"]
+    assert run("emit", "matmul_16x16", *sizes, "--what", "insts", "-o", str(path)).exit_code == 0
+    written = sorted(tmp_path.iterdir())
+    assert [p.read_bytes() for p in written] == [launch_stream(kernel, x.shape) for x in launches]
+    assert written[0].name == f"big-{1:0{len(str(len(launches)))}}.bin"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["emit", "nope"], "there is no kernel 'nope'; known are: matmul_16x16"),
+        (["emit", "matmul_64x512"], "its variants are: int8, bf16"),
+        (["emit", "matmul_16x16", "-m", "3"], "give -m, -k and -n"),
+        (["emit", "matmul_16x16", *SHAPE, "--what", "insts"], "give a file with -o"),
+        (["emit", "matmul_16x16", "-m", "0"], "0 is not in the range x>=1"),
+        (["demo", "--device", "gpu"], "known are: auto, xrt, emulated, cpu"),
+        (["demo", "--kernel", "matmul_64x512"], "has a manifest but no core function"),
+    ],
+)
+def test_what_a_person_can_cure_is_one_line_and_exit_code_2(
+    arguments: list[str], words: str
+) -> None:
+    done = main(*arguments)
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
+def test_demo_counts_and_exits_with_0_when_all_values_are_equal() -> None:
+    result = run("demo")
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.output.split())
+    assert "launches 48,384 2,016 4" in words
+    assert "syncs to device 48,384 4 4" in words
+    assert "equal to np.matmul yes yes yes" in words
+
+
+def test_demo_exits_with_1_when_one_value_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = strategies.STRATEGIES["batched"]
+
+    def one_off(product: strategies.Product) -> np.ndarray:
+        result = honest(product)
+        result[-1, -1] += 1
+        return result
+
+    monkeypatch.setitem(strategies.STRATEGIES, "sequential", honest)
+    monkeypatch.setitem(strategies.STRATEGIES, "batched", one_off)
+    result = run("demo")
+    assert result.exit_code == 1
+    assert "4 of 1,520,640 values differ" in result.output

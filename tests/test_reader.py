@@ -1,0 +1,204 @@
+"""Designs are read and printed alike; what is not well formed is refused with its place."""
+
+from __future__ import annotations
+
+import re
+
+import golden
+import pytest
+from golden import changed
+from xdsl.dialects.builtin import FileLineColLoc, ModuleOp
+
+from npu_matmul.mlir.aie import DeviceOp
+from npu_matmul.mlir.reader import DesignError, place, read_design
+
+SMALL = """\
+module {
+  aie.device(npu1_1col) {
+    %shim = aie.tile(0, 0)
+    %core = aie.tile(0, 2)
+    aie.objectfifo @a(%shim, {%core}, 2 : i32) : !aie.objectfifo<memref<16xi32>>
+    %buffer = aie.buffer(%core) {sym_name = "rtp", address = 1024 : i32} : memref<16xi32>
+    func.func private @use(memref<16xi32>)
+    aie.core(%core) {
+      %s = aie.objectfifo.acquire @a(Consume, 1) : !aie.objectfifosubview<memref<16xi32>>
+      %e = aie.objectfifo.subview.access %s[0] : !aie.objectfifosubview<memref<16xi32>> \
+-> memref<16xi32>
+      func.call @use(%e) : (memref<16xi32>) -> ()
+      aie.objectfifo.release @a(Consume, 1)
+      aie.end
+    }
+    aie.runtime_sequence @run(%a: memref<16xi32>) {
+      aiex.npu.dma_memcpy_nd(%a[0,0,0,0][1,1,1,16][0,0,0,1]) \
+{id = 0 : i64, metadata = @a} : memref<16xi32>
+    }
+  }
+}
+"""
+
+ALL_SYNTAX = """\
+module {
+  aie.device(npu1_2col) @main {
+    %s = aie.tile(0, 0)
+    %m = aie.tile(0, 1)
+    %k = aie.tile(0, 2)
+    %l = aie.tile(1, 2)
+    aie.objectfifo @in(%s, {%m dimensionsFromStream [<size = 4, stride = 4>, \
+<size = 4, stride = 1>]}, [2, 3]) : !aie.objectfifo<memref<16xbf16>>
+    aie.objectfifo @out(%m dimensionsToStream [<size = 2, stride = 8>, <size = 8, stride = 1>], \
+{%k dimensionsFromStream [<size = 16, stride = 1>], %l}, [2, 1, 2]) : \
+!aie.objectfifo<memref<16xbf16>>
+    aie.objectfifo.link [@in] -> [@out]([] [0])
+    aie.runtime_sequence(%a: memref<2x8xbf16>, %b: memref<4xf32>) {
+      aiex.npu.dma_memcpy_nd(%a[0,0,1,2][1,1,1,16][0,0,8,1]) \
+{id = 3 : i64, metadata = @in, issue_token = true} : memref<2x8xbf16>
+      aiex.npu.dma_wait {symbol = @in}
+    }
+  }
+}
+"""
+
+
+def module_of(device: DeviceOp) -> ModuleOp:
+    module = device.get_toplevel_object()
+    assert isinstance(module, ModuleOp)
+    return module
+
+
+def refusal(text: str) -> str:
+    with pytest.raises(DesignError) as caught:
+        read_design(text, "small.mlir")
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("name", golden.NAMES)
+def test_golden_design_is_read(name: str) -> None:
+    device = read_design(golden.design(name), f"{name}.mlir")
+    assert device.device.data.value == (
+        "npu1" if "column" in name or "sixteen" in name else "npu1_1col"
+    )
+
+
+@pytest.mark.parametrize("name", golden.NAMES)
+def test_every_operation_knows_its_line(name: str) -> None:
+    text = golden.design(name)
+    lines = text.splitlines()
+    located = set()
+    for op in read_design(text, "some.mlir").walk():
+        if isinstance(op.location, FileLineColLoc):
+            line = op.location.line.data
+            assert place(op) == f"some.mlir:{line}"
+            assert op.name in lines[line - 1]
+            located.add(line)
+    assert located == {n for n, line in enumerate(lines, 1) if re.search(r"\b[a-z]+\.[a-z]", line)}
+
+
+@pytest.mark.parametrize("text", [*map(golden.design, golden.NAMES), SMALL, ALL_SYNTAX])
+def test_printed_design_reads_back_equal(text: str) -> None:
+    module = module_of(read_design(text))
+    again = module_of(read_design(str(module)))
+    assert again.is_structurally_equivalent(module)
+
+
+def test_designs_that_differ_are_not_equal() -> None:
+    one, other = (
+        read_design(SMALL),
+        read_design(changed(SMALL, ("@a(Consume, 1)", "@a(Consume, 2)"))),
+    )
+    assert not module_of(one).is_structurally_equivalent(module_of(other))
+
+
+def test_module_around_the_device_may_be_left_out() -> None:
+    assert read_design("aie.device(npu1) { %t = aie.tile(0, 2) }").device.data.value == "npu1"
+
+
+ACCESS = (
+    "%x = aie.objectfifo.subview.access %s[0] : !aie.objectfifosubview<memref<16xi32>> "
+    "-> memref<8xi32>\n      "
+)
+
+# What is changed, what it becomes, the line to blame, what the message says.
+REFUSED = {
+    "punctuation is missing": ("(0, 2)", "(0 2)", 4, "Expected ','"),
+    "unknown operation": ("aie.tile(0, 2)", "aie.lock(0, 2)", 4, "aie.lock"),
+    "unknown device": ("npu1_1col", "npu1_4col", 2, "npu1_2col"),
+    "unknown port": ("@a(Consume, 1) :", "@a(Eat, 1) :", 9, "`Consume`"),
+    "type forgotten": ("2 : i32) : !aie.objectfifo<memref<16xi32>>", "2 : i32)", 6, "Expected ':'"),
+    "core without aie.end": ("      aie.end\n", "", 8, "must end with aie.end"),
+    "depth without its type": ("2 : i32)", "2)", 5, "i32"),
+    "depth of another type": ("2 : i32)", "2 : i64)", 5, "i32"),
+    "too few depths": ("2 : i32)", "[2])", 5, "one for each of its 1 consumers"),
+    "too many depths": ("2 : i32)", "[2, 2, 2])", 5, "gives 3 depths"),
+    "number beyond its type": ("1024 : i32", "4294967296 : i32", 6, "4294967296"),
+    "symbol defined twice": ('"rtp"', '"a"', 2, 'symbol "a"'),
+    "unknown function": ("func.call @use", "func.call @lose", 11, "@lose"),
+    "access of another type": (
+        "func.call @use(%e)",
+        ACCESS + "func.call @use(%e)",
+        11,
+        "memref<8xi32>",
+    ),
+    "offset that is no constant": ("[0,0,0,0][1", "[0,0,0,%i][1", 15, "constants"),
+    "three dimensions": ("[0,0,0,0][1,1,1,16]", "[0,0,0,0][1,1,16]", 16, "four sizes"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_ill_formed_design_is_refused_with_its_place(case: str) -> None:
+    old, new, line, why = REFUSED[case]
+    text = changed(SMALL, (old, new))
+    if "%i" in new:
+        text = changed(text, ("%a: memref<16xi32>) {", "%a: memref<16xi32>, %i: index) {"))
+        line += 1
+    message = refusal(text)
+    assert f"small.mlir:{line}" in message
+    assert why in message
+
+
+def test_value_used_before_its_definition_is_refused() -> None:
+    tile = "    %core = aie.tile(0, 2)\n"
+    message = refusal(changed(SMALL, (tile, ""), ("    %buffer", f"{tile}    %buffer")))
+    assert "small.mlir:4" in message
+    assert "%core before or outside its definition" in message
+
+
+@pytest.mark.parametrize("before", ["    aie.core", "    aie.runtime_sequence"])
+def test_value_of_a_sibling_region_is_refused(before: str) -> None:
+    """xDSL minds only an earlier sibling, and says no more than that the value is not known."""
+    sibling = (
+        "    %other = aie.tile(0, 3)\n"
+        "    aie.core(%other) {\n"
+        "      func.call @use(%e) : (memref<16xi32>) -> ()\n"
+        "      aie.end\n    }\n"
+    )
+    message = refusal(changed(SMALL, (before, f"{sibling}{before}")))
+    assert "small.mlir:" in message
+    assert "%e" in message
+    if before == "    aie.core":
+        assert message == "small.mlir:10: func.call uses %e before or outside its definition"
+
+
+def test_value_that_is_never_defined_is_refused_by_name() -> None:
+    message = refusal(changed(SMALL, ("@a(%shim", "@a(%ship")))
+    assert "small.mlir:" in message
+    assert "%ship" in message
+
+
+def test_two_devices_are_refused_at_the_second() -> None:
+    device = "aie.device(npu1) { %t = aie.tile(0, 2) }"
+    assert "small.mlir:1: holds 2 aie.device" in refusal(f"{device} {device}")
+    assert "small.mlir:19: holds 2 aie.device" in refusal(f"{SMALL[:-2]}{device}\n}}\n")
+
+
+def test_text_without_a_device_is_refused() -> None:
+    assert (
+        refusal("module {}") == "small.mlir: holds 0 aie.device operations; exactly one is needed"
+    )
+
+
+def test_refusal_of_a_large_design_stays_readable() -> None:
+    text = golden.design("sixteen_cores")
+    old = "func.call @zero(%ec) : (memref<8192xi32>)"
+    message = refusal(changed(text, (old, old.replace("8192", "4096"))))
+    assert "small.mlir:" in message
+    assert len(message) < 1000

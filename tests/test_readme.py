@@ -1,0 +1,58 @@
+"""What the README promises can be done as it is written there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from npu_matmul.cli import app
+from npu_matmul.device import DEVICE_VARIABLE, DEVICES
+from npu_matmul.kernel import load_kernel
+from npu_matmul.strategies import expected
+from npu_matmul.tiler import TileGrid
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_python_example_computes_the_numpy_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(DEVICE_VARIABLE, raising=False)
+    example = re.findall(r"```python\n(.*?)```", README, re.DOTALL)[0]
+    names: dict = {}
+    exec(example, names)
+    np, A, B, C = names["np"], names["A"], names["B"], names["C"]
+    assert C.shape == (512, 512)
+    assert np.array_equal(C, np.matmul(A.astype(np.int32), B.astype(np.int32)))
+
+
+def test_every_make_target_it_names_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", README, re.MULTILINE) + ["bench"]:
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_every_command_it_names_exists() -> None:
+    commands = set(re.findall(r"^npu-matmul (\w+)", README, re.MULTILINE))
+    assert commands <= set(app.commands) and "demo" in commands
+
+
+def test_every_device_it_names_exists() -> None:
+    table = re.findall(r"^\| `(\w+)` \| (?:the|a) ", README, re.MULTILINE)
+    assert sorted(table) == sorted(DEVICES)
+
+
+def test_the_counts_it_gives_for_the_512_cube_are_the_formulas() -> None:
+    grid = TileGrid(load_kernel("matmul_16x16"), 512, 512, 512)
+    for strategy in ("sequential", "output_tile", "batched"):
+        counts = expected(strategy, grid)
+        syncs = counts.syncs_to_device + counts.syncs_from_device
+        launches = f"{counts.launches:,} launch{'es' if counts.launches > 1 else ''}"
+        assert f"{launches}, {syncs:,} syncs" in README
+
+
+def test_every_file_of_its_reading_list_exists() -> None:
+    section = README.split("## Read the code")[1]
+    for name in re.findall(r"`([\w/]+\.py)`", section):
+        assert (ROOT / "npu_matmul" / name).is_file(), name

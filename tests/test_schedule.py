@@ -1,0 +1,361 @@
+"""Launches: they cover a product once, their streams obey the rules, their tasks feed the cores."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+from comparing import assert_equal_bits
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from npu_matmul import schedule
+from npu_matmul.instructions import decode
+from npu_matmul.kernel import CoreGrid, Kernel, TileShape, load_kernel
+from npu_matmul.schedule import (
+    LIMITS,
+    Launch,
+    LaunchShape,
+    LimitError,
+    Limits,
+    argument_bytes,
+    block_launches,
+    c_order,
+    cover,
+    launch_sequence,
+    step_cycles,
+)
+from npu_matmul.sequence import Transfer, Wait, WriteParameter
+from npu_matmul.stream_rules import check_stream
+from npu_matmul.streams import launch_stream
+from npu_matmul.target import NPU1
+from npu_matmul.tiler import TileGrid
+
+ONE = load_kernel("matmul_16x16")
+
+
+def on_cores(rows: int, columns: int) -> Kernel:
+    return dataclasses.replace(ONE, tile=TileShape(4, 8, 8), grid=CoreGrid(rows, columns))
+
+
+KERNELS = {"1x1 core": ONE, "1x3 cores": on_cores(1, 3), "4x4 cores": on_cores(4, 4)}
+every_kernel = pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
+
+
+def blocks(kernel: Kernel, rows: int, columns: int, steps: int) -> TileGrid:
+    """The problem of so many whole blocks of C and K steps."""
+    return TileGrid(
+        kernel, rows * kernel.block[0], steps * kernel.tile.k, columns * kernel.block[1]
+    )
+
+
+def limits(kernel: Kernel, stream_bytes: int = 1 << 30, calls: int = 1 << 30) -> Limits:
+    return Limits(stream_bytes=stream_bytes, core_cycles=calls * step_cycles(kernel))
+
+
+def cores(kernel: Kernel) -> int:
+    return kernel.grid.rows * kernel.grid.columns
+
+
+def transfers(kernel: Kernel, shape: LaunchShape) -> list[Transfer]:
+    return [s for s in launch_sequence(kernel, shape).steps if isinstance(s, Transfer)]
+
+
+def c_regions(kernel: Kernel, launches: list[Launch]) -> list[tuple[int, int]]:
+    """First tile and end of each launch's C."""
+    return [
+        (x.c_tile, x.c_tile + x.shape.rows * x.shape.columns * cores(kernel)) for x in launches
+    ]
+
+
+def assert_covers_once(grid: TileGrid, launches: list[Launch]) -> None:
+    """Each (block row, block column, step) in one launch; C regions follow each other."""
+    times = np.zeros((grid.Mb, grid.Nb, grid.Kt), np.int64)
+    for launch in launches:
+        first_step = launch.a_tile - launch.row * grid.Kt
+        assert launch.b_tile == launch.column * grid.Kt + first_step
+        rows = slice(launch.row, launch.row + launch.shape.rows)
+        columns = slice(launch.column, launch.column + launch.shape.columns)
+        steps = slice(first_step, first_step + launch.shape.steps)
+        piece = times[rows, columns, steps]
+        assert piece.shape == (launch.shape.rows, launch.shape.columns, launch.shape.steps)
+        piece += 1
+    assert (times == 1).all()
+    regions = c_regions(grid.kernel, launches)
+    assert regions[0][0] == 0
+    assert all(end == start for (_, end), (start, _) in itertools.pairwise(regions))
+
+
+@every_kernel
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 40),
+    steps=st.integers(1, 20),
+    calls=st.integers(1, 400),
+    stream_bytes=st.integers(400, 8000),
+)
+def test_launches_cover_every_product_exactly_once(
+    kernel: Kernel, rows: int, columns: int, steps: int, calls: int, stream_bytes: int
+) -> None:
+    grid, small = blocks(kernel, rows, columns, steps), limits(kernel, stream_bytes, calls)
+    assume(stream_bytes >= 2500 or kernel is ONE)
+    launches = cover(grid, small)
+    assert_covers_once(grid, launches)
+    assert sum(e - s for s, e in c_regions(kernel, launches)) == grid.Mt * grid.Nt * -(
+        -steps // calls if steps > calls else -1
+    )
+    for launch in launches:
+        assert launch.shape.rows * launch.shape.columns * launch.shape.steps <= max(calls, 1)
+        assert steps <= calls or (launch.shape.rows, launch.shape.columns) == (1, 1)
+
+
+@every_kernel
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 9), columns=st.integers(1, 9), steps=st.integers(1, 9))
+def test_one_launch_per_block_covers_a_product_row_by_row(
+    kernel: Kernel, rows: int, columns: int, steps: int
+) -> None:
+    grid = blocks(kernel, rows, columns, steps)
+    launches = block_launches(grid)
+    assert_covers_once(grid, launches)
+    assert [(x.row, x.column) for x in launches] == list(np.ndindex(rows, columns))
+    parts = block_launches(grid, 4)
+    assert_covers_once(grid, parts)
+    places = [(x.a_tile - x.row * steps, x.row, x.column) for x in parts]
+    assert places == sorted(places)
+    assert {x.shape.steps for x in parts[: rows * columns]} == {min(4, steps)}
+
+
+@every_kernel
+@settings(max_examples=25, deadline=None)
+@given(
+    rows=st.integers(1, 150),
+    columns=st.integers(1, 150),
+    steps=st.integers(1, 5),
+    calls=st.integers(1, 300),
+    stream_bytes=st.integers(2500, 12000),
+)
+def test_every_stream_obeys_the_rules_the_limit_and_its_views(
+    kernel: Kernel, rows: int, columns: int, steps: int, calls: int, stream_bytes: int
+) -> None:
+    grid, small = blocks(kernel, rows, columns, steps), limits(kernel, stream_bytes, calls)
+    launches = cover(grid, small)
+    for shape in {launch.shape for launch in launches}:
+        stream = launch_stream(kernel, shape)
+        assert len(stream) <= stream_bytes
+        decoded = decode(stream)
+        check_stream(decoded)
+        assert tuple(decoded.argument_bytes()[i] for i in range(3)) == argument_bytes(kernel, shape)
+    for launch in launches:
+        a, b, c = argument_bytes(kernel, launch.shape)
+        assert launch.a_tile * kernel.a_tile_bytes + a <= grid.a_bytes
+        assert launch.b_tile * kernel.b_tile_bytes + b <= grid.b_bytes
+        assert c == launch.shape.rows * launch.shape.columns * cores(kernel) * kernel.c_tile_bytes
+
+
+@every_kernel
+def test_without_need_there_is_one_launch(kernel: Kernel) -> None:
+    for rows, columns, steps in [(1, 1, 1), (1, 70, 2), (70, 1, 2), (33, 65, 3), (130, 67, 1)]:
+        (launch,) = cover(blocks(kernel, rows, columns, steps))
+        assert (launch.shape.rows, launch.shape.columns, launch.shape.steps) == (
+            rows,
+            columns,
+            steps,
+        )
+        assert (launch.row, launch.column, launch.a_tile, launch.b_tile, launch.c_tile) == (0,) * 5
+
+
+def test_a_launch_is_as_large_as_the_limits_allow() -> None:
+    grid = blocks(ONE, 6, 10, 2)
+    shapes = [(x.shape.rows, x.shape.columns) for x in cover(grid, limits(ONE, calls=2 * 13))]
+    assert shapes == [(2, 10)] * 3 or shapes == [(6, 2)] * 5
+    wide = [(x.shape.rows, x.shape.columns) for x in cover(grid, limits(ONE, calls=2 * 5))]
+    assert sorted(wide) in (sorted([(1, 5)] * 12), sorted([(5, 1), (1, 1)] * 10))
+
+
+@every_kernel
+@pytest.mark.parametrize("stream_bytes", [2500, 4000, 6000])
+def test_a_smaller_stream_limit_alone_splits_the_outer_loop(
+    kernel: Kernel, stream_bytes: int
+) -> None:
+    grid = blocks(kernel, 40, 50, 2)
+    launches = cover(grid, limits(kernel, stream_bytes=stream_bytes))
+    assert len(launches) > 1
+    first = launches[0].shape
+    assert (first.rows == 40) != (first.columns == 50)
+    outer = {"columns": first.columns + 1} if first.columns_outer else {"rows": first.rows + 1}
+    larger = len(launch_stream(kernel, dataclasses.replace(first, **outer)))
+    slack = 200 + 16 * 4 * 12  # the bound counts a token and a wait for every task
+    assert larger > stream_bytes - slack
+
+
+@every_kernel
+@settings(max_examples=25, deadline=None)
+@given(rows=st.integers(1, 200), columns=st.integers(1, 200))
+def test_the_loop_order_is_the_one_with_fewer_tasks(
+    kernel: Kernel, rows: int, columns: int
+) -> None:
+    shape = cover(blocks(kernel, rows, columns, 1))[0].shape
+    other = dataclasses.replace(shape, columns_outer=not shape.columns_outer)
+    lanes = kernel.grid.rows if kernel.grid.rows == kernel.grid.columns else 1
+    if lanes == kernel.grid.columns:
+        assert len(transfers(kernel, shape)) <= len(transfers(kernel, other))
+
+
+def expected_tiles(
+    kernel: Kernel, shape: LaunchShape, operand: int, lane: int
+) -> list[tuple[int, ...]]:
+    """The tiles of an operand in the order in which the cores of a lane need them."""
+    stride = (shape.a_stride, shape.b_stride)[operand] * lane
+    if shape.columns_outer:
+        order = [(i, j) for j in range(shape.columns) for i in range(shape.rows)]
+    else:
+        order = [(i, j) for i in range(shape.rows) for j in range(shape.columns)]
+    return [
+        (stride + block[operand] * shape.steps + kk,)
+        for block in order
+        for kk in range(shape.steps)
+    ]
+
+
+def streamed(kernel: Kernel, shape: LaunchShape, operand: int, lane: int) -> list[tuple[int, ...]]:
+    """The tiles of an operand in the order in which the transfers of a lane read them."""
+    fifo = f"{'AB'[operand]}_L3L2_{lane}"
+    tile = kernel.tile
+    elements = (tile.m * tile.k, tile.k * tile.n)[operand]
+    found = []
+    for transfer in transfers(kernel, shape):
+        if transfer.fifo == fifo:
+            runs, one, other, length = transfer.sizes
+            assert (transfer.argument, one, other) == (operand, 1, 1)
+            assert transfer.strides == (0, 0, 0, 1)
+            assert runs <= NPU1.max_iterations
+            assert transfer.offset % elements == length % elements == 0
+            first = transfer.offset // elements
+            found += [(tile,) for tile in range(first, first + length // elements)] * runs
+    return found
+
+
+SHAPES = [
+    (rows, columns, steps, outer)
+    for rows, columns, steps in [(1, 1, 1), (2, 3, 4), (65, 2, 2), (3, 129, 1), (64, 64, 1), (9, 9, 3)]
+    for outer in (True, False)
+]
+
+
+@every_kernel
+@pytest.mark.parametrize(("rows", "columns", "steps", "outer"), SHAPES)
+def test_transfers_bring_each_core_its_tiles_in_the_order_of_use(
+    kernel: Kernel, rows: int, columns: int, steps: int, outer: bool
+) -> None:
+    shape = LaunchShape(rows, columns, steps, outer, 1000, 3000)
+    for lane in range(kernel.grid.rows):
+        assert streamed(kernel, shape, 0, lane) == expected_tiles(kernel, shape, 0, lane)
+    for lane in range(kernel.grid.columns):
+        assert streamed(kernel, shape, 1, lane) == expected_tiles(kernel, shape, 1, lane)
+
+
+@every_kernel
+def test_each_core_column_writes_its_c_in_one_run_and_is_waited_for(kernel: Kernel) -> None:
+    shape = LaunchShape(3, 70, 2, True, 6, 140)
+    sequence = launch_sequence(kernel, shape)
+    elements = 3 * 70 * kernel.grid.rows * kernel.tile.m * kernel.tile.n
+    outputs = [t for t in transfers(kernel, shape) if t.argument == 2]
+    fifos = [f"C_L2L3_{column}" for column in range(kernel.grid.columns)]
+    assert [t.fifo for t in outputs] == fifos
+    assert [t.offset for t in outputs] == [c * elements for c in range(kernel.grid.columns)]
+    assert {t.sizes for t in outputs} == {(1, 1, 1, elements)}
+    waits = Counter(step.fifo for step in sequence.steps if isinstance(step, Wait))
+    assert all(waits[fifo] == 1 for fifo in fifos)
+    assert [s.fifo for s in sequence.steps[-len(fifos) :] if isinstance(s, Wait)] == fifos
+
+
+@every_kernel
+def test_every_core_is_told_the_number_of_steps_first(kernel: Kernel) -> None:
+    steps = launch_sequence(kernel, LaunchShape(2, 2, 7, False, 14, 14)).steps
+    written = [s for s in steps if isinstance(s, WriteParameter)]
+    assert list(steps[: len(written)]) == written
+    assert {s.parameter for s in written} == {
+        f"rtp_{c}_{r}" for c in range(kernel.grid.columns) for r in range(kernel.grid.rows)
+    }
+    assert {(s.index, s.value) for s in written} == {(0, 7)}
+
+
+def order_by_nesting(grid: TileGrid, launches: list[Launch]) -> NDArray[np.int64]:
+    """[launch][core column][block in the order of the launch][core row]."""
+    rows, columns = grid.kernel.grid.rows, grid.kernel.grid.columns
+    order = np.full((grid.Mt, grid.Nt), -1)
+    number = 0
+    for launch in launches:
+        shape = launch.shape
+        places = [
+            (launch.row + i, launch.column + j)
+            for i, j in np.ndindex(shape.rows, shape.columns)
+        ]
+        if shape.columns_outer:
+            places.sort(key=lambda place: place[1])
+        for column in range(columns):
+            for i, j in places:
+                for row in range(rows):
+                    order[i * rows + row, j * columns + column] = number
+                    number += 1
+    return order
+
+
+@every_kernel
+@settings(max_examples=40, deadline=None)
+@given(rows=st.integers(1, 12), columns=st.integers(1, 12), calls=st.integers(2, 300))
+def test_c_comes_back_in_the_order_of_launch_column_block_row(
+    kernel: Kernel, rows: int, columns: int, calls: int
+) -> None:
+    grid = blocks(kernel, rows, columns, 2)
+    launches = cover(grid, limits(kernel, calls=calls))
+    assert_equal_bits(c_order(grid, launches), order_by_nesting(grid, launches))
+    assert_equal_bits(c_order(grid, block_launches(grid, 1)), c_order(grid, block_launches(grid)))
+    singles = block_launches(grid)
+    assert_equal_bits(c_order(grid, singles), order_by_nesting(grid, singles))
+
+
+def test_the_order_of_c_is_the_table_in_its_docstring() -> None:
+    grid = blocks(on_cores(2, 2), 2, 2, 1)
+    launches = cover(grid)
+    assert [x.shape.columns_outer for x in launches] == [True]
+    table = [[0, 8, 4, 12], [1, 9, 5, 13], [2, 10, 6, 14], [3, 11, 7, 15]]
+    assert c_order(grid, launches).tolist() == table
+    for row, numbers in enumerate(table):
+        line = f"i = {row}" + "".join(f"{number:5}" for number in numbers)
+        assert " ".join(line.split()) in " ".join((c_order.__doc__ or "").split())
+
+
+def test_a_k_too_long_for_one_launch_comes_in_parts() -> None:
+    grid = blocks(ONE, 2, 3, 11)
+    launches = cover(grid, limits(ONE, calls=4))
+    assert [x.shape.steps for x in launches] == [4] * 6 + [4] * 6 + [3] * 6
+    assert [x.c_tile for x in launches] == list(range(18))
+
+
+@every_kernel
+def test_not_even_one_block_within_the_stream_limit_is_an_error(kernel: Kernel) -> None:
+    grid = blocks(kernel, 3, 3, 3)
+    with pytest.raises(LimitError, match=rf"'{kernel.name}'.* the limit is 100 B"):
+        cover(grid, limits(kernel, stream_bytes=100))
+
+
+def test_at_least_one_step_is_always_allowed() -> None:
+    assert Limits(core_cycles=1).steps(ONE) == 1
+    assert limits(ONE, calls=7).steps(ONE) == 7
+
+
+@every_kernel
+def test_the_default_limits_end_a_launch_well_before_the_watchdog(kernel: Kernel) -> None:
+    slowest_clock_hz = 0.8e9
+    assert LIMITS.core_cycles / slowest_clock_hz <= NPU1.watchdog_s / 2
+    assert LIMITS.steps(kernel) * step_cycles(kernel) <= LIMITS.core_cycles
+    large = blocks(kernel, 1, 1, LIMITS.steps(kernel) + 1)
+    assert len(cover(large)) == 2
+    assert len(schedule.cover(blocks(kernel, 1, 1, LIMITS.steps(kernel)))) == 1
