@@ -7,10 +7,10 @@ RUN := $(VENV)/bin
 .PHONY: demo test lint bench clean
 
 demo: $(VENV)/installed
-	$(RUN)/npu-matmul demo
+	@$(RUN)/npu-matmul demo
 
 test: $(VENV)/installed
-	$(RUN)/python -m pytest
+	@$(RUN)/python -m pytest
 
 lint: $(VENV)/installed
 	$(RUN)/ruff check .
@@ -18,12 +18,13 @@ lint: $(VENV)/installed
 	$(RUN)/mypy npu_matmul
 
 bench: $(VENV)/installed
-	$(RUN)/python bench/run.py
+	@$(RUN)/python bench/run.py
 
 $(VENV)/installed: pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
-	touch $@
+	@echo "installing into $(VENV) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -96,10 +96,23 @@ def _step_to_mlir(step: Step, arguments: tuple[Argument, ...]) -> str:
     if isinstance(step, Wait):
         return f"aiex.npu.dma_wait {{symbol = @{step.fifo}}}"
     argument = arguments[step.argument]
+    offsets = ",".join(map(str, _offsets(step)))
     sizes = ",".join(map(str, step.sizes))
     strides = ",".join(map(str, step.strides))
     token = ", issue_token = true" if step.token else ""
     return (
-        f"aiex.npu.dma_memcpy_nd(%{argument.name}[0,0,0,{step.offset}][{sizes}][{strides}]) "
+        f"aiex.npu.dma_memcpy_nd(%{argument.name}[{offsets}][{sizes}][{strides}]) "
         f"{{id = {step.descriptor} : i64, metadata = @{step.fifo}{token}}} : {argument.memref}"
+    )
+
+
+def _offsets(step: Transfer) -> tuple[int, ...]:
+    """The offset as the operation gives it: in strides, here all of it in those of one loop."""
+    for loop in (3, 2, 1, 0):
+        stride = step.strides[loop]
+        if stride and step.offset % stride == 0:
+            return tuple(step.offset // stride if i == loop else 0 for i in range(4))
+    raise ValueError(
+        f"transfer of @{step.fifo}: offset {step.offset} is no multiple of one of its strides "
+        f"{step.strides}, so it cannot be written as MLIR"
     )

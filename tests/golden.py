@@ -16,7 +16,7 @@ from npu_matmul.instructions import assemble, decode
 from npu_matmul.mlir.elaborate import overlay_of, overlay_of_text, sequence_of
 from npu_matmul.mlir.reader import read_design
 from npu_matmul.overlay import Overlay
-from npu_matmul.sequence import Sequence
+from npu_matmul.sequence import Argument, Sequence, Step, Transfer, Wait, WriteParameter, linear
 
 FOLDER = Path(__file__).resolve().parent / "data" / "golden"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.mlir")))
@@ -55,6 +55,24 @@ def machine(text: str) -> Machine:
 def launch(booted: Machine, steps: Sequence, memories: Iterable[DeviceMemory]) -> None:
     """Run a sequence on a machine, through its bytes."""
     booted.launch(decode(assemble(steps, booted.overlay)), list(memories))
+
+
+def gemm_sequence(Mt: int, Kt: int, Nt: int) -> Sequence:
+    """A product of so many tiles on gemm_one_core, in one launch; C comes column by column."""
+    tile, a_tiles = 256, Mt * Kt
+    steps: list[Step] = [
+        WriteParameter("rtp", 0, Kt),
+        Transfer("c", 1, descriptor=0, token=True, **linear(0, Mt * Nt * tile)),
+        Transfer("a", 0, descriptor=1, **linear(0, a_tiles * tile, runs=Nt)),
+    ]
+    for j in range(Nt):
+        first = (a_tiles + j * Kt) * tile
+        steps.append(Transfer("b", 0, descriptor=2 + j, **linear(first, Kt * tile, runs=Mt)))
+    sizes = (
+        Argument("ab", (a_tiles + Kt * Nt) * tile, np.dtype(np.int8)),
+        Argument("c", Mt * Nt * tile, np.dtype(np.int32)),
+    )
+    return Sequence("gemm", sizes, (*steps, Wait("c")))
 
 
 def synced(array: NDArray[Any], name: str = "given") -> DeviceMemory:

@@ -163,6 +163,8 @@ def test_nameless_sequence_has_the_toolchains_name() -> None:
     assert read == Sequence("sequence", (Argument("arg0", 32, np.dtype(np.int8)),), ())
 
 
+INPUT = "aie.objectfifo @{}(%shim, {{%two}}, 2 : i32) : !aie.objectfifo<memref<8xi32>>\n    "
+OUTPUT = "aie.objectfifo @{}(%two, {{%shim}}, 2 : i32) : !aie.objectfifo<memref<8xi32>>\n    "
 NOTHING = "aie.runtime_sequence() { }\n    "
 DIMS = "dimensionsToStream"
 FROM = "dimensionsFromStream"
@@ -220,18 +222,13 @@ REFUSED = {
     "link of a FIFO that comes later": ("[@in]", "[@out]", 10, "there is no object FIFO @out"),
     "link of nothing": ("[@in]", "[]", 10, "FIFOs on both sides"),
     "link of two links": ("[@out_1,", "[@in_1,", 14, "@in_1 can be linked only once"),
-    "joins and distributes": (
-        "@in_2]([] [0, 8])",
-        "@in_2]([] [0, 8])\n aie.objectfifo.link [@out, @rest] -> [@in, @more]([] [])",
-        11,
-        "there is no",
-    ),
     "link of a FIFO twice": ("[@out_1, @out_2]", "[@out_1, @out_1]", 14, "only once"),
     "join and distribution at once": (
-        "[@out_1, @out_2] -> [@out]",
-        "[@out_1, @out_2] -> [@out, @in]",
+        "aie.objectfifo.link [@out_1, @out_2] -> [@out]",
+        "aie.objectfifo @more(%mem, {%two}, 2 : i32) : !aie.objectfifo<memref<8xi32>> "
+        "aie.objectfifo.link [@out_1, @out_2] -> [@out, @more]",
         14,
-        "@in can be linked only once",
+        "joins and distributes at once",
     ),
     "link that meets in no memtile": ("(%one, {%mem}", "(%one, {%shim}", 14, "meet in one memtile"),
     "element types that differ": ("memref<8xi32>", "memref<8xf32>", 10, "different element types"),
@@ -264,6 +261,24 @@ REFUSED = {
         10,
         "a layout transformation of joined or distributed pieces",
     ),
+    "third channel into the array": (
+        "%rtp",
+        f"{INPUT.format('x')}{INPUT.format('y')}%rtp",
+        16,
+        "@y needs another MM2S channel of shim (0, 0), which has 2",
+    ),
+    "third channel out of the array": (
+        "%rtp",
+        f"{OUTPUT.format('x')}{OUTPUT.format('y')}%rtp",
+        16,
+        "@y needs another S2MM channel of shim (0, 0), which has 2",
+    ),
+    "second core of a tile": (
+        "%rtp",
+        "aie.core(%one) {aie.end}\n aie.core(%one) {aie.end}\n %rtp",
+        16,
+        "core (0, 2) has a core already",
+    ),
     "core on a memtile": (
         "%rtp",
         "aie.core(%mem) {aie.end}\n %rtp",
@@ -277,6 +292,12 @@ REFUSED = {
     "unknown operation": ("%rtp", "aiex.npu.dma_wait {symbol = @in}\n %rtp", 15, "dma_wait"),
     "no sequence": ("%rtp", "%rtp", 2, "holds 0 runtime sequences"),
     "two sequences": ("%rtp", f"{NOTHING}{NOTHING}%rtp", 16, "holds 2 runtime sequences"),
+    "sequence of wide elements": (
+        "%rtp",
+        "aie.runtime_sequence(%a: memref<8xi64>) { }\n    %rtp",
+        15,
+        "memref<8xi64>",
+    ),
     "sequence with an attribute": (
         "%rtp",
         "aie.runtime_sequence() { aiex.npu.dma_wait {symbol = @in, foo} }\n%rtp",

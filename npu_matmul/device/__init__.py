@@ -93,7 +93,8 @@ class Device(ABC):
         try:
             yield counters
         finally:
-            stack.remove(counters)
+            # by identity: another record may have counted as much
+            stack[:] = [other for other in stack if other is not counters]
 
     def count(self, **amounts: int) -> None:
         with self._counting:

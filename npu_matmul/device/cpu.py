@@ -21,8 +21,9 @@ class CpuDevice(HostDevice):
     def matmul_int8(self, a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.int32]:
         """(M, K) @ (K, N) as INT32, modulo 2**32.
 
-        >>> CpuDevice().matmul_int8(np.array([[-128, 2]], np.int8), np.array([[-128], [3]],
-        np.int8)) array([[16390]], dtype=int32)
+        >>> a, b = np.array([[-128, 2]], np.int8), np.array([[-128], [3]], np.int8)
+        >>> CpuDevice().matmul_int8(a, b)
+        array([[16390]], dtype=int32)
         """
         total = np.zeros((a.shape[0], b.shape[1]), np.int32)
         for start in range(0, a.shape[1], EXACT_STEPS):
