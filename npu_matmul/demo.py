@@ -119,4 +119,5 @@ def _gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _quantise(x: NDArray[np.float64]) -> NDArray[np.int8]:
     """Symmetric int8 with one scale: the largest magnitude becomes 127."""
-    return np.rint(x * (127 / np.abs(x).max())).astype(np.int8)
+    scaled: NDArray[np.float64] = np.rint(x * (127 / np.abs(x).max()))
+    return scaled.astype(np.int8)

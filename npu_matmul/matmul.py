@@ -93,17 +93,23 @@ def npu_matmul(
 
     Parameters
     ----------
-    A, B : int8, shapes as for ``np.matmul``: 1-D operands are promoted, leading dimensions
-    broadcast.
+    A, B
+        int8, shapes as for ``np.matmul``: 1-D operands are promoted, leading dimensions broadcast.
         B may be a :class:`PackedMatrix`.
-    out : an array of the result's shape and dtype, filled and returned.
-    dtype : ``np.int8`` (default) or ``np.int32``.
-    precision : applies to float operands; int8 products are exact, so it must be left out.
-    device : a name for :func:`open_device`, or a device; default ``$NPU_MATMUL_DEVICE``, else
-    "auto". kernel : a kernel's name; default: the one with the least padded work. strategy :
-    "batched" (default), "output_tile" or "sequential". on_error : "raise", or "cpu" to finish on
-    the CPU when the device fails, with the same result;
-        ``last_call()`` then says so.
+    out
+        An array of the result's shape and element type; filled and returned.
+    dtype
+        ``np.int8`` (default) or ``np.int32``.
+    precision
+        Applies to float operands; int8 products are exact, so it must be left out.
+    device
+        A name for :func:`open_device`, or a device; default ``$NPU_MATMUL_DEVICE``, else "auto".
+    kernel
+        A kernel's name; default: the one with the least padded work.
+    strategy
+        "batched" (default), "output_tile" or "sequential".
+    on_error
+        "raise", or "cpu" to finish on the CPU when the device fails; ``last_call()`` then says so.
 
     Raises
     ------

@@ -133,19 +133,19 @@ def test_a_view_of_a_view_counts_from_the_view(npu: NpuDevice) -> None:
     ("offset", "nbytes"), [(-4, 8), (60, 8), (64, 4), (0, 68), (0, 0), (8, -4)]
 )
 def test_a_view_must_lie_within_its_buffer(npu: NpuDevice, offset: int, nbytes: int) -> None:
-    with pytest.raises(devices.BufferError, match=rf"{offset} to {offset + nbytes} .* 64 B"):
+    with pytest.raises(devices.BufferSizeError, match=rf"{offset} to {offset + nbytes} .* 64 B"):
         npu.alloc(64).view(offset, nbytes)
 
 
 @pytest.mark.parametrize(("offset", "nbytes"), [(2, 8), (4, 6), (1, 3)])
 def test_a_view_must_be_whole_words(npu: NpuDevice, offset: int, nbytes: int) -> None:
-    with pytest.raises(devices.BufferError, match=rf"{offset} B and size {nbytes} B .* 4 B"):
+    with pytest.raises(devices.BufferSizeError, match=rf"{offset} B and size {nbytes} B .* 4 B"):
         npu.alloc(64).view(offset, nbytes)
 
 
 @pytest.mark.parametrize("nbytes", [0, -4, 1, 6, 63])
 def test_a_buffer_is_a_positive_number_of_words(npu: NpuDevice, nbytes: int) -> None:
-    with pytest.raises(devices.BufferError, match=f"buffer of {nbytes} B: .* multiple of 4 B"):
+    with pytest.raises(devices.BufferSizeError, match=f"buffer of {nbytes} B: .* multiple of 4 B"):
         npu.alloc(nbytes)
 
 
@@ -226,24 +226,24 @@ def fault(error: type[Exception], message: str) -> Callable[[Any], Any]:
     return register
 
 
-@fault(devices.BufferError, r"argument 0 is \d+ B; the stream reaches \d+ B")
+@fault(devices.BufferSizeError, r"argument 0 is \d+ B; the stream reaches \d+ B")
 def _a_too_small(ready: Launchable) -> None:
     a = ready.buffers[0]
     ready.loaded.launch(ready.stream, [a.view(0, a.nbytes - 4), *ready.buffers[1:]])
 
 
-@fault(devices.BufferError, r"argument 2 is \d+ B; the stream reaches \d+ B")
+@fault(devices.BufferSizeError, r"argument 2 is \d+ B; the stream reaches \d+ B")
 def _c_too_small(ready: Launchable) -> None:
     c = ready.buffers[2]
     ready.loaded.launch(ready.stream, [*ready.buffers[:2], c.view(4, c.nbytes - 4)])
 
 
-@fault(devices.BufferError, "argument 2 is missing")
+@fault(devices.BufferSizeError, "argument 2 is missing")
 def _c_missing(ready: Launchable) -> None:
     ready.loaded.launch(ready.stream, ready.buffers[:2])
 
 
-@fault(devices.BufferError, "argument 1 is 4 B")
+@fault(devices.BufferSizeError, "argument 1 is 4 B")
 def _fails_in_the_middle_of_several(ready: Launchable) -> None:
     good, bad = ready.buffers, [ready.buffers[0], ready.buffers[1].view(0, 4), ready.buffers[2]]
     ready.loaded.launch_all([(ready.stream, good), (ready.stream, bad), (ready.stream, good)])
@@ -307,6 +307,15 @@ def test_after_a_refused_or_failed_launch_the_next_is_right(
         with pytest.raises(error, match=message):
             do(ready)
         ready.assert_right()
+
+
+@pytest.mark.parametrize("name", ["stream without its wait", "no stream", "c too small"])
+def test_a_refused_launch_is_not_counted(ready: Launchable, name: str) -> None:
+    do, error, _ = FAULTS[name]
+    ready.launch()
+    with ready.loaded.device.record() as counters, pytest.raises(error):
+        do(ready)
+    assert counters == Counters()
 
 
 def test_fresh_emulated_memory_is_poisoned_on_both_sides() -> None:

@@ -202,7 +202,8 @@ def test_a_launch_is_as_large_as_its_stream_may_be(kernel: Kernel, stream_bytes:
 def test_the_loop_order_is_the_one_with_fewer_tasks(
     kernel: Kernel, rows: int, columns: int
 ) -> None:
-    shape = cover(blocks(kernel, rows, columns, 1))[0].shape
+    (launch,) = cover(blocks(kernel, rows, columns, 1), limits(kernel))
+    shape = launch.shape
     other = dataclasses.replace(shape, columns_outer=not shape.columns_outer)
     taken, left = (
         sum(t.fifo in ("A_L3L2_0", "B_L3L2_0") for t in transfers(kernel, either))

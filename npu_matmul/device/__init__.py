@@ -45,7 +45,7 @@ class DeviceUnavailable(DeviceError):
     """The device exists in name, but cannot be used here."""
 
 
-class BufferError(DeviceError):  # noqa: A001  (a buffer of a device, not of Python)
+class BufferSizeError(DeviceError):
     """A buffer is too small, or a view of it is out of bounds or misaligned."""
 
 
@@ -154,12 +154,12 @@ class Buffer(ABC):
     def view(self, offset_bytes: int, nbytes: int) -> Buffer:
         """A part of the buffer that shares both its sides; keeps the whole alive."""
         if offset_bytes % WORD_BYTES or nbytes % WORD_BYTES:
-            raise BufferError(
+            raise BufferSizeError(
                 f"view of {self.name}: offset {offset_bytes} B and size {nbytes} "
                 f"B must be multiples of {WORD_BYTES} B"
             )
         if offset_bytes < 0 or nbytes <= 0 or offset_bytes + nbytes > self.nbytes:
-            raise BufferError(
+            raise BufferSizeError(
                 f"view of {self.name}: bytes {offset_bytes} to {offset_bytes + nbytes} "
                 f"are not within its {self.nbytes} B"
             )
@@ -213,7 +213,7 @@ class LoadedKernel(ABC):
         self._lock = threading.RLock()
 
     def launch(self, stream: bytes, buffers: Sequence[Buffer]) -> Run:
-        """Start one launch. Raises ``StreamError`` for a bad stream, :class:`BufferError` for
+        """Start one launch. Raises ``StreamError`` for a bad stream, :class:`BufferSizeError` for
         small buffers."""
         with self._lock:
             prepared = self._prepare(stream)
@@ -222,7 +222,7 @@ class LoadedKernel(ABC):
                     given = (
                         f"{buffers[argument].nbytes} B" if argument < len(buffers) else "missing"
                     )
-                    raise BufferError(
+                    raise BufferSizeError(
                         f"buffer argument {argument} is {given}; the stream "
                         f"reaches {needed} B of it"
                     )

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.design import design_text
-from npu_matmul.device import Buffer, BufferError, LaunchFailed, LoadedKernel, NpuDevice, Run
+from npu_matmul.device import Buffer, BufferSizeError, LaunchFailed, LoadedKernel, NpuDevice, Run
 from npu_matmul.emulator import POISON, EmulationError
 from npu_matmul.emulator.machine import Machine, MachineCounters
 from npu_matmul.emulator.shim import DeviceMemory
@@ -38,7 +38,7 @@ class EmulatedDevice(NpuDevice):
 
     def alloc(self, nbytes: int) -> EmulatedBuffer:
         if nbytes <= 0 or nbytes % WORD_BYTES:
-            raise BufferError(
+            raise BufferSizeError(
                 f"a buffer of {nbytes} B: the size must be a positive multiple of {WORD_BYTES} B"
             )
         words = nbytes // WORD_BYTES
