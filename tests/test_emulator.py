@@ -6,7 +6,7 @@ import golden
 import numpy as np
 import pytest
 from comparing import assert_equal_bits, product_int32, random_int8
-from golden import changed, gemm_sequence, launch, machine, synced, unsynced
+from golden import SPLIT, changed, gemm_sequence, launch, machine, synced, unsynced
 from numpy.typing import NDArray
 
 from npu_matmul.emulator.machine import Deadlock, Machine, MachineCounters
@@ -28,53 +28,6 @@ from npu_matmul.target import NPU1
 
 TILE = 16
 INT32 = np.dtype(np.int32)
-
-# Words in through a memtile that deals them to two cores and joins what the cores copy.
-SPLIT = """\
-module {
-  aie.device(npu1_1col) {
-    %shim = aie.tile(0, 0)
-    %mem = aie.tile(0, 1)
-    %one = aie.tile(0, 2)
-    %two = aie.tile(0, 3)
-    func.func private @copy(memref<16xi32>, memref<16xi32>)
-    aie.objectfifo @in(%shim, {%mem}, 2 : i32) : !aie.objectfifo<memref<32xi32>>
-    aie.objectfifo @in_1(%mem, {%one}, 2 : i32) : !aie.objectfifo<memref<16xi32>>
-    aie.objectfifo @in_2(%mem, {%two}, 2 : i32) : !aie.objectfifo<memref<16xi32>>
-    aie.objectfifo.link [@in] -> [@in_1, @in_2]([] [0, 16])
-    aie.objectfifo @out_1(%one, {%mem}, 2 : i32) : !aie.objectfifo<memref<16xi32>>
-    aie.objectfifo @out_2(%two, {%mem}, 2 : i32) : !aie.objectfifo<memref<16xi32>>
-    aie.objectfifo @out(%mem, {%shim}, 2 : i32) : !aie.objectfifo<memref<32xi32>>
-    aie.objectfifo.link [@out_1, @out_2] -> [@out]([0, 16] [])
-    CORE 1 CORE 2
-  }
-}
-"""
-
-COPYING = """
-    aie.core(%{tile}) {{
-      %c0 = arith.constant 0 : index
-      %c1 = arith.constant 1 : index
-      %max = arith.constant 9223372036854775807 : index
-      scf.for %o = %c0 to %max step %c1 {{
-        %s = aie.objectfifo.acquire @{source}(Consume, 1) : !aie.objectfifosubview<memref<16xi32>>
-        %a = aie.objectfifo.subview.access %s[0] : !aie.objectfifosubview<memref<16xi32>> \
--> memref<16xi32>
-        %t = aie.objectfifo.acquire @{target}(Produce, 1) : !aie.objectfifosubview<memref<16xi32>>
-        %b = aie.objectfifo.subview.access %t[0] : !aie.objectfifosubview<memref<16xi32>> \
--> memref<16xi32>
-        func.call @copy(%a, %b) : (memref<16xi32>, memref<16xi32>) -> ()
-        aie.objectfifo.release @{source}(Consume, 1)
-        aie.objectfifo.release @{target}(Produce, 1)
-      }}
-      aie.end
-    }}
-"""
-SPLIT = changed(
-    SPLIT,
-    ("CORE 1", COPYING.format(tile="one", source="in_1", target="out_1")),
-    ("CORE 2", COPYING.format(tile="two", source="in_2", target="out_2")),
-)
 
 
 def pack(matrix: NDArray[np.int8], by_columns: bool) -> NDArray[np.int8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import golden
 import numpy as np
 import pytest
 from golden import changed, launch, machine, synced, unsynced
@@ -17,7 +18,7 @@ aie.device(npu1_1col) {
   %mem = aie.tile(0, 1)
   %core = aie.tile(0, 2)
   aie.objectfifo @in(%shim, {%core}, DEPTH) : !aie.objectfifo<memref<16xi32>>
-  aie.objectfifo @go(%shim, {%core}, 2 : i32) : !aie.objectfifo<memref<16xi32>>
+  aie.objectfifo @go(%shim, {%core}, 4 : i32) : !aie.objectfifo<memref<16xi32>>
   aie.objectfifo @out(%core, {%shim}, 2 : i32) : !aie.objectfifo<memref<16xi32>>
   func.func private @copy(memref<16xi32>, memref<16xi32>)
   aie.core(%core) {
@@ -45,7 +46,7 @@ aie.device(npu1_1col) {
 VIA_MEMTILE = (
     "@in(%shim, {%core}, DEPTH) : !aie.objectfifo<memref<16xi32>>",
     "@from(%shim, {%mem}, 3 : i32) : !aie.objectfifo<memref<16xi32>>\n"
-    "  aie.objectfifo @in(%mem, {%core}, 4 : i32) : !aie.objectfifo<memref<16xi32>>\n"
+    "  aie.objectfifo @in(%mem, {%core}, DEPTH) : !aie.objectfifo<memref<16xi32>>\n"
     "  aie.objectfifo.link [@from] -> [@in]([] [])",
 )
 
@@ -68,6 +69,29 @@ def send_before_go(text: str, elements: int, size: int, fifo: str = "in") -> Non
     launch(machine(text), Sequence("gated", tuple(sizes), steps), [synced(words), out])
     got = out.words[: rounds * 16].reshape(rounds, 16)
     assert got.tolist() == words[: rounds * size * 16].reshape(rounds, -1)[:, :16].tolist()
+
+
+def split(depths: dict[str, str]) -> str:
+    text = golden.SPLIT
+    for name in ("in", "in_1", "in_2", "out_1", "out_2", "out"):
+        line = next(line for line in text.splitlines() if f"@{name}(" in line)
+        text = changed(text, (line, line.replace("2 : i32", depths.get(name, "[1, 1]"))))
+    return text
+
+
+def send_before_receiving(text: str, elements: int, size: int) -> None:
+    """Wait until ``elements`` are in the array; only then start taking them out."""
+    words, out = np.arange(elements * size, dtype=np.int32), unsynced(elements * 32 * 4)
+    sizes = [Argument(name, 1 << 10, words.dtype) for name in ("x", "y")]
+    steps = (
+        Transfer("in", 0, descriptor=1, token=True, **linear(0, words.size)),
+        Wait("in"),
+        Transfer("out", 1, descriptor=0, **linear(0, elements * 32)),
+        Wait("out"),
+    )
+    launch(machine(text), Sequence("split", tuple(sizes), steps), [synced(words), out])
+    rows = words.reshape(elements, -1)
+    assert out.words.reshape(elements, 32).tolist() == np.hstack([rows] * (32 // size)).tolist()
 
 
 def gated(depth: str, size: int) -> str:
@@ -97,11 +121,53 @@ def test_core_side_holds_as_many_elements_as_the_toolchain_makes(
         send_before_go(gated(depth, size), fits + 1, size)
 
 
-def test_memtile_holds_as_many_elements_as_are_written() -> None:
-    text = changed(GATED, VIA_MEMTILE).replace("SIZE", "1")
-    send_before_go(text, 3 + 2, 1, fifo="from")
+def test_depth_follows_what_is_acquired_of_the_fifo_itself() -> None:
+    """Three elements of @go at a time make four buffers of @go, but still two of @in."""
+    text = gated("4 : i32", 1).replace("@go(Consume, 1)", "@go(Consume, 3)")
+    with pytest.raises(Deadlock, match=r"@in\) waits for a free element of @in in core \(0, 2\)"):
+        send_before_go(text, 3, 1)
+
+
+@pytest.mark.parametrize(("depth", "at_core"), [("4 : i32", 2), ("[3, 1]", 1)])
+def test_memtile_holds_as_many_elements_as_are_written(depth: str, at_core: int) -> None:
+    text = changed(GATED, VIA_MEMTILE).replace("SIZE", "1").replace("DEPTH", depth)
+    send_before_go(text, 3 + at_core, 1, fifo="from")
     with pytest.raises(Deadlock, match=r"waits for a free element of @from in memtile \(0, 1\)"):
-        send_before_go(text, 3 + 2 + 1, 1, fifo="from")
+        send_before_go(text, 3 + at_core + 1, 1, fifo="from")
+
+
+# Of the FIFOs on the way, one in turn with more buffers on one side: how many elements fit in all
+# between the shim's two channels, with one buffer everywhere else.
+CAPACITY = {
+    "everywhere one": ({}, 4),
+    "shim that feeds a distribution": ({"in": "[3, 1]"}, 4),
+    "distribution": ({"in": "[1, 3]"}, 6),
+    "before the piece": ({"in_1": "[3, 1]", "in_2": "[3, 1]"}, 4),
+    "core's input": ({"in_1": "[1, 3]", "in_2": "[1, 3]"}, 6),
+    "one core's input": ({"in_1": "[1, 3]"}, 4),
+    "core's output": ({"out_1": "[3, 1]", "out_2": "[3, 1]"}, 6),
+    "after the piece": ({"out_1": "[1, 3]", "out_2": "[1, 3]"}, 4),
+    "join": ({"out": "[3, 1]"}, 6),
+    "shim that a join feeds": ({"out": "[1, 3]"}, 4),
+}
+
+
+@pytest.mark.parametrize("case", CAPACITY)
+def test_every_buffer_on_the_way_is_on_the_side_it_is_written_for(case: str) -> None:
+    depths, fits = CAPACITY[case]
+    send_before_receiving(split(depths), fits, 32)
+    with pytest.raises(Deadlock, match="waits for a free element of @in in memtile"):
+        send_before_receiving(split(depths), fits + 1, 32)
+
+
+def test_broadcast_waits_for_its_slowest_reader() -> None:
+    whole = "aie.objectfifo @in(%shim, {%one, %two}, [9, 1, 3]) : !aie.objectfifo<memref<16xi32>>\n"
+    text = split({})
+    start, end = text.index("    aie.objectfifo @in("), text.index("    aie.objectfifo @out_1")
+    text = text[:start] + whole + text[end:].replace("@in_1", "@in").replace("@in_2", "@in")
+    send_before_receiving(text, 3, 16)
+    with pytest.raises(Deadlock, match=r"waits for a free element of @in in core \(0, 2\)"):
+        send_before_receiving(text, 4, 16)
 
 
 def test_core_that_acquires_more_than_the_depth_is_refused() -> None:
@@ -134,6 +200,13 @@ def test_fifo_that_starts_in_a_memtile_is_refused() -> None:
     link = "  aie.objectfifo.link [@in] -> [@to]([] [])\n"
     with pytest.raises(DesignError, match=r"@to ends in memtile \(0, 1\) without a link"):
         machine(changed(text, (link, "")))
+
+
+def test_layout_at_a_core_beside_a_shim_is_refused() -> None:
+    dims = "@out(%core dimensionsToStream [<size = 16, stride = 1>]"
+    text = changed(gated("2 : i32", 1), ("@out(%core", dims))
+    with pytest.raises(DesignError, match="@out: layout transformations beside a shim"):
+        machine(text)
 
 
 def test_layout_at_the_other_end_of_a_shims_fifo_is_refused() -> None:

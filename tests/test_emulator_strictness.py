@@ -192,6 +192,13 @@ def test_write_where_no_buffer_is_is_an_error(tile: Tile, offset: int) -> None:
     assert message == f"the stream writes {tile} at {offset:#x}, where no buffer is"
 
 
+def test_buffer_without_an_address_is_in_nobodys_way() -> None:
+    line = next(line for line in GEMM.splitlines() if "aie.buffer" in line)
+    other = line.replace("%rtp", "%q").replace('"rtp", address = 1024 : i32', '"q"')
+    text = changed(GEMM, (line, f"{other}\n{line}"))
+    launch(machine(text), gemm_sequence(1, 1, 1), [inputs(), outputs()])
+
+
 def test_every_word_of_a_parameter_can_be_written() -> None:
     words = [WriteWord(Tile(0, 2), 1024 + 4 * word, 0xFFFF_FFFF) for word in range(16)]
     machine(GEMM).launch(Stream(NPU1, 1, tuple(words)), [])

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from npu_matmul import PackedMatrix, last_call, npu_matmul, open_device, pack_b
+from npu_matmul import PackedMatrix, choose, last_call, npu_matmul, open_device, pack_b
 from npu_matmul.device import NpuDevice
 from npu_matmul.kernel import KernelNotBuilt, UnknownKernel, load_kernel
 from npu_matmul.strategies import STRATEGIES
@@ -303,6 +303,17 @@ def test_the_kernel_with_the_least_padding_is_chosen_and_the_report_says_why(
     assert "kernel matmul_16x16: as asked" in last_call().reason
     with pytest.raises(KernelNotBuilt, match=r"'bare'.*eights"):
         npu_matmul(a, a.T, device="emulated", kernel="bare")
+
+
+def test_padding_is_weighed_before_launches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_kernel(tmp_path, "eights", 8)
+    monkeypatch.setenv("NPU_MATMUL_KERNELS", str(tmp_path))
+    launches = {"eights": [1, 2], "matmul_16x16": [1]}
+    monkeypatch.setattr(choose, "cover", lambda grid: launches[grid.kernel.name])
+    assert choose.choose_kernel(None, (24, 24, 24))[0].name == "eights"
+    assert choose.choose_kernel(None, (32, 32, 32))[0].name == "matmul_16x16"
 
 
 @every_route
