@@ -1,7 +1,8 @@
 """From the operands of a caller to those of a kernel, and from its sums back to a result.
 
-A :class:`Precision` says which element types a kernel needs, makes them from float (or int8) matrices, and
-turns the kernel's accumulators into the result. Products themselves happen elsewhere.
+A :class:`Precision` says which element types a kernel needs, makes them from float (or int8)
+matrices, and turns the kernel's accumulators into the result. Products themselves happen
+elsewhere.
 
 ======== ============================================== =====================================
 name     operands                                        result
@@ -28,7 +29,8 @@ BF16 = np.dtype(ml_dtypes.bfloat16)
 
 @dataclass(frozen=True)
 class Operand:
-    """A matrix in a kernel's element type. ``scale`` undoes a quantisation: (M, 1) of A, (1, N) of B."""
+    """A matrix in a kernel's element type. ``scale`` undoes a quantisation: (M, 1) of A, (1, N) of
+    B."""
 
     matrix: NDArray[Any]
     scale: NDArray[np.float64] | None = None
@@ -48,20 +50,27 @@ class Precision:
     b: Callable[[NDArray[Any]], Operand]
     terms: int = 1
 
+    @property
+    def types(self) -> tuple[str, str, str]:
+        """Element types of A, B and C that the kernel must have."""
+        return self.element, self.element, self.accumulator
+
 
 class QuantiseError(ValueError):
-    """A matrix with NaN or infinity was to be quantised; the message says where the first one is."""
+    """A matrix with NaN or infinity was to be quantised; the message says where the first one
+    is."""
 
 
 def to_bf16(x: NDArray[Any]) -> NDArray[Any]:
     """``x`` rounded once to bf16, to nearest and ties to even; NaN and infinity stay.
 
-    A float64 rounded to float32 first would be rounded twice. Its float32 is therefore made odd where it
-    is inexact ("round to odd", Boldo and Melquiond, 2008), so that the second rounding sees it was not a tie.
+    A float64 rounded to float32 first would be rounded twice. Its float32 is therefore made odd
+    where it is inexact ("round to odd", Boldo and Melquiond, 2008), so that the second rounding
+    sees it was not a tie.
 
     >>> x = np.array([1 + 2**-8 + 2**-40])        # just above the middle of two bf16 numbers
     >>> x.astype(np.float32).astype(BF16)[0], to_bf16(x)[0]
-    (bfloat16(1), bfloat16(1.00781))
+    (1, 1.00781)
     """
     if x.dtype != np.float64:
         return x.astype(BF16)
@@ -90,7 +99,8 @@ def split_bf16(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def quantise(x: NDArray[Any], axis: int, name: str) -> Operand:
-    """Symmetric int8 with one scale per row (``axis=1``) or column (``axis=0``): largest becomes 127.
+    """Symmetric int8 with one scale per row (``axis=1``) or column (``axis=0``): largest becomes
+    127.
 
     What is all zero stays exactly zero. Raises :class:`QuantiseError` for NaN and infinity.
 
@@ -102,7 +112,8 @@ def quantise(x: NDArray[Any], axis: int, name: str) -> Operand:
     if not np.isfinite(wide).all():
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(wide))[0])
         raise QuantiseError(
-            f"precision='int8': operand {name} holds {wide[where]} at {where}; int8 has no such value. Remove it, "
+            f"precision='int8': operand {name} holds {wide[where]} at {where}; "
+            "int8 has no such value. Remove it, "
             "or use precision='bf16', which passes it on"
         )
     scale = np.abs(wide).max(axis=axis, keepdims=True, initial=0) / 127
@@ -110,11 +121,11 @@ def quantise(x: NDArray[Any], axis: int, name: str) -> Operand:
     return Operand(np.rint(wide / scale).astype(np.int8), scale)
 
 
-def finish(sums: NDArray[Any], a: Operand, b_scale: NDArray[np.float64] | None) -> NDArray[Any]:
-    """The sums with the scales of a quantised product applied, else as they are."""
-    if a.scale is None or b_scale is None:
-        return sums
-    return sums * a.scale * b_scale
+def dequantise(
+    sums: NDArray[np.int32], a_scale: NDArray[np.float64], b_scale: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """INT32 sums (M, N) of quantised operands times the scales of A's rows and B's columns."""
+    return sums * a_scale * b_scale
 
 
 def _as_is(x: NDArray[Any]) -> Operand:
@@ -126,14 +137,23 @@ def _rounded(x: NDArray[Any]) -> Operand:
 
 
 def _three_terms_of_a(x: NDArray[Any]) -> Operand:
-    """[low, high, high], beside [high; low; high] of B: one product of three times the K, small terms first."""
+    """[low, high, high] beside [high; low; high] of B: one product of three times the K, in which
+    the small terms come first.
+
+    The highs that meet a low are made 0 where they are not finite: a low of 0 must not turn an
+    infinity, which the product of both highs passes on, into NaN.
+    """
     high, low = split_bf16(x)
-    return Operand(np.concatenate([low, high, high], axis=1))
+    return Operand(np.concatenate([low, _finite(high), high], axis=1))
 
 
 def _three_terms_of_b(x: NDArray[Any]) -> Operand:
     high, low = split_bf16(x)
-    return Operand(np.concatenate([high, low, high], axis=0))
+    return Operand(np.concatenate([_finite(high), low, high], axis=0))
+
+
+def _finite(x: NDArray[Any]) -> NDArray[Any]:
+    return np.where(np.isfinite(x.astype(np.float32)), x, BF16.type(0))
 
 
 EXACT = Precision("exact", "int8", "int32", _as_is, _as_is)

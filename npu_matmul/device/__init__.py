@@ -122,8 +122,12 @@ class HostDevice(Device):
     """A device that computes products itself, without tiles, buffers or launches."""
 
     @abstractmethod
-    def matmul_int8(self, a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.int32]:
-        """(M, K) @ (K, N) of int8 as INT32, modulo 2**32."""
+    def product(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+        """(M, K) @ (K, N): int8 as INT32 modulo 2**32, bf16 as f32."""
+
+    @abstractmethod
+    def arithmetic(self, dtype: np.dtype[Any]) -> str:
+        """How products of this element type are summed, for the report."""
 
 
 class NpuDevice(Device):
@@ -246,6 +250,11 @@ class LoadedKernel(ABC):
         if len(self._streams) > PREPARED_STREAMS:
             self._streams.popitem(last=False)
         return prepared
+
+    @property
+    def arithmetic(self) -> str:
+        """How products are summed, for the report."""
+        return "INT32, exact" if self.kernel.types.c == "int32" else "f32, by the AIE2"
 
     @abstractmethod
     def _load_instructions(self, stream: bytes, decoded: Stream) -> Any:
