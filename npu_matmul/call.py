@@ -45,7 +45,7 @@ class Call:
     reason: str = ""
     arithmetic: str = ""
     padding: float = 0.0
-    fell_back: bool = False
+    on_host: bool = False
     stages: Stages = field(default_factory=Stages)
 
     def __post_init__(self) -> None:
@@ -67,6 +67,8 @@ class Call:
         if isinstance(self.device, HostDevice):
             self.reason = f"device {self.device.name!r} computes without kernels and launches"
             return
+        if self._is_small(a, b):
+            return
         if isinstance(b, PackedMatrix) and b.kernel is not None:
             _check_same_kernel(b.kernel, kernel)
             self.kernel, why = b.kernel, "B is packed for it"
@@ -75,6 +77,16 @@ class Call:
             self.kernel, why = choose_kernel(kernel, self.precision.types, problem)
         self.strategy, how = (strategy, "as asked") if strategy else ("batched", "fewest launches")
         self.reason = f"kernel {self.kernel.name}: {why}; strategy {self.strategy}: {how}"
+
+    def _is_small(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> bool:
+        """Whether packing such a product would cost more than computing it; a packed B is
+        packed."""
+        assert isinstance(self.device, NpuDevice)
+        work, limit = a.size * b.shape[-1], self.device.host_below
+        self.on_host = not isinstance(b, PackedMatrix) and work < limit
+        if self.on_host:
+            self.reason = f"computed on the CPU: {work:,} multiplications, host_below={limit:,}"
+        return self.on_host
 
     def product(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any]:
         """The product, or each product of the stack, of operands of at least two dimensions."""
@@ -117,17 +129,15 @@ class Call:
             return sums.astype(self.result, copy=False)
 
     def _sums(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any]:
-        if isinstance(self.device, HostDevice):
-            return self._on_host(self.device, a, b)
+        if self.on_host or isinstance(self.device, HostDevice):
+            return self._on_cpu(a, b)
         try:
             return self._on_npu(a, b)
         except DeviceError as error:
             if self.on_error == "raise":
                 raise
             self._give_up(error)
-            host = open_device("cpu")
-            assert isinstance(host, HostDevice)
-            return self._on_host(host, a, b)
+            return self._on_cpu(a, b)
 
     def _on_npu(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any]:
         assert isinstance(self.device, NpuDevice) and self.kernel and self.strategy
@@ -137,9 +147,9 @@ class Call:
         self.padding, self.arithmetic = grid.padding, loaded.arithmetic
         return STRATEGIES[self.strategy](Product(loaded, grid, a, content, self.stages))
 
-    def _on_host(
-        self, host: HostDevice, a: NDArray[Any], b: NDArray[Any] | PackedMatrix
-    ) -> NDArray[Any]:
+    def _on_cpu(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any]:
+        host = self.device if isinstance(self.device, HostDevice) else open_device("cpu")
+        assert isinstance(host, HostDevice)
         self.padding, self.arithmetic = 0.0, host.arithmetic(a.dtype)
         with self.stages.stage("compute"):
             return host.product(a, b.operand() if isinstance(b, PackedMatrix) else b)
@@ -154,11 +164,11 @@ class Call:
             )
         first_line = str(error).splitlines()[0]
         self.reason = f"finished on the CPU: device {name!r} failed: {first_line}"
-        self.fell_back = True
+        self.on_host = True
 
     def report(self, counters: Counters) -> CallReport:
         return CallReport(
-            device="cpu" if self.fell_back else self.device.name,
+            device="cpu" if self.on_host else self.device.name,
             kernel=None if self.kernel is None else self.kernel.name,
             strategy=self.strategy,
             precision=self.precision.name,

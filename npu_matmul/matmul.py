@@ -153,7 +153,8 @@ def _precision(a: NDArray[Any], b: NDArray[Any] | PackedMatrix, precision: str |
         return choose_precision(a.dtype, b.dtype, precision)
     if precision is not None and precision != b.precision.name:
         raise ValueError(
-            f"B is packed as {b.precision.name!r}, the call asks for {precision!r}; pack it for that: "
+            f"B is packed as {b.precision.name!r}, the call asks for "
+            f"{precision!r}; pack it for that: "
             f"pack_b(B, precision={precision!r})"
         )
     if b.precision is EXACT and a.dtype != np.int8:

@@ -131,7 +131,14 @@ class HostDevice(Device):
 
 
 class NpuDevice(Device):
-    """A device with buffers of its own that runs overlays."""
+    """A device with buffers of its own that runs overlays.
+
+    ``host_below`` sends products of fewer multiplications to the CPU, where packing them would cost
+    more than computing them; 0 turns that off, and is the default. ``bench/host_below.py`` measures
+    the number for a machine.
+    """
+
+    host_below = 0
 
     @abstractmethod
     def alloc(self, nbytes: int) -> Buffer:
