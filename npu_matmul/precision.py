@@ -72,16 +72,15 @@ def to_bf16(x: NDArray[Any]) -> NDArray[Any]:
     >>> x.astype(np.float32).astype(BF16)[0], to_bf16(x)[0]
     (1, 1.00781)
     """
-    if x.dtype != np.float64:
-        return x.astype(BF16)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
+        if x.dtype != np.float64:
+            return x.astype(BF16)
         nearest = x.astype(np.float32)
-    inexact = (nearest != x) & np.isfinite(nearest)
-    towards_zero = np.where(
-        np.abs(nearest) > np.abs(x), np.nextafter(nearest, np.float32(0)), nearest
-    )
-    odd = (towards_zero.view(np.uint32) | np.uint32(1)).view(np.float32)
-    return np.where(inexact, odd, nearest).astype(BF16)
+        inexact = (nearest != x) & np.isfinite(nearest)
+        inwards = np.nextafter(nearest, np.float32(0))
+        truncated = np.where(np.abs(nearest) > np.abs(x), inwards, nearest)
+        odd = (truncated.view(np.uint32) | np.uint32(1)).view(np.float32)
+        return np.where(inexact, odd, nearest).astype(BF16)
 
 
 def split_bf16(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
