@@ -32,14 +32,19 @@ def choose_kernel(
             raise UnknownKernel(f"kernel {kernel!r} has no variant for {operands}")
         variant.require_source()
         return variant, "as asked"
-    found = [variant for name in kernel_folders() if (variant := _variant(name, types)) is not None]
-    grids = [TileGrid(variant, *problem) for variant in found if variant.source.is_file()]
+    grids = [TileGrid(variant, *problem) for variant in kernels_for(types)]
     if not grids:
         raise UnknownKernel(f"no kernel for {operands} was found")
     best = min(grids, key=lambda grid: (padded_work(grid), len(cover(grid))))
     if len(grids) == 1:
         return best.kernel, f"the only one for {operands}"
     return best.kernel, f"least padded work per core of {len(grids)}"
+
+
+def kernels_for(types: tuple[str, str, str]) -> list[Kernel]:
+    """Every kernel that has a variant for these element types of A, B and C, and its source."""
+    variants = [_variant(name, types) for name in kernel_folders()]
+    return [variant for variant in variants if variant and variant.source.is_file()]
 
 
 def padded_work(grid: TileGrid) -> int:

@@ -64,7 +64,7 @@ def app() -> None:
 
 @app.command()
 @click.option("--device", default="emulated", show_default=True, help="Where to compute.")
-@click.option("--kernel", default=None, help="Which kernel; default: the best for the shape.")
+@click.option("--kernel", default=None, help="Which kernel; default: every one for int8.")
 def demo(device: str, kernel: str | None) -> None:
     """Speech through the projections of a Whisper-tiny layer, by all three strategies.
 
@@ -78,16 +78,12 @@ def demo(device: str, kernel: str | None) -> None:
     console.print(
         f"{len(inputs.weights)} products ({rows}, {state}) @ ({state}, {state}), device {device}\n"
     )
-    with _progress() as progress:
-        bars: dict[str, TaskID] = {}
-
-        def show(strategy: str, done: int) -> None:
-            if strategy not in bars:
-                bars[strategy] = progress.add_task(strategy, total=len(inputs.weights))
-            progress.update(bars[strategy], completed=done)
-
-        outcomes = demonstration.run(inputs, device, kernel, show)
-    console.print(_outcome_table(outcomes, device))
+    outcomes: list[Outcome] = []
+    for name in [kernel] if kernel or device == "cpu" else demonstration.kernels():
+        with _progress() as progress:
+            found = demonstration.run(inputs, device, name, _Bars(progress, len(inputs.weights)))
+        console.print(_outcome_table(found, device))
+        outcomes += found
     if device == "emulated":
         console.print("Seconds are this host's: of an NPU's speed they say nothing.\n")
     wrong = sum(outcome.wrong for outcome in outcomes)
@@ -198,6 +194,20 @@ def _write(contents: list[bytes], output: Path | None) -> None:
             path = output.with_name(f"{output.stem}-{number:0{digits}}{output.suffix}")
         path.write_bytes(content)
         console.print(f"{path}: {len(content):,} B", highlight=False, soft_wrap=True)
+
+
+class _Bars:
+    """A progress bar per strategy, shown from its first product on."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._bars: dict[str, TaskID] = {}
+
+    def __call__(self, strategy: str, done: int) -> None:
+        if strategy not in self._bars:
+            self._bars[strategy] = self._progress.add_task(strategy, total=self._total)
+        self._progress.update(self._bars[strategy], completed=done)
 
 
 def _progress() -> Progress:
