@@ -117,6 +117,15 @@ def test_printed_steps_assemble_to_the_same_words(
     assert assemble(read, overlay) == assemble(sequence, overlay)
 
 
+@pytest.mark.parametrize(
+    ("offset", "printed"),
+    [(34, "0,0,0,2"), (26, "0,0,2,0"), (22, "0,2,0,0"), (14, "2,0,0,0"), (0, "0,0,0,0")],
+)
+def test_offset_is_printed_in_strides_of_one_loop(offset: int, printed: str) -> None:
+    step = dataclasses.replace(READ, offset=offset, strides=(7, 11, 13, 17))
+    assert f"%x[{printed}][1,1,1,4][7,11,13,17]" in to_mlir(of_steps(step))
+
+
 def test_offset_that_mlir_cannot_say_is_not_printed() -> None:
     step = dataclasses.replace(READ, offset=5, strides=(0, 4, 4, 2))
     with pytest.raises(ValueError, match="@a: offset 5 is no multiple"):

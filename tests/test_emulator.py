@@ -177,9 +177,25 @@ def run_split(text: str, elements: int = 3) -> tuple[NDArray[np.int32], NDArray[
     return words.reshape(-1, 32), out.words.view(np.int32).reshape(-1, 32)
 
 
-def test_distribution_and_join_keep_each_piece_in_its_place() -> None:
-    given, got = run_split(SPLIT)
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_distribution_and_join_keep_each_piece_in_its_place(depth: int) -> None:
+    depths = f"[{depth}, {depth}]"
+    given, got = run_split(SPLIT.replace("2 : i32", depths), elements=7)
     assert_equal_bits(got, given)
+
+
+def test_runs_step_through_memory() -> None:
+    words, out = np.arange(96, dtype=np.int32), unsynced(384)
+    sizes = Argument("a", 96, INT32), Argument("b", 96, INT32)
+    steps = (
+        Transfer("out", 1, descriptor=0, **linear(0, 32, runs=2, stride=64)),
+        Transfer("in", 0, descriptor=1, **linear(0, 16, runs=4, stride=24)),
+        Wait("out"),
+    )
+    launch(machine(SPLIT), Sequence("copy", sizes, steps), [synced(words), out])
+    runs = [words[24 * run : 24 * run + 16] for run in range(4)]
+    assert_equal_bits(out.words.view(np.int32)[:32], np.concatenate(runs[:2]))
+    assert_equal_bits(out.words.view(np.int32)[64:], np.concatenate(runs[2:]))
 
 
 @pytest.mark.parametrize("change", [("[] [0, 16]", "[] [16, 0]"), ("[0, 16] []", "[16, 0] []")])
@@ -223,12 +239,12 @@ def test_broadcast_gives_every_consumer_every_element() -> None:
 
 
 def test_transfers_need_not_end_with_an_element() -> None:
-    """Tasks of 24 and of 40 words make two elements of 32; so they do on the way back."""
+    """Tasks of 24 and of 40 words make two elements of 32, on the way in and on the way out."""
     words, out = np.arange(64, dtype=np.int32), unsynced(256)
     size = Argument("x", 64, INT32)
     steps = (
-        Transfer("out", 1, descriptor=0, **linear(0, 8, runs=5, stride=8)),
-        Transfer("out", 1, descriptor=1, **linear(40, 24)),
+        Transfer("out", 1, descriptor=0, **linear(0, 24)),
+        Transfer("out", 1, descriptor=1, **linear(24, 40)),
         Transfer("in", 0, descriptor=2, **linear(0, 24)),
         Transfer("in", 0, descriptor=3, **linear(24, 40)),
         Wait("out"),
@@ -238,21 +254,23 @@ def test_transfers_need_not_end_with_an_element() -> None:
     assert_equal_bits(out.words.view(np.int32), words)
 
 
-def test_strided_output_touches_only_its_words() -> None:
+@pytest.mark.parametrize(
+    ("sizes", "strides"),
+    [((2, 2, 4, 2), (100, 30, 5, 2)), ((1, 4, 8, 1), (0, 40, 3, 1)), ((4, 8, 1, 1), (50, 6, 1, 1))],
+)
+def test_strided_output_touches_only_its_words(
+    sizes: tuple[int, int, int, int], strides: tuple[int, int, int, int]
+) -> None:
     words, out = np.arange(32, dtype=np.int32), unsynced(1024)
-    sizes = Argument("a", 32, INT32), Argument("b", 256, INT32)
-    pattern = {"offset": 3, "sizes": (2, 2, 4, 2), "strides": (100, 30, 5, 2)}
+    arguments = Argument("a", 32, INT32), Argument("b", 256, INT32)
     steps = (
-        Transfer("out", 1, descriptor=0, **pattern),  # type: ignore[arg-type]
+        Transfer("out", 1, 3, sizes, strides, descriptor=0),
         Transfer("in", 0, descriptor=1, **linear(0, 32)),
         Wait("out"),
     )
-    launch(machine(SPLIT), Sequence("copy", sizes, steps), [synced(words), out])
+    launch(machine(SPLIT), Sequence("copy", arguments, steps), [synced(words), out])
     want = unsynced(1024)
-    where = [
-        3 + 100 * run + 30 * outer + 5 * middle + 2 * inner
-        for run, outer, middle, inner in np.ndindex(2, 2, 4, 2)
-    ]
+    where = [3 + int(np.dot(index, strides)) for index in np.ndindex(*sizes)]
     want.words[where] = words
     want.known[where] = True
     assert_equal_bits(out.words, want.words)
