@@ -6,6 +6,7 @@ Tiles whose maps are equal but for names are judged once; the place says how man
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 
 from npu_matmul.lowering import pools
@@ -22,11 +23,10 @@ def memory_violations(overlay: Overlay, maps: Maps, scheme: str) -> Iterator[Vio
     for tiles, ranges in layouts(maps):
         limits = overlay.target.limits(tiles[0].kind)
         placed = [r for r in ranges if r.start is not None]
-        found = [*_overlaps(placed)]
         if scheme == "bank-aware":
-            found += [*_crossings(placed, limits), *_without_room(overlay, ranges, limits)]
-        elif _needed(overlay, placed) > limits.memory_bytes:
-            found.append(_too_much(overlay, tiles[0], placed, limits))
+            found = [*_crossings(placed, limits), *_without_room(overlay, ranges, limits)]
+        else:
+            found = [*_overlaps(placed), *_excess(overlay, tiles[0], placed, limits)]
         for text, cure in found:
             yield Violation("memory", place_of(tiles), text, cure)
 
@@ -48,7 +48,12 @@ def alignment_violations(overlay: Overlay, maps: Maps) -> Iterator[Violation]:
             if (tiles[0], r.name) in elements and r.start is not None and r.start % unit
         ]
         if wrong:
-            odd = [f"{name} {size:,} B" for name, size in _sizes(ranges).items() if size % unit]
+            odd = [f"{name} of {size:,} B" for name, size in _sizes(ranges).items() if size % unit]
+            odd += [
+                f"{parameter.name} pinned at {parameter.address:,}"
+                for parameter in overlay.parameters.values()
+                if parameter.tile == tiles[0] and (parameter.address or 0) % unit
+            ]
             cure = f"make multiples of {unit} B of what stands before them: {', '.join(odd)}"
             found = f"not at a multiple of {unit} B: {', '.join(wrong)}"
             yield Violation("alignment", place_of(tiles), found, cure)
@@ -69,23 +74,20 @@ def _needed(overlay: Overlay, placed: list[Range]) -> int:
     return max((r.end for r in placed if r.name not in pinned), default=0)
 
 
-def _too_much(
+def _excess(
     overlay: Overlay, tile: Tile, placed: list[Range], limits: TileLimits
-) -> tuple[str, str]:
+) -> Iterator[tuple[str, str]]:
     needed = _needed(overlay, placed)
     excess = needed - limits.memory_bytes
-    counts: dict[str, int] = {}
-    for r in placed:
-        counts[_group(r.name)] = counts.get(_group(r.name), 0) + 1
+    if excess <= 0:
+        return
+    counts = Counter(_group(r.name) for r in placed)
     parts = [
         f"{name} {f'{counts[name]} x ' if counts[name] > 1 else ''}{size:,} B"
         for name, size in _sizes(placed).items()
     ]
-    found = (
-        f"{needed:,} B needed where {limits.memory_bytes:,} B are, {excess:,} B too many: "
-        + ", ".join(parts)
-    )
-    return found, _saving(overlay, tile, needed, excess)
+    found = f"{needed:,} B needed where {limits.memory_bytes:,} B are, {excess:,} B too many: "
+    yield found + ", ".join(parts), _saving(overlay, tile, needed, excess)
 
 
 def _saving(overlay: Overlay, tile: Tile, needed: int, excess: int) -> str:

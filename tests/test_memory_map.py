@@ -73,7 +73,7 @@ def test_every_channel_has_the_descriptors_that_the_toolchain_made(name: str) ->
     for new_tile, direction, index, descriptor in re.findall(pattern, text):
         tile = new_tile or tile
         channel = (direction, int(index)) if direction else channel
-        theirs[tiles[tile], *channel] += bool(descriptor) if tile else 0
+        theirs[(tiles[tile], *channel)] += bool(descriptor) if tile else 0
     ours = {
         (end.tile, end.direction, end.index): end.descriptors
         for end in dma_ends(overlay(golden.design(name)))
