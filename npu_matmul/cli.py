@@ -1,4 +1,4 @@
-"""The command line: ``npu-matmul demo | kernels | devices | emit``."""
+"""The command line: ``npu-matmul demo | kernels | devices | emit | check``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -52,7 +53,8 @@ def main() -> None:
     try:
         app()
     except USER_ERRORS as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        message = f"[red]error:[/red] {escape(str(error))}"
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -164,6 +166,57 @@ def emit(
     if what == "insts" and output is None:
         raise click.UsageError("an instruction stream is binary: give a file with -o")
     _write(_launch_files(chosen, target, (rows, depth, columns), what), output)
+
+
+@app.command()
+@click.argument("what", metavar="[KERNEL | FILE.mlir]", required=False)
+@click.option("--variant", default=None, help="Only this variant of the kernel.")
+@click.option(
+    "--target", default=None, type=click.Choice(list(TARGETS)), help="Default: the kernel's own."
+)
+@click.option(
+    "--scheme",
+    type=click.Choice(["basic-sequential", "bank-aware"]),
+    default="basic-sequential",
+    show_default=True,
+    help="How the toolchain allocates memory.",
+)
+def check(what: str | None, variant: str | None, target: str | None, scheme: str) -> None:
+    """Check designs against the rules, and show their memory maps.
+
+    Without an argument all kernels are checked. Exit code 1 when a rule is broken, 2 when a design
+    cannot be read.
+    """
+    from npu_matmul import check_report
+
+    if what is not None and what.endswith(".mlir"):
+        from npu_matmul.design_rules import check_file
+
+        if variant is not None or target is not None:
+            raise click.UsageError("a file has no variants and names its target itself")
+        found = [check_file(Path(what), scheme)]
+    else:
+        from npu_matmul.kernel_rules import check_kernel
+
+        if what is None and variant is not None:
+            raise click.UsageError("--variant needs a KERNEL")
+        found = [
+            check_kernel(kernel, name, scheme)
+            for kernel in _variants(what, variant)
+            for name in ([target] if target else kernel.targets)
+        ]
+    for checked in found:
+        check_report.show(checked, console)
+    if any(checked.violations for checked in found):
+        sys.exit(1)
+
+
+def _variants(name: str | None, variant: str | None) -> list[Kernel]:
+    """The named variant, all variants of a kernel, or those of every kernel."""
+    if name is not None and variant is not None:
+        return [load_kernel(name, variant)]
+    names = kernel_folders() if name is None else [name]
+    return [kernel for each in names for kernel in load_variants(each).values()]
 
 
 def _launch_files(
