@@ -1,8 +1,8 @@
 """Where packing cannot pay: the size below which the CPU has a product before it would be packed.
 
 For cubes of growing size the host's product is timed against packing its operands and unpacking its
-result, which every NPU call has to do whatever the NPU takes. The largest size at which the product is
-still no slower gives ``NpuDevice.host_below``, in multiplications.
+result, which every NPU call has to do whatever the NPU takes. The largest size at which the
+product is still no slower gives ``NpuDevice.host_below``, in multiplications.
 """
 
 from __future__ import annotations
