@@ -96,25 +96,43 @@ def demo(device: str, kernel: str | None) -> None:
     console.print(f"[green]all {values:,} values equal np.matmul's, bit for bit[/green]")
 
 
+KERNEL_COLUMNS = ("kernel", "variant", "types", "m k n", "cores", "usable")
+
+
 @app.command()
-def kernels() -> None:
+@click.option("--markdown", is_flag=True, help="Only the table, as Markdown.")
+def kernels(markdown: bool) -> None:
     """List the kernels that were found, and what each is."""
-    table = Table("kernel", "variant", "types", "m k n", "cores", "usable", box=box.SIMPLE_HEAD)
-    for name in kernel_folders():
-        for kernel in load_variants(name).values():
-            types, tile, grid = kernel.types, kernel.tile, kernel.grid
-            table.add_row(
-                name,
-                kernel.variant,
-                f"{_short(types.a)},{_short(types.b)}->{_short(types.c)}",
-                f"{tile.m} {tile.k} {tile.n}",
-                f"{grid.rows}x{grid.columns}",
-                "yes" if kernel.source.is_file() else "no: no source",
-            )
+    rows = _kernel_rows()
+    if markdown:
+        for row in (KERNEL_COLUMNS, ("---",) * len(KERNEL_COLUMNS), *rows):
+            click.echo(f"| {' | '.join(row)} |".replace("| --- ", "|---").replace("--- |", "---|"))
+        return
+    table = Table(*KERNEL_COLUMNS, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     for name in kernel_folders():
         kernel = next(iter(load_variants(name).values()))
         console.print(f"[bold]{name}[/bold]: {kernel.summary} ({', '.join(kernel.targets)})")
+
+
+def _kernel_rows() -> list[tuple[str, ...]]:
+    rows = []
+    for name in kernel_folders():
+        for kernel in load_variants(name).values():
+            types, tile, grid = kernel.types, kernel.tile, kernel.grid
+            rows.append(
+                (
+                    name,
+                    kernel.variant,
+                    f"{_short(types.a)},{_short(types.b)}->{_short(types.c)}",
+                    f"{tile.m} {tile.k} {tile.n}",
+                    f"{grid.rows}x{grid.columns}",
+                    "yes" if kernel.source.is_file() else "no: no source",
+                )
+            )
+    return rows
 
 
 @app.command()
