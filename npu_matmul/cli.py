@@ -118,7 +118,7 @@ def kernels(markdown: bool) -> None:
 
 
 def _kernel_rows() -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in kernel_folders():
         for kernel in load_variants(name).values():
             types, tile, grid = kernel.types, kernel.tile, kernel.grid
