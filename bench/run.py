@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 import host
+import host_below
+import precisions
 import strategies
 from rich import box
 from rich.console import Console
@@ -25,11 +27,17 @@ def main(quick: bool, path: Path) -> None:
     console.print(f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}\n")
     with console.status("host stages") as status:
         stages = host.run()
+        threshold = host_below.run()
+        status.update("precisions")
+        accuracy = precisions.run()
         products = strategies.run(quick, status.update)
     console.print(_stage_table(stages))
+    console.print(_threshold_table(threshold))
+    console.print(_precision_table(accuracy))
     console.print(_strategy_table(products))
     console.print("Seconds are this host's, emulating; they say nothing about an NPU.")
-    write_json(path, {"stages": stages, "strategies": products})
+    results = {"stages": stages, "host_below": threshold, "precisions": accuracy}
+    write_json(path, {**results, "strategies": products})
     console.print(f"written to {path}", highlight=False)
 
 
@@ -54,16 +62,41 @@ def _stage_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def _threshold_table(threshold: dict[str, Any]) -> Table:
+    title = f"where packing cannot pay: host_below = {threshold['host_below']:,} here"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in ("cube", "multiplications", "CPU product, us", "packing alone, us"):
+        table.add_column(heading, justify="right")
+    for row in threshold["rows"]:
+        seconds = (f"{row[key] * 1e6:.1f}" for key in ("host_s", "packing_s"))
+        table.add_row(str(row["size"]), f"{row['multiplications']:,}", *seconds)
+    return table
+
+
+def _precision_table(rows: list[dict[str, Any]]) -> Table:
+    shape = "x".join(map(str, rows[0]["shape"]))
+    table = Table(title=f"precisions, {shape}", box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in ("device", "precision", "sums"):
+        table.add_column(heading)
+    for heading in ("relative error", "host s"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        error, seconds = f"{row['relative_error']:.1e}", f"{row['host_seconds']:.3f}"
+        table.add_row(row["device"], row["precision"], row["arithmetic"], error, seconds)
+    return table
+
+
 def _strategy_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="strategies, emulated NPU", box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("M, K, N")
-    table.add_column("strategy")
+    for heading in ("M, K, N", "kernel", "strategy"):
+        table.add_column(heading)
     for heading in ("launches", "syncs", "MB in", "MB out", "host s", "equal"):
         table.add_column(heading, justify="right")
     for row in rows:
         first = row["strategy"] == next(iter(strategies.STRATEGIES))
         table.add_row(
-            ", ".join(map(str, row["shape"])) if first else "",
+            "x".join(map(str, row["shape"])) if first else "",
+            row["kernel"].removeprefix("matmul_") if first else "",
             row["strategy"],
             f"{row['launches']:,}",
             f"{row['syncs_to_device'] + row['syncs_from_device']:,}",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ SHAPES = {
     "whisper base, first MLP": (1500, 512, 2048),
     "whisper base, second MLP": (1500, 2048, 512),
 }
+KERNELS = ("matmul_16x16", "matmul_64x512")
 QUICK = ("cube",)
 
 
@@ -33,10 +35,12 @@ def run(quick: bool, show: Callable[[str], None]) -> list[dict[str, Any]]:
         a = random.integers(-128, 128, (M, K), dtype=np.int8)
         b = random.integers(-128, 128, (K, N), dtype=np.int8)
         want = np.matmul(a.astype(np.int32), b.astype(np.int32))
-        for strategy in STRATEGIES:
-            show(f"{name}: {strategy}")
+        for kernel, strategy in product(KERNELS, STRATEGIES):
+            show(f"{name}: {kernel}, {strategy}")
             start = time.perf_counter()
-            got = npu_matmul(a, b, dtype=np.int32, device="emulated", strategy=strategy)
+            got = npu_matmul(
+                a, b, dtype=np.int32, device="emulated", kernel=kernel, strategy=strategy
+            )
             seconds = time.perf_counter() - start
             rows.append(_row(name, (M, K, N), strategy, seconds, bool(np.array_equal(got, want))))
     return rows

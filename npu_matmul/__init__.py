@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from npu_matmul.device import open_device as open_device
     from npu_matmul.kernel import Kernel as Kernel
     from npu_matmul.kernel import load_kernel as load_kernel
-    from npu_matmul.matmul import PackedMatrix as PackedMatrix
     from npu_matmul.matmul import npu_matmul as npu_matmul
     from npu_matmul.matmul import pack_b as pack_b
+    from npu_matmul.packed import PackedMatrix as PackedMatrix
     from npu_matmul.report import CallReport as CallReport
     from npu_matmul.report import last_call as last_call
 
@@ -30,7 +30,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "npu_matmul": "matmul",
     "pack_b": "matmul",
-    "PackedMatrix": "matmul",
+    "PackedMatrix": "packed",
     "open_device": "device",
     "Device": "device",
     "DeviceError": "device",

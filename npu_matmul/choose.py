@@ -7,35 +7,55 @@ from npu_matmul.schedule import cover
 from npu_matmul.tiler import TileGrid
 
 
-def choose_kernel(kernel: str | Kernel | None, problem: tuple[int, int, int]) -> tuple[Kernel, str]:
-    """The int8 kernel for a problem (M, K, N) and the reason: the one asked for, else the least
-    padded work, then the fewest launches.
+def choose_kernel(
+    kernel: str | Kernel | None, types: tuple[str, str, str], problem: tuple[int, int, int]
+) -> tuple[Kernel, str]:
+    """The kernel for element types (A, B, C) and a problem (M, K, N), and the reason: the one asked
+    for, else the one whose cores have the least padded work each, then the fewest launches.
 
     Raises ``UnknownKernel``, ``ManifestError`` or ``KernelNotBuilt``.
 
-    >>> choose_kernel("matmul_16x16", (100, 64, 64))[1]
-    'as asked'
+    >>> int8 = ("int8", "int8", "int32")
+    >>> choose_kernel(None, int8, (16, 16, 16))[0].name
+    'matmul_16x16'
     """
+    operands = f"{types[0]} operands"
     if isinstance(kernel, Kernel):
+        if _types(kernel) != types:
+            raise UnknownKernel(
+                f"kernel {kernel.name!r}, variant {kernel.variant!r}: not for {operands}"
+            )
         return kernel, "as asked"
     if kernel is not None:
-        variant = _int8_variant(kernel)
+        variant = _variant(kernel, types)
         if variant is None:
-            raise UnknownKernel(f"kernel {kernel!r} has no variant for int8 operands")
+            raise UnknownKernel(f"kernel {kernel!r} has no variant for {operands}")
         variant.require_source()
         return variant, "as asked"
-    found = [variant for name in kernel_folders() if (variant := _int8_variant(name)) is not None]
-    candidates = [candidate for candidate in found if candidate.source.is_file()]
-    if not candidates:
-        raise UnknownKernel("no kernel for int8 operands was found")
-    if len(candidates) == 1:
-        return candidates[0], "the only one for int8"
-    grids = [TileGrid(candidate, *problem) for candidate in candidates]
-    best = min(grids, key=lambda grid: (grid.padding, len(cover(grid))))
-    return best.kernel, f"least padded of {len(candidates)}"
+    grids = [TileGrid(variant, *problem) for variant in kernels_for(types)]
+    if not grids:
+        raise UnknownKernel(f"no kernel for {operands} was found")
+    best = min(grids, key=lambda grid: (padded_work(grid), len(cover(grid))))
+    if len(grids) == 1:
+        return best.kernel, f"the only one for {operands}"
+    return best.kernel, f"least padded work per core of {len(grids)}"
 
 
-def _int8_variant(name: str) -> Kernel | None:
-    types = ("int8", "int8", "int32")
-    variants = load_variants(name).values()
-    return next((v for v in variants if (v.types.a, v.types.b, v.types.c) == types), None)
+def kernels_for(types: tuple[str, str, str]) -> list[Kernel]:
+    """Every kernel that has a variant for these element types of A, B and C, and its source."""
+    variants = [_variant(name, types) for name in kernel_folders()]
+    return [variant for variant in variants if variant and variant.source.is_file()]
+
+
+def padded_work(grid: TileGrid) -> int:
+    """Multiplications of one core, padding included."""
+    tile = grid.kernel.tile
+    return grid.Mb * tile.m * grid.Kt * tile.k * grid.Nb * tile.n
+
+
+def _variant(name: str, types: tuple[str, str, str]) -> Kernel | None:
+    return next((v for v in load_variants(name).values() if _types(v) == types), None)
+
+
+def _types(kernel: Kernel) -> tuple[str, str, str]:
+    return kernel.types.a, kernel.types.b, kernel.types.c

@@ -1,4 +1,4 @@
-"""The command line: ``npu-matmul demo | kernels | devices | emit``."""
+"""The command line: ``npu-matmul demo | kernels | devices | emit | check``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -52,7 +53,8 @@ def main() -> None:
     try:
         app()
     except USER_ERRORS as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", highlight=False, soft_wrap=True)
+        message = f"[red]error:[/red] {escape(str(error))}"
+        Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -64,7 +66,7 @@ def app() -> None:
 
 @app.command()
 @click.option("--device", default="emulated", show_default=True, help="Where to compute.")
-@click.option("--kernel", default=None, help="Which kernel; default: the best for the shape.")
+@click.option("--kernel", default=None, help="Which kernel; default: every one for int8.")
 def demo(device: str, kernel: str | None) -> None:
     """Speech through the projections of a Whisper-tiny layer, by all three strategies.
 
@@ -78,16 +80,12 @@ def demo(device: str, kernel: str | None) -> None:
     console.print(
         f"{len(inputs.weights)} products ({rows}, {state}) @ ({state}, {state}), device {device}\n"
     )
-    with _progress() as progress:
-        bars: dict[str, TaskID] = {}
-
-        def show(strategy: str, done: int) -> None:
-            if strategy not in bars:
-                bars[strategy] = progress.add_task(strategy, total=len(inputs.weights))
-            progress.update(bars[strategy], completed=done)
-
-        outcomes = demonstration.run(inputs, device, kernel, show)
-    console.print(_outcome_table(outcomes, device))
+    outcomes: list[Outcome] = []
+    for name in [kernel] if kernel or device == "cpu" else demonstration.kernels():
+        with _progress() as progress:
+            found = demonstration.run(inputs, device, name, _Bars(progress, len(inputs.weights)))
+        console.print(_outcome_table(found, device))
+        outcomes += found
     if device == "emulated":
         console.print("Seconds are this host's: of an NPU's speed they say nothing.\n")
     wrong = sum(outcome.wrong for outcome in outcomes)
@@ -98,25 +96,43 @@ def demo(device: str, kernel: str | None) -> None:
     console.print(f"[green]all {values:,} values equal np.matmul's, bit for bit[/green]")
 
 
+KERNEL_COLUMNS = ("kernel", "variant", "types", "m k n", "cores", "usable")
+
+
 @app.command()
-def kernels() -> None:
+@click.option("--markdown", is_flag=True, help="Only the table, as Markdown.")
+def kernels(markdown: bool) -> None:
     """List the kernels that were found, and what each is."""
-    table = Table("kernel", "variant", "types", "m k n", "cores", "usable", box=box.SIMPLE_HEAD)
-    for name in kernel_folders():
-        for kernel in load_variants(name).values():
-            types, tile, grid = kernel.types, kernel.tile, kernel.grid
-            table.add_row(
-                name,
-                kernel.variant,
-                f"{_short(types.a)},{_short(types.b)}->{_short(types.c)}",
-                f"{tile.m} {tile.k} {tile.n}",
-                f"{grid.rows}x{grid.columns}",
-                "yes" if kernel.source.is_file() else "no: no source",
-            )
+    rows = _kernel_rows()
+    if markdown:
+        for row in (KERNEL_COLUMNS, ("---",) * len(KERNEL_COLUMNS), *rows):
+            click.echo(f"| {' | '.join(row)} |".replace("| --- ", "|---").replace("--- |", "---|"))
+        return
+    table = Table(*KERNEL_COLUMNS, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
     console.print(table)
     for name in kernel_folders():
         kernel = next(iter(load_variants(name).values()))
         console.print(f"[bold]{name}[/bold]: {kernel.summary} ({', '.join(kernel.targets)})")
+
+
+def _kernel_rows() -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for name in kernel_folders():
+        for kernel in load_variants(name).values():
+            types, tile, grid = kernel.types, kernel.tile, kernel.grid
+            rows.append(
+                (
+                    name,
+                    kernel.variant,
+                    f"{_short(types.a)},{_short(types.b)}->{_short(types.c)}",
+                    f"{tile.m} {tile.k} {tile.n}",
+                    f"{grid.rows}x{grid.columns}",
+                    "yes" if kernel.source.is_file() else "no: no source",
+                )
+            )
+    return rows
 
 
 @app.command()
@@ -170,6 +186,57 @@ def emit(
     _write(_launch_files(chosen, target, (rows, depth, columns), what), output)
 
 
+@app.command()
+@click.argument("what", metavar="[KERNEL | FILE.mlir]", required=False)
+@click.option("--variant", default=None, help="Only this variant of the kernel.")
+@click.option(
+    "--target", default=None, type=click.Choice(list(TARGETS)), help="Default: the kernel's own."
+)
+@click.option(
+    "--scheme",
+    type=click.Choice(["basic-sequential", "bank-aware"]),
+    default="basic-sequential",
+    show_default=True,
+    help="How the toolchain allocates memory.",
+)
+def check(what: str | None, variant: str | None, target: str | None, scheme: str) -> None:
+    """Check designs against the rules, and show their memory maps.
+
+    Without an argument all kernels are checked. Exit code 1 when a rule is broken, 2 when a design
+    cannot be read.
+    """
+    from npu_matmul import check_report
+
+    if what is not None and what.endswith(".mlir"):
+        from npu_matmul.design_rules import check_file
+
+        if variant is not None or target is not None:
+            raise click.UsageError("a file has no variants and names its target itself")
+        found = [check_file(Path(what), scheme)]
+    else:
+        from npu_matmul.kernel_rules import check_kernel
+
+        if what is None and variant is not None:
+            raise click.UsageError("--variant needs a KERNEL")
+        found = [
+            check_kernel(kernel, name, scheme)
+            for kernel in _variants(what, variant)
+            for name in ([target] if target else kernel.targets)
+        ]
+    for checked in found:
+        check_report.show(checked, console)
+    if any(checked.violations for checked in found):
+        sys.exit(1)
+
+
+def _variants(name: str | None, variant: str | None) -> list[Kernel]:
+    """The named variant, all variants of a kernel, or those of every kernel."""
+    if name is not None and variant is not None:
+        return [load_kernel(name, variant)]
+    names = kernel_folders() if name is None else [name]
+    return [kernel for each in names for kernel in load_variants(each).values()]
+
+
 def _launch_files(
     kernel: Kernel, target: str, problem: tuple[int, int, int], what: str
 ) -> list[bytes]:
@@ -198,6 +265,20 @@ def _write(contents: list[bytes], output: Path | None) -> None:
             path = output.with_name(f"{output.stem}-{number:0{digits}}{output.suffix}")
         path.write_bytes(content)
         console.print(f"{path}: {len(content):,} B", highlight=False, soft_wrap=True)
+
+
+class _Bars:
+    """A progress bar per strategy, shown from its first product on."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._bars: dict[str, TaskID] = {}
+
+    def __call__(self, strategy: str, done: int) -> None:
+        if strategy not in self._bars:
+            self._bars[strategy] = self._progress.add_task(strategy, total=self._total)
+        self._progress.update(self._bars[strategy], completed=done)
 
 
 def _progress() -> Progress:

@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.choose import kernels_for
 from npu_matmul.matmul import npu_matmul
+from npu_matmul.precision import EXACT
 from npu_matmul.report import CallReport, last_call
 from npu_matmul.strategies import STRATEGIES
 from npu_matmul.whisper.audio import log_mel_spectrogram, speech_sample
@@ -72,6 +74,11 @@ def make_inputs() -> Inputs:
     hidden = _gelu(_windows(hidden, step=2) @ second)
     weights = {name: _quantise(random.normal(0, 1, (STATE, STATE))) for name in PROJECTIONS}
     return Inputs(_quantise(hidden), weights)
+
+
+def kernels() -> list[str]:
+    """The kernels that can compute these products."""
+    return [kernel.name for kernel in kernels_for(EXACT.types)]
 
 
 def run(

@@ -16,15 +16,13 @@ A stream is a header of four words and then operations::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.overlay import Channel, Overlay, Tile
-from npu_matmul.sequence import Sequence, Transfer, Wait, WriteParameter
+from npu_matmul.sequence import Sequence, Step, Transfer, Wait, WriteParameter
 from npu_matmul.target import (
     CHANNEL_CONTROL,
     CORE_DATA_MEMORY_BYTES,
@@ -39,6 +37,7 @@ from npu_matmul.target import (
     address,
     tile_of,
 )
+from npu_matmul.transfer_rules import is_contiguous, step_violations
 
 DIRECTIONS = ("S2MM", "MM2S")  # 0 and 1 in a SYNC
 TOKEN_CONTROLLER = (
@@ -256,77 +255,39 @@ def assemble(sequence: Sequence, overlay: Overlay) -> bytes:
     operations: list[Operation] = []
     for position, step in enumerate(sequence.steps):
         where = f"sequence @{sequence.name}, step {position}"
-        if isinstance(step, WriteParameter):
-            operations.append(_write_parameter(step, overlay, where))
-        elif isinstance(step, Wait):
-            operations.append(WaitToken(_channel(step.fifo, overlay, where)))
-        else:
-            operations += _transfer(step, sequence, overlay, f"{where}, transfer of @{step.fifo}")
+        for violation in step_violations(step, sequence, overlay, where):
+            raise StreamError(str(violation))
+        operations += step_operations(step, sequence, overlay)
     return Stream(overlay.target, overlay.columns, tuple(operations)).encode()
 
 
-def _write_parameter(step: WriteParameter, overlay: Overlay, where: str) -> WriteWord:
-    parameter = overlay.parameters.get(step.parameter)
-    if parameter is None:
-        _refuse(
-            where, f"there is no buffer @{step.parameter}; known: {', '.join(overlay.parameters)}"
-        )
-    if parameter.address is None:
-        _refuse(
-            where,
-            f"buffer @{step.parameter} has no address attribute, so it cannot be written; pin it",
-        )
-    if not 0 <= step.index < parameter.elements * parameter.dtype.itemsize // WORD_BYTES:
-        _refuse(where, f"word {step.index} is outside buffer @{step.parameter}")
-    if not -(1 << 31) <= step.value < 1 << 32:
-        _refuse(where, f"{step.value} does not fit a 32-bit word of buffer @{step.parameter}")
-    return WriteWord(parameter.tile, parameter.address + step.index * WORD_BYTES, step.value)
-
-
-def _channel(fifo: str, overlay: Overlay, where: str) -> Channel:
-    if fifo not in overlay.channels:
-        _refuse(
-            where,
-            f"@{fifo} has no shim channel; FIFOs that have one: {', '.join(overlay.channels)}",
-        )
-    return overlay.channels[fifo]
-
-
-def _transfer(
-    step: Transfer, sequence: Sequence, overlay: Overlay, where: str
-) -> Iterator[Operation]:
-    channel = _channel(step.fifo, overlay, where)
-    if not 0 <= step.argument < len(sequence.arguments):
-        _refuse(where, f"there is no argument {step.argument}; {len(sequence.arguments)} are given")
-    argument = sequence.arguments[step.argument]
-    if not 0 <= step.descriptor < overlay.target.descriptors:
-        _refuse(
-            where,
-            f"descriptor {step.descriptor} does not exist; a shim has {overlay.target.descriptors}",
-        )
-    offset_bytes = step.offset * argument.dtype.itemsize
-    if offset_bytes % WORD_BYTES or not 0 <= offset_bytes < 1 << 32:
-        _refuse(
-            where,
-            f"offset {offset_bytes} B must be a multiple of 4 and below 4 GiB; start a view there",
-        )
+def step_operations(step: Step, sequence: Sequence, overlay: Overlay) -> list[Operation]:
+    """What one step asks of the firmware; its channel, parameter and argument must exist."""
+    if isinstance(step, WriteParameter):
+        parameter = overlay.parameters[step.parameter]
+        offset = (parameter.address or 0) + step.index * WORD_BYTES
+        return [WriteWord(parameter.tile, offset, step.value)]
+    channel = overlay.channels[step.fifo]
+    if isinstance(step, Wait):
+        return [WaitToken(channel)]
+    itemsize = sequence.arguments[step.argument].dtype.itemsize
+    column, number = channel.column, step.descriptor
     token = step.token or channel.direction == "S2MM"  # the toolchain's rule: writes always report
-    descriptor = _descriptor(step, argument.dtype.itemsize, overlay.target, where)
-    yield WriteDescriptor(channel.column, step.descriptor, descriptor)
-    yield PatchAddress(channel.column, step.descriptor, step.argument, offset_bytes)
-    if token:
-        yield EnableTokens(channel)
-    yield StartTask(channel, step.descriptor, step.sizes[0], token)
+    return [
+        WriteDescriptor(column, number, _descriptor(step, itemsize)),
+        PatchAddress(column, number, step.argument, step.offset * itemsize),
+        *([EnableTokens(channel)] if token else []),
+        StartTask(channel, number, step.sizes[0], token),
+    ]
 
 
-def _descriptor(step: Transfer, itemsize: int, target: Target, where: str) -> Descriptor:
+def _descriptor(step: Transfer, itemsize: int) -> Descriptor:
     runs, outer, middle, inner = step.sizes
-    _check_pattern(step, itemsize, target, where)
     words = outer * middle * inner * itemsize // WORD_BYTES
     steps = [stride * itemsize // WORD_BYTES for stride in step.strides]
     walks = runs > 1 and step.strides[0] > 0
     iteration = {"iterations": runs, "iteration_step": steps[0]} if walks else {}
-    if _is_contiguous(step):
+    if is_contiguous(step):
         return Descriptor(words, **iteration)
     return Descriptor(
         words,
@@ -337,54 +298,6 @@ def _descriptor(step: Transfer, itemsize: int, target: Target, where: str) -> De
         step2=steps[1] if outer > 1 else 1,
         **iteration,
     )
-
-
-def _is_contiguous(step: Transfer) -> bool:
-    """A row-major scan of the lower three loops is one linear run, whatever its length."""
-    _, outer, middle, inner = step.sizes
-    _, outer_stride, middle_stride, inner_stride = step.strides
-    return (
-        inner_stride == 1
-        and (middle == 1 or middle_stride == inner)
-        and (outer == 1 or outer_stride == inner * middle)
-    )
-
-
-def _check_pattern(step: Transfer, itemsize: int, target: Target, where: str) -> None:
-    runs, outer, middle, inner = step.sizes
-    if min(step.sizes) < 1 or min(step.strides) < 0:
-        _refuse(
-            where, f"sizes {step.sizes} must be positive and strides {step.strides} not negative"
-        )
-    if inner * itemsize % WORD_BYTES:
-        _refuse(where, f"{inner} elements of {itemsize} B are not a multiple of 4 B")
-    if inner > 1 and step.strides[3] != 1 and itemsize % WORD_BYTES:
-        _refuse(
-            where,
-            f"elements of {itemsize} B must be next to each other, not {step.strides[3]} apart",
-        )
-    if outer * middle * inner * itemsize // WORD_BYTES >= 1 << 32:
-        _refuse(where, f"sizes {step.sizes} of one run exceed a descriptor's 32-bit length")
-    if runs > target.max_iterations:
-        _refuse(
-            where, f"{runs} runs exceed {target.max_iterations}; split them over several transfers"
-        )
-    if not _is_contiguous(step) and max(inner * itemsize // WORD_BYTES, middle) > target.max_wrap:
-        _refuse(
-            where,
-            f"sizes {step.sizes} exceed {target.max_wrap} words; make "
-            "the inner run contiguous or shorter",
-        )
-    for position, (size, stride) in enumerate(zip(step.sizes, step.strides, strict=True)):
-        innermost_unit = position == 3 and stride == 1
-        if size == 1 or innermost_unit or (position == 0 and stride == 0):
-            continue
-        if stride == 0 or stride * itemsize % WORD_BYTES:
-            _refuse(where, f"stride {stride} x {itemsize} B must be a positive multiple of 4 B")
-        if stride * itemsize // WORD_BYTES > target.max_step:
-            _refuse(
-                where, f"stride of {stride * itemsize} B exceeds {target.max_step * WORD_BYTES} B"
-            )
 
 
 def decode(stream: bytes) -> Stream:
@@ -460,7 +373,3 @@ def _descriptor_number(offset: int, position: int) -> int:
     if rest or not 0 <= number < 16:
         raise StreamError(f"word {position}: {offset:#x} is not a shim buffer descriptor")
     return number
-
-
-def _refuse(where: str, why: str) -> NoReturn:
-    raise StreamError(f"{where}: {why}")

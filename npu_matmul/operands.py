@@ -2,55 +2,74 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-RESULT_TYPES = (np.dtype(np.int8), np.dtype(np.int32))
+from npu_matmul.precision import EXACT, PRECISIONS, Precision
 
-
-class Shaped(Protocol):
-    """What is asked of an operand here: an array's shape and dtype."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
+EXACT_RESULTS = (np.dtype(np.int8), np.dtype(np.int32))
+FLOATS = tuple(np.dtype(t) for t in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16))
 
 
 def check_operand(name: str, dtype: np.dtype[Any]) -> None:
     """Raise TypeError, with the cast that cures it, unless ``dtype`` is supported."""
-    if dtype == np.int8:
+    if dtype.newbyteorder("=") in (np.dtype(np.int8), *FLOATS):
         return
     if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
-        cure = f"if its values lie in [-128, 127], pass {name}.astype(np.int8)"
-    else:
         cure = (
-            f"quantise it, for example np.clip(np.rint({name} / scale), -128, 127).astype(np.int8)"
+            f"if its values lie in [-128, 127], pass {name}.astype(np.int8), else "
+            f"{name}.astype(np.float32)"
         )
-    raise TypeError(f"npu_matmul: operand {name} is {dtype}; both operands must be int8: {cure}")
+    elif np.issubdtype(dtype, np.floating):
+        cure = f"pass {name}.astype(np.float32)"
+    else:
+        cure = "pass a real matrix"
+    raise TypeError(
+        f"npu_matmul: operand {name} is {dtype}; supported are int8, "
+        "float16, bfloat16, float32 and "
+        f"float64: {cure}"
+    )
 
 
-def check_precision(precision: str | None) -> None:
-    if precision is not None:
+def choose_precision(a: np.dtype[Any], b: np.dtype[Any], precision: str | None) -> Precision:
+    """How operands of these types are multiplied: int8 with int8 exactly, floats as ``precision``
+    says ("bf16" unless given)."""
+    if a == np.int8 and b == np.int8:
+        if precision is None:
+            return EXACT
         raise ValueError(
             f"precision={precision!r} applies to float operands; int8 "
             "products are exact: leave it out"
         )
+    if precision is not None and precision not in PRECISIONS:
+        raise ValueError(f"there is no precision {precision!r}; known are: {', '.join(PRECISIONS)}")
+    return PRECISIONS[precision or "bf16"]
 
 
-def result_type(a: Shaped, b: Shaped, dtype: DTypeLike | None) -> np.dtype[Any]:
-    """The element type of the result: int8 unless int32 is asked for."""
-    check_operand("A", a.dtype)
-    check_operand("B", b.dtype)
-    result = np.dtype(np.int8 if dtype is None else dtype)
-    if result not in RESULT_TYPES:
-        raise TypeError(
-            f"npu_matmul: dtype={result}: int8 products give np.int8 "
-            "(saturated) or np.int32 (exact)"
-        )
+def result_type(
+    a: np.dtype[Any], b: np.dtype[Any], dtype: DTypeLike | None, precision: Precision
+) -> np.dtype[Any]:
+    """The element type of the result: what ``np.matmul`` would give, or ``dtype``.
+
+    >>> result_type(np.dtype(np.int8), np.dtype(np.float16), None, PRECISIONS["bf16"])
+    dtype('float16')
+    """
+    if precision is EXACT:
+        result = np.dtype(np.int8 if dtype is None else dtype)
+        if result not in EXACT_RESULTS:
+            raise TypeError(
+                f"npu_matmul: dtype={result}: int8 products give np.int8 "
+                "(saturated) or np.int32 (exact)"
+            )
+        return result
+    natural = np.result_type(a, b)
+    result = natural if dtype is None else np.dtype(dtype)
+    if result not in FLOATS:
+        names = ", ".join(t.name for t in FLOATS)
+        raise TypeError(f"npu_matmul: dtype={result}: products of floats give one of {names}")
     return result
 
 
@@ -76,9 +95,9 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         raise TypeError(f"npu_matmul: out must be an array, not {type(out).__name__}")
     if out.dtype != dtype:
         raise TypeError(
-            f"npu_matmul: out is {out.dtype}, the result is {dtype}; an "
-            "int32 out goes with dtype=np.int32, "
-            "an int8 out with none"
+            f"npu_matmul: out is {out.dtype}, the result is {dtype}; "
+            f"pass dtype={out.dtype} where that "
+            "is a possible result, or another out"
         )
     if out.shape != shape:
         raise ValueError(f"npu_matmul: out has shape {out.shape}; the result has {shape}")

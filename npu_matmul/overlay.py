@@ -1,11 +1,13 @@
 """An overlay's wiring as plain data: tiles, FIFOs, links, cores, parameters and shim channels.
 
-Read from a design's MLIR by :mod:`npu_matmul.mlir.elaborate`; used by the assembler and the
-emulator.
+Read from a design's MLIR by :mod:`npu_matmul.mlir.elaborate`; used by the assembler, the emulator
+and the design rules.
 """
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +65,11 @@ class Fifo:
     def element_bytes(self) -> int:
         return self.elements * self.dtype.itemsize
 
+    @property
+    def ends(self) -> tuple[Tile, ...]:
+        """The producer, then the consumers: in the order of ``depths``."""
+        return (self.producer, *self.consumers)
+
 
 @dataclass(frozen=True)
 class Link:
@@ -88,9 +95,15 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Core:
+    """A core's program. ``acquires`` has the most elements that one acquire takes, by (FIFO, port)
+    in the order of the text."""
+
     tile: Tile
     body: Any = field(compare=False)  # an xDSL region
     place: str
+    stack_bytes: int
+    dynamic: bool  # the toolchain keeps its loops, and a counter for each FIFO it acquires
+    acquires: Mapping[tuple[str, str], int] = field(hash=False)
 
 
 @dataclass(frozen=True)
@@ -107,3 +120,27 @@ class Overlay:
     functions: tuple[str, ...]
     channels: dict[str, Channel]
     values: dict[Any, str] = field(compare=False)
+
+
+@dataclass(frozen=True)
+class DmaChannel:
+    """A DMA channel that one end of an object FIFO takes."""
+
+    fifo: Fifo
+    end: int  # 0: the producer's, 1 up: a consumer's
+    tile: Tile
+    direction: str
+    index: int
+
+
+def dma_channels(fifos: Iterable[Fifo]) -> Iterator[DmaChannel]:
+    """The channels of all FIFOs, numbered per tile and direction in the order in which they appear.
+
+    Source: assignDMAChannelIndices of mlir-aie's objectFifo pass; also where there are fewer.
+    """
+    used: Counter[tuple[Tile, str]] = Counter()
+    for fifo in fifos:
+        for end, tile in enumerate(fifo.ends):
+            direction = "S2MM" if end else "MM2S"
+            yield DmaChannel(fifo, end, tile, direction, used[tile, direction])
+            used[tile, direction] += 1

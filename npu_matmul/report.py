@@ -12,15 +12,18 @@ _calls = threading.local()
 class CallReport:
     """One call of ``npu_matmul``.
 
-    ``seconds`` are host seconds by stage; on the emulated device they say nothing about an NPU.
-    ``padding`` is the fraction of multiplications wasted on padding. Syncs and bytes are of data
-    buffers; an instruction stream moves once, when it is first used, and is counted in
-    ``instruction_syncs``.
+    ``device`` is where it was computed, which ``reason`` explains. ``arithmetic`` says how
+    products were summed, where devices or models differ. ``seconds`` are host seconds by stage; on
+    the emulated device they say nothing about an NPU. ``padding`` is the fraction of
+    multiplications wasted on padding. Syncs and bytes are of data buffers; an instruction stream
+    moves once, when it is first used, and is counted in ``instruction_syncs``.
     """
 
     device: str
     kernel: str | None
     strategy: str | None
+    precision: str
+    arithmetic: str
     reason: str
     launches: int
     syncs_to_device: int

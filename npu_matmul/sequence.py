@@ -6,7 +6,7 @@ instruction words (:mod:`npu_matmul.instructions`), so either can be checked aga
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -67,9 +67,12 @@ class Argument:
 
 @dataclass(frozen=True)
 class Sequence:
+    """What one launch does. ``places`` says where each step stands, if it was read from a text."""
+
     name: str
     arguments: tuple[Argument, ...]
     steps: tuple[Step, ...]
+    places: tuple[str, ...] = field(default=(), compare=False)
 
 
 def linear(offset: int, elements: int, runs: int = 1, stride: int = 0) -> dict[str, Any]:

@@ -8,6 +8,7 @@ earlier task of the same channel, because a channel runs its start queue in orde
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from npu_matmul.instructions import (
@@ -23,6 +24,7 @@ from npu_matmul.instructions import (
 )
 from npu_matmul.overlay import Channel
 from npu_matmul.target import WORD_BYTES
+from npu_matmul.violation import Violation
 
 
 @dataclass
@@ -42,7 +44,13 @@ class _Proof:
 
 
 def check_stream(stream: Stream) -> None:
-    """Raise :class:`StreamError` for the first operation that breaks a rule.
+    """Raise :class:`StreamError` for the first operation that breaks a rule."""
+    for violation in stream_violations(stream):
+        raise StreamError(str(violation))
+
+
+def stream_violations(stream: Stream, places: Sequence[str] | None = None) -> Iterator[Violation]:
+    """Everything that breaks a rule; ``places`` says where each operation comes from.
 
     Rules: no operation leaves the partition; a descriptor is written, patched with the address of a
     word and then started, and changed only while no task that uses it may be running; no channel
@@ -52,33 +60,34 @@ def check_stream(stream: Stream) -> None:
     """
     proof = _Proof()
     for position, operation in enumerate(stream.operations):
-        _check(operation, proof, stream, f"operation {position}")
+        where = f"operation {position}" if places is None else places[position]
+        yield from _check(operation, proof, stream, where)
     for channel, tasks in proof.started.items():
         late = next((task for task in tasks if task.token or channel.direction == "S2MM"), None)
         if late is not None:
-            raise StreamError(
-                f"end of stream: the task with descriptor {late.number} on "
-                f"{channel} is never waited for; "
-                "add a wait, or the host would read before the data is there"
+            yield Violation(
+                "tokens",
+                "end of stream",
+                f"the task with descriptor {late.number} on {channel} is never waited for",
+                "add a wait, or the host would read before the data is there",
             )
 
 
-def _check(operation: Operation, proof: _Proof, stream: Stream, where: str) -> None:
+def _check(operation: Operation, proof: _Proof, stream: Stream, where: str) -> Iterator[Violation]:
     column = _column(operation)
     if column >= stream.columns:
-        raise StreamError(
-            f"{where}: column {column} is outside the partition of {stream.columns} columns"
-        )
+        found = f"column {column} is outside the partition of {stream.columns} columns"
+        yield Violation("partition", where, found, "use a column of it, or a wider partition")
     if isinstance(operation, WriteWord):
-        _check_parameter(operation, proof, where)
+        yield from _check_parameter(operation, proof, where)
     elif isinstance(operation, WriteDescriptor | PatchAddress):
-        _check_descriptor(operation, proof, where)
+        yield from _check_descriptor(operation, proof, where)
     elif isinstance(operation, EnableTokens):
         proof.reporting.add(operation.channel)
     elif isinstance(operation, StartTask):
-        _check_start(operation, proof, stream, where)
+        yield from _check_start(operation, proof, stream, where)
     else:
-        _check_wait(operation, proof, where)
+        yield from _check_wait(operation, proof, where)
 
 
 def _column(operation: Operation) -> int:
@@ -89,63 +98,64 @@ def _column(operation: Operation) -> int:
     return operation.channel.column
 
 
-def _check_parameter(operation: WriteWord, proof: _Proof, where: str) -> None:
+def _check_parameter(operation: WriteWord, proof: _Proof, where: str) -> Iterator[Violation]:
     running = next((channel for channel, tasks in proof.started.items() if tasks), None)
     if running is not None:
-        raise StreamError(
-            f"{where}: writes a parameter of {operation.tile} while {running} "
-            "may be running; write parameters first"
-        )
+        found = f"writes a parameter of {operation.tile} while {running} may be running"
+        yield Violation("parameters", where, found, "write parameters first")
 
 
-def _check_descriptor(operation: WriteDescriptor | PatchAddress, proof: _Proof, where: str) -> None:
+def _check_descriptor(
+    operation: WriteDescriptor | PatchAddress, proof: _Proof, where: str
+) -> Iterator[Violation]:
     key = operation.column, operation.number
     user = proof.in_flight(*key)
     if user is not None:
-        raise StreamError(
-            f"{where}: descriptor {operation.number} of column {operation.column} "
-            f"is changed while a task of {user} "
-            "that uses it may be in flight; wait for that task's token "
-            "first, or use another descriptor"
+        yield Violation(
+            "descriptors",
+            where,
+            f"descriptor {operation.number} of column {operation.column} is changed while a task "
+            f"of {user} that uses it may be in flight",
+            "wait for that task's token first, or use another descriptor",
         )
     if isinstance(operation, WriteDescriptor):
         proof.written.add(key)
         proof.patched.discard(key)
         return
     if key not in proof.written or operation.offset_bytes % WORD_BYTES:
-        raise StreamError(
-            f"{where}: sets the address of descriptor {operation.number} of column "
-            f"{operation.column} to byte {operation.offset_bytes}; it must be a multiple of "
-            f"{WORD_BYTES}, and the descriptor written before"
+        yield Violation(
+            "descriptors",
+            where,
+            f"sets the address of descriptor {operation.number} of column {operation.column} to "
+            f"byte {operation.offset_bytes}",
+            f"it must be a multiple of {WORD_BYTES}, and the descriptor written before",
         )
     proof.patched.add(key)
 
 
-def _check_start(operation: StartTask, proof: _Proof, stream: Stream, where: str) -> None:
+def _check_start(
+    operation: StartTask, proof: _Proof, stream: Stream, where: str
+) -> Iterator[Violation]:
     channel, number = operation.channel, operation.number
     if not {(channel.column, number)} <= proof.written & proof.patched:
-        raise StreamError(
-            f"{where}: starts descriptor {number} of column {channel.column}, which is not set up"
-        )
+        found = f"starts descriptor {number} of column {channel.column}, which is not set up"
+        yield Violation("descriptors", where, found, "write it, then its address, then start it")
     if operation.token and channel not in proof.reporting:
-        raise StreamError(
-            f"{where}: asks {channel} for a token, which was never told where to send it"
-        )
+        found = f"asks {channel} for a token, which was never told where to send it"
+        yield Violation("tokens", where, found, "enable its tokens first")
     tasks = proof.started.setdefault(channel, deque())
     tasks.append(operation)
-    if len(tasks) > stream.target.queue_depth:
-        raise StreamError(
-            f"{where}: {len(tasks)} tasks on {channel}, whose start queue holds "
-            f"{stream.target.queue_depth}; wait for a "
-            "token before starting more"
-        )
+    depth = stream.target.queue_depth
+    if len(tasks) > depth:
+        found = f"{len(tasks)} tasks on {channel}, whose start queue holds {depth}"
+        yield Violation("start queue", where, found, "wait for a token before starting more")
 
 
-def _check_wait(operation: WaitToken, proof: _Proof, where: str) -> None:
+def _check_wait(operation: WaitToken, proof: _Proof, where: str) -> Iterator[Violation]:
     tasks = proof.started.get(operation.channel, deque())
     if not any(task.token for task in tasks):
-        raise StreamError(
-            f"{where}: waits for a token of {operation.channel}, but no task there will send one"
-        )
+        found = f"waits for a token of {operation.channel}, but no task there will send one"
+        yield Violation("tokens", where, found, "ask a transfer before it for a token")
+        return
     while not tasks.popleft().token:
         pass

@@ -210,8 +210,8 @@ def _whole_tiles(matrix: NDArray[Any], columns: int, word: np.dtype[Any]) -> NDA
     """The matrix as rows of words, widened to ``columns`` with zeros; a copy only where it must
     be."""
     fits = matrix.shape[1] == columns and matrix.flags.c_contiguous and matrix.dtype.isnative
-    if fits and matrix.__array_interface__["data"][0] % word.itemsize == 0:
-        return matrix.view(word)
+    if fits and (words := matrix.view(word)).flags.aligned:
+        return words
     copy = np.zeros((matrix.shape[0], columns), matrix.dtype.newbyteorder("="))
     copy[:, : matrix.shape[1]] = matrix
     return copy.view(word)
@@ -234,8 +234,9 @@ def _pack_tiles(source, out, order, row_offsets, spread, tile_words):
         for x in range(np.uint64(order.shape[1])):
             start, corner = order[y, x] * tile_words, y * height * stride + x * width
             for w in range(width):
+                target, first = start + spread[w], corner + w
                 for i in range(rows):
-                    out[start + spread[w] + row_offsets[i]] = words[corner + w + i * stride]
+                    out[target + row_offsets[i]] = words[first + i * stride]
 
 
 @numba.njit(cache=True, nogil=True)

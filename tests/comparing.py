@@ -36,3 +36,11 @@ def assert_equal_bits(got: ArrayLike, want: ArrayLike) -> None:
 
 def _bits(array: NDArray[Any]) -> NDArray[Any]:
     return np.frombuffer(array.tobytes(), f"u{array.dtype.itemsize}")
+
+
+def assert_equal_floats(got: ArrayLike, want: ArrayLike) -> None:
+    """Same bits, signs of zeros included; but one NaN is as good as another."""
+    got, want = np.array(got), np.array(want)
+    both_nan = np.isnan(got) & np.isnan(want)
+    got[both_nan] = want[both_nan] = 0
+    assert_equal_bits(got, want)

@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from numpy.typing import DTypeLike, NDArray
 from npu_matmul.kernel import Kernel
 
 STAND_IN = Path(__file__).resolve().parent / "aie_api_host"
-STAND_IN_FILES = (STAND_IN / "aie_api" / "aie.hpp", STAND_IN / "host_call.cc")
+STAND_IN_FILES = (*sorted(STAND_IN.glob("*/*.hpp")), STAND_IN / "host_call.cc")
 FLAGS = ("-std=c++20", "-O2", "-fwrapv", "-Wall", "-Wextra", "-Werror", "-fPIC", f"-I{STAND_IN}")
 ALIGNMENT = 32
 # The C++ standard library's own templates and operators new and delete, which libraries may export.
@@ -59,6 +60,20 @@ def check_compiles(text: str, *flags: str) -> None:
     """Raise :class:`CompileError` unless the C++ ``text`` is accepted; later ``flags`` win."""
     source = _write_source(text)
     _run_compiler([*FLAGS, *flags, "-fsyntax-only", str(source)])
+
+
+def compiler_messages(bodies: Mapping[str, str], preamble: str) -> dict[str, str]:
+    """What the compiler says to each function body, by name; nothing where it is accepted."""
+
+    def message(body: str) -> str:
+        try:
+            check_compiles(f"{preamble}void f() {{ {body} }}\n", "-Wno-unused-variable")
+        except CompileError as error:
+            return str(error)
+        return ""
+
+    with ThreadPoolExecutor() as pool:  # side by side to save time
+        return dict(zip(bodies, pool.map(message, bodies.values()), strict=True))
 
 
 def load_core_function(kernel: Kernel) -> CoreFunction:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,12 @@ from core_function import (
     aligned,
     aligned_copy,
     check_compiles,
+    compiler_messages,
     load_text,
     requires_compiler,
 )
 from numpy.typing import NDArray
+from rounding import ROUNDING_MODES, rounded
 
 pytestmark = requires_compiler
 
@@ -77,28 +78,14 @@ REFUSED: dict[str, tuple[str, str]] = {
 }
 
 
-def in_function(body: str) -> str:
-    return f"{PREAMBLE}void f() {{ {body} }}\n"
-
-
 @pytest.fixture(scope="module")
 def compiler_says() -> dict[str, str]:
-    """The compiler's message for each of REFUSED, compiled side by side to save time."""
-
-    def message(body: str) -> str:
-        try:
-            check_compiles(in_function(body), "-Wno-unused-variable")
-        except CompileError as error:
-            return str(error)
-        return ""
-
-    with ThreadPoolExecutor() as pool:
-        messages = pool.map(message, [body for body, _ in REFUSED.values()])
-        return dict(zip(REFUSED, messages, strict=True))
+    """The compiler's message for each of REFUSED."""
+    return compiler_messages({name: body for name, (body, _) in REFUSED.items()}, PREAMBLE)
 
 
 def test_what_obeys_the_rules_compiles() -> None:
-    check_compiles(in_function(GOOD_BODY))
+    assert compiler_messages({"good": GOOD_BODY}, PREAMBLE) == {"good": ""}
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -373,27 +360,7 @@ def test_operands_must_be_aligned(core: CoreFunction) -> None:
 
 # ---- Conversions --------------------------------------------------------------------------------
 
-FLOOR, CEIL, TO_ZERO, FROM_ZERO = 0, 1, 2, 3
-HALF_DOWN, HALF_UP, HALF_TO_ZERO, HALF_FROM_ZERO, HALF_EVEN, HALF_ODD = 8, 9, 10, 11, 12, 13
 NONE, SATURATE, SYMMETRIC = 0, 1, 3
-
-
-def rounded(value: int, shift: int, mode: int) -> int:
-    """value / 2**shift as an integer, by what each mode's name says."""
-    below, rest = divmod(value, 1 << shift)
-    if rest == 0:
-        return below
-    above = below + 1
-    nearer_zero, farther = (below, above) if value > 0 else (above, below)
-    even, odd = (below, above) if below % 2 == 0 else (above, below)
-    directed = {FLOOR: below, CEIL: above, TO_ZERO: nearer_zero, FROM_ZERO: farther}
-    if mode in directed:
-        return directed[mode]
-    if 2 * rest != 1 << shift:
-        return below if 2 * rest < 1 << shift else above
-    halfway = {HALF_DOWN: below, HALF_UP: above, HALF_TO_ZERO: nearer_zero}
-    halfway |= {HALF_FROM_ZERO: farther, HALF_EVEN: even, HALF_ODD: odd}
-    return halfway[mode]
 
 
 def fitted(value: int, bits: int, mode: int) -> int:
@@ -420,7 +387,7 @@ def sums_to_convert() -> NDArray[np.int32]:
 
 
 @pytest.mark.parametrize("saturation", [NONE, SATURATE, SYMMETRIC])
-@pytest.mark.parametrize("rounding", [0, 1, 2, 3, 8, 9, 10, 11, 12, 13])
+@pytest.mark.parametrize("rounding", ROUNDING_MODES)
 def test_narrowing_rounds_and_saturates(rounding: int, saturation: int, core: CoreFunction) -> None:
     core.modes = (rounding, saturation)
     sums = sums_to_convert()

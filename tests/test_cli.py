@@ -35,7 +35,23 @@ def main(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_kernels_lists_every_variant_and_whether_it_can_run() -> None:
     words = " ".join(run("kernels").output.split())
     assert "matmul_16x16 int8 i8,i8->i32 16 16 16 1x1 yes" in words
-    assert "matmul_64x512 bf16 bf16,bf16->f32 64 32 128 4x4 no: no source" in words
+    assert "matmul_64x512 bf16 bf16,bf16->f32 64 32 128 4x4 yes" in words
+
+
+def test_a_kernel_without_core_function_is_listed_and_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bare").mkdir()
+    manifest = load_kernel("matmul_16x16").source.with_name("kernel.toml").read_text()
+    (tmp_path / "bare" / "kernel.toml").write_text(manifest)
+    monkeypatch.setenv("NPU_MATMUL_KERNELS", str(tmp_path))
+    assert "bare int8 i8,i8->i32 16 16 16 1x1 no: no source" in " ".join(
+        run("kernels").output.split()
+    )
+    done = main("demo", "--kernel", "bare")
+    assert done.returncode == 2
+    assert "has a manifest but no core function" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
 
 
 def test_devices_says_what_can_be_used_and_why_not() -> None:
@@ -89,7 +105,6 @@ def test_a_shape_of_several_launches_gets_numbered_files(tmp_path: Path) -> None
         (["emit", "matmul_16x16", *SHAPE, "--what", "insts"], "give a file with -o"),
         (["emit", "matmul_16x16", "-m", "0"], "0 is not in the range x>=1"),
         (["demo", "--device", "gpu"], "known are: auto, xrt, emulated, cpu"),
-        (["demo", "--kernel", "matmul_64x512"], "has a manifest but no core function"),
     ],
 )
 def test_what_a_person_can_cure_is_one_line_and_exit_code_2(
@@ -105,9 +120,12 @@ def test_demo_counts_and_exits_with_0_when_all_values_are_equal() -> None:
     result = run("demo")
     assert result.exit_code == 0, result.output
     words = " ".join(result.output.split())
+    assert "kernel matmul_16x16, device emulated" in words
     assert "launches 48,384 2,016 4" in words
     assert "syncs to device 48,384 4 4" in words
-    assert "equal to np.matmul yes yes yes" in words
+    assert "kernel matmul_64x512, device emulated" in words
+    assert "launches 48 8 4" in words
+    assert words.count("equal to np.matmul yes yes yes") == 2
 
 
 def test_demo_exits_with_1_when_one_value_differs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,6 +138,6 @@ def test_demo_exits_with_1_when_one_value_differs(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setitem(strategies.STRATEGIES, "sequential", honest)
     monkeypatch.setitem(strategies.STRATEGIES, "batched", one_off)
-    result = run("demo")
+    result = run("demo", "--kernel", "matmul_64x512")
     assert result.exit_code == 1
     assert "4 of 1,520,640 values differ" in result.output

@@ -1,8 +1,10 @@
-"""The shipped C++ core functions, run on the host, give the bits of the emulated NPU's models."""
+"""The C++ core function for int8, run on the host, gives the bits of the emulated NPU's model.
+
+``test_core_functions_bf16`` is its counterpart.
+"""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,9 +19,10 @@ from core_function import (
     requires_compiler,
 )
 from numpy.typing import NDArray
+from tiles import Operands, filled, places, resized
 
 from npu_matmul.emulator.symbols import models
-from npu_matmul.kernel import Kernel, TileShape, kernel_folders, load_kernel, load_variants
+from npu_matmul.kernel import Kernel, kernel_folders, load_kernel, load_variants
 
 pytestmark = requires_compiler
 
@@ -28,18 +31,12 @@ CONV_EVEN, SATURATE = 12, 1
 HOSTILE_MODES = [(0, 0), (3, 3), (13, 0), (4, 2)]
 INT32 = np.iinfo(np.int32)
 
-Operands = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
-
-
-def resized(kernel: Kernel, m: int, k: int, n: int) -> Kernel:
-    return dataclasses.replace(kernel, tile=TileShape(m, k, n))
-
 
 def variants() -> Iterator[Any]:
-    """Every shipped variant that has a core function, and more tile sizes of the smallest one."""
+    """Every shipped int8 variant that has a core function, and more tile sizes of the smallest."""
     for name in kernel_folders():
         for variant, kernel in load_variants(name).items():
-            if kernel.source.is_file():
+            if kernel.types.a == "int8" and kernel.source.is_file():
                 yield pytest.param(kernel, id=f"{name}-{variant}")
     smallest = load_kernel("matmul_16x16", "int8")
     for m, k, n in [(16, 8, 16), (32, 16, 32), (16, 24, 48), (64, 64, 128)]:
@@ -59,18 +56,6 @@ def core(kernel: Kernel) -> CoreFunction:
     return function
 
 
-def filled(kernel: Kernel, a: Any, b: Any, c: Any) -> Operands:
-    """Flat tiles of the kernel's sizes and types with these contents."""
-    tile = kernel.tile
-    sizes = (tile.m * tile.k, tile.k * tile.n, tile.m * tile.n)
-    types = (kernel.a_dtype, kernel.b_dtype, kernel.c_dtype)
-    arrays = [
-        aligned_copy(np.broadcast_to(np.asarray(value, dtype), (size,)))
-        for value, size, dtype in zip((a, b, c), sizes, types, strict=True)
-    ]
-    return arrays[0], arrays[1], arrays[2]
-
-
 def random_operands(kernel: Kernel, seed: int) -> Operands:
     """Any int8 in A and B, any int32 in C."""
     random = np.random.default_rng(seed)
@@ -85,17 +70,12 @@ def random_operands(kernel: Kernel, seed: int) -> Operands:
 
 def plain_product(kernel: Kernel, operands: Operands, accumulate: bool) -> NDArray[np.int32]:
     """The product by NumPy, its operands taken out of the blocked layouts index by index."""
-    (m, k, n), (r, s, t) = dataclasses.astuple(kernel.tile), dataclasses.astuple(kernel.mmul)
-    i, l = np.indices((m, k))  # noqa: E741
-    a = operands[0][((i // r) * (k // s) + l // s) * (r * s) + (i % r) * s + l % s]
-    l, j = np.indices((k, n))  # noqa: E741
-    b = operands[1][((l // s) * (n // t) + j // t) * (s * t) + (l % s) * t + j % t]
-    i, j = np.indices((m, n))
-    place_of_c = ((i // r) * (n // t) + j // t) * (r * t) + (i % r) * t + j % t
+    place_of_a, place_of_b, place_of_c = places(kernel)
+    a, b = operands[0][place_of_a], operands[1][place_of_b]
     total = a.astype(np.int64) @ b.astype(np.int64)
     if accumulate:
         total += operands[2][place_of_c]
-    blocked = np.empty(m * n, np.int32)
+    blocked = np.empty(total.size, np.int32)
     blocked[place_of_c] = total.astype(np.int32)  # keeps the low 32 bits
     return blocked
 

@@ -423,9 +423,9 @@ def test_the_cpu_is_exact_for_any_k(k: int) -> None:
     a, b = random_int8(k, 5, k), random_int8(k + 1, k, 7)
     a[:2], b[:, 0] = -128, -128
     a[2], b[:, 1] = 127, 127
-    assert_equal_bits(CpuDevice().matmul_int8(a, b), product_int32(a, b))
+    assert_equal_bits(CpuDevice().product(a, b), product_int32(a, b))
     assert_equal_bits(
-        CpuDevice().matmul_int8(np.asfortranarray(a), b[:, ::-1]), product_int32(a, b[:, ::-1])
+        CpuDevice().product(np.asfortranarray(a), b[:, ::-1]), product_int32(a, b[:, ::-1])
     )
 
 

@@ -175,7 +175,7 @@ REFUSED = {
     "unknown attribute of a link": ("([] [0, 8])", "([] [0, 8]) {foo}", 10, "attribute 'foo'"),
     "unknown attribute of the device": ("  }\n}", "  } {foo}\n}", 2, "attribute 'foo'"),
     "unknown attribute of a buffer": ("{sym_name", "{foo, sym_name", 15, "attribute 'foo'"),
-    "device of another family": ("npu1_2col", "npu2", 2, "'npu2' is not supported"),
+    "device of another family": ("npu1_2col", "npu3", 2, "Expected `npu1`"),
     "column outside": ("(0, 2)", "(2, 2)", 5, "(2, 2) is outside the device: 2 columns"),
     "row outside": ("(0, 2)", "(0, 6)", 5, "(0, 6) is outside the device: 2 columns, 6 rows"),
     "element type without a size": ("memref<8xi32>", "memref<8xi3>", 8, "memref<8xi3>"),

@@ -103,10 +103,10 @@ def gated(depth: str, size: int) -> str:
     [
         ("1 : i32", 1, 1),
         ("2 : i32", 1, 2),
-        ("4 : i32", 1, 2),  # a scalar is an upper bound: what the core acquires, plus one
+        ("4 : i32", 1, 2),  # a scalar gives what the core acquires, plus one
         ("4 : i32", 2, 3),
         ("4 : i32", 3, 4),
-        ("2 : i32", 2, 2),
+        ("2 : i32", 2, 3),  # one more than the depth: the core acquires all of them at once
         ("[4, 4]", 1, 4),  # an array is kept
         ("[1, 4]", 1, 4),  # the first is at the producer, a shim, which has no buffers
         ("[4, 2]", 1, 2),

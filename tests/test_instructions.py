@@ -244,7 +244,7 @@ START = TOKENS + 7
 
 # Which word of gemm_one_core's stream is set to what, and what the refusal says.
 MALFORMED = {
-    "unknown generation": (0, 0x0604_0100, "no known target"),
+    "unknown generation": (0, 0x0605_0100, "no known target"),
     "unknown version": (0, 0x0603_0200, "no known target"),
     "other number of rows": (0, 0x0503_0100, "no known target"),
     "other memtile rows": (1, 0x201, "header or padding"),

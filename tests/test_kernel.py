@@ -218,6 +218,11 @@ def test_a_variant_must_be_one_of_the_manifest(variant: str | None) -> None:
         load_kernel("matmul_64x512", variant)
 
 
+def test_both_kernels_share_one_int8_source() -> None:
+    source = load_kernel("matmul_64x512", "int8").require_source()
+    assert source.samefile(load_kernel("matmul_16x16").require_source())
+
+
 def test_the_only_variant_needs_no_name() -> None:
     assert load_kernel("matmul_16x16") == load_kernel("matmul_16x16", "int8")
 

@@ -187,14 +187,13 @@ def test_other_integers_are_refused_with_the_cast_that_cures_it(operand: str, dt
     assert f"{operand}.astype(np.int8)" in str(refused.value)
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "complex64", "object"])
+@pytest.mark.parametrize("dtype", ["longdouble", "complex64", "object"])
 @pytest.mark.parametrize("operand", ["A", "B"])
-def test_floats_are_refused_with_a_quantisation_that_cures_it(operand: str, dtype: str) -> None:
+def test_what_is_no_real_float_is_refused(operand: str, dtype: str) -> None:
     good, bad = np.ones((2, 2), np.int8), np.ones((2, 2), dtype)
     pair = (bad, good) if operand == "A" else (good, bad)
-    with pytest.raises(TypeError, match=rf"operand {operand} is {dtype};.*int8") as refused:
+    with pytest.raises(TypeError, match=rf"operand {operand} is .*supported are int8, float16"):
         npu_matmul(*pair, device="cpu")
-    assert f"np.rint({operand} / scale)" in str(refused.value)
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.float32, "uint8", ">i4"])
@@ -248,7 +247,7 @@ READ_ONLY.flags.writeable = False
     [
         (np.zeros((2, 3), np.int8), ValueError, r"out has shape \(2, 3\); the result has \(2, 2\)"),
         (np.zeros((1, 2, 2), np.int8), ValueError, r"\(1, 2, 2\)"),
-        (np.zeros((2, 2), np.int32), TypeError, "out is int32, .*dtype=np.int32"),
+        (np.zeros((2, 2), np.int32), TypeError, "out is int32, .*dtype=int32"),
         ([[0, 0], [0, 0]], TypeError, "not list"),
         (READ_ONLY, ValueError, "npu_matmul: out is read-only"),
     ],
@@ -297,7 +296,7 @@ def test_the_kernel_with_the_least_padding_is_chosen_and_the_report_says_why(
         a = random_int8(1, *shape)
         assert_equal_bits(npu_matmul(a, a.T, device="emulated"), clipped(a, a.T))
         assert last_call().kernel == chosen
-        assert "least padded of" in last_call().reason
+        assert "least padded work per core of" in last_call().reason
     npu_matmul(a, a.T, device="emulated", kernel="matmul_16x16")
     assert last_call().kernel == "matmul_16x16"
     assert "kernel matmul_16x16: as asked" in last_call().reason
@@ -333,16 +332,13 @@ def test_a_packed_matrix_is_used_in_place_of_b(device: str, strategy: str | None
 
 
 @every_device
-def test_a_packed_matrix_is_a_copy_that_can_be_had_again(device: str) -> None:
+def test_a_packed_matrix_is_a_copy(device: str) -> None:
     for shape in [(37, 21), (16, 16), (1, 1), (0, 5), (5, 0)]:
         b = random_int8(1, *shape)
         before = b.copy()
         packed = pack_b(np.asfortranarray(b), device=device)
         b[...] = 0
-        first = packed.to_array()
-        assert_equal_bits(first, before)
-        first[...] = 1
-        assert_equal_bits(packed.to_array(), before)
+        assert_equal_bits(packed.operand(), before)
 
 
 @every_device
@@ -380,14 +376,14 @@ def test_a_packed_matrix_of_a_wrong_shape_is_refused_in_numpys_words() -> None:
 @pytest.mark.parametrize(
     ("b", "options", "error", "message"),
     [
-        (np.ones((2, 2), np.float32), {}, TypeError, "operand B is float32"),
+        (np.ones((2, 2), np.int64), {}, TypeError, "operand B is int64"),
         (np.ones(4, np.int8), {}, ValueError, "1 dimensions"),
         (np.ones((1, 2, 2), np.int8), {}, ValueError, "3 dimensions"),
-        (np.ones((2, 2), np.int8), {"precision": "bf16"}, ValueError, "leave it out"),
+        (np.ones((2, 2), np.int8), {"precision": "f8"}, ValueError, "bf16, bf16x3, int8"),
         (np.ones((2, 2), np.int8), {"kernel": "nothing"}, UnknownKernel, "'nothing'"),
     ],
 )
-def test_only_an_int8_matrix_is_packed(
+def test_what_cannot_be_packed_is_refused(
     b: NDArray[Any], options: dict[str, Any], error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -396,7 +392,7 @@ def test_only_an_int8_matrix_is_packed(
 
 def test_a_packed_matrix_tells_what_it_is() -> None:
     text = repr(pack_b(np.ones((2, 3), np.int8), device="emulated"))
-    assert text == "<PackedMatrix (2, 3) int8, device='emulated', kernel='matmul_16x16'>"
+    assert text == "<PackedMatrix (2, 3) int8 as exact, device='emulated', kernel='matmul_16x16'>"
     on_cpu = pack_b(np.ones((2, 3), np.int8), device=open_device("cpu"))
-    assert repr(on_cpu) == "<PackedMatrix (2, 3) int8, device='cpu'>"
+    assert repr(on_cpu) == "<PackedMatrix (2, 3) int8 as exact, device='cpu'>"
     assert isinstance(on_cpu, PackedMatrix)

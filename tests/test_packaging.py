@@ -14,6 +14,7 @@ NEEDED = (
     "npu_matmul/kernels/matmul_16x16/kernel.toml",
     "npu_matmul/kernels/matmul_16x16/matmul_i8.cc",
     "npu_matmul/kernels/matmul_64x512/kernel.toml",
+    "npu_matmul/kernels/matmul_64x512/matmul_bf16.cc",
     "npu_matmul/data/speech.wav",
     "npu_matmul/py.typed",
 )

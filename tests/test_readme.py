@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from npu_matmul.cli import app
 from npu_matmul.device import DEVICE_VARIABLE, DEVICES
@@ -36,6 +37,10 @@ def test_every_make_target_it_names_exists() -> None:
 def test_every_command_it_names_exists() -> None:
     commands = set(re.findall(r"^npu-matmul (\w+)", README, re.MULTILINE))
     assert commands <= set(app.commands) and "demo" in commands
+
+
+def test_its_table_of_kernels_is_what_the_command_prints() -> None:
+    assert CliRunner().invoke(app, ["kernels", "--markdown"]).output in README
 
 
 def test_every_device_it_names_exists() -> None:

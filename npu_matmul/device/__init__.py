@@ -122,12 +122,23 @@ class HostDevice(Device):
     """A device that computes products itself, without tiles, buffers or launches."""
 
     @abstractmethod
-    def matmul_int8(self, a: NDArray[np.int8], b: NDArray[np.int8]) -> NDArray[np.int32]:
-        """(M, K) @ (K, N) of int8 as INT32, modulo 2**32."""
+    def product(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+        """(M, K) @ (K, N): int8 as INT32 modulo 2**32, bf16 as f32."""
+
+    @abstractmethod
+    def arithmetic(self, dtype: np.dtype[Any]) -> str:
+        """How products of this element type are summed, for the report."""
 
 
 class NpuDevice(Device):
-    """A device with buffers of its own that runs overlays."""
+    """A device with buffers of its own that runs overlays.
+
+    ``host_below`` sends products of fewer multiplications to the CPU, where packing them would cost
+    more than computing them; 0 turns that off, and is the default. ``bench/host_below.py`` measures
+    the number for a machine.
+    """
+
+    host_below = 0
 
     @abstractmethod
     def alloc(self, nbytes: int) -> Buffer:
@@ -246,6 +257,11 @@ class LoadedKernel(ABC):
         if len(self._streams) > PREPARED_STREAMS:
             self._streams.popitem(last=False)
         return prepared
+
+    @property
+    def arithmetic(self) -> str:
+        """How products are summed, for the report."""
+        return "INT32, exact" if self.kernel.types.c == "int32" else "f32, by the AIE2"
 
     @abstractmethod
     def _load_instructions(self, stream: bytes, decoded: Stream) -> Any:

@@ -3,7 +3,8 @@
 It knows object FIFOs, cores and shim DMAs, not products: only the models of the C symbols compute.
 Files, in reading order: ``rings`` (buffers and who may touch them), ``core`` (what a core
 executes), ``shim`` (descriptors, start queues, tokens), ``machine`` (all of it under one
-scheduler), ``symbols``.
+scheduler), ``symbols`` (which model is which symbol's), ``mac_i8`` and ``mac_bf16`` (what they
+compute).
 """
 
 

@@ -17,6 +17,7 @@ from xdsl.dialects import arith, func, memref, scf
 from xdsl.dialects.builtin import IntegerAttr, i32
 from xdsl.ir import Block, Operation, SSAValue
 
+from npu_matmul.balance import unbalanced
 from npu_matmul.emulator import POISON, EmulationError
 from npu_matmul.emulator.rings import Condition, End
 from npu_matmul.emulator.symbols import Model
@@ -76,7 +77,8 @@ class CoreProgram:
         if len(self.core.body.blocks) != 1:
             raise DesignError(f"{self.core.place}: {self.name}: a core body must be one block")
         block = self.core.body.block
-        _check_balance(block, set(), self.name)
+        for violation in unbalanced(self.core):
+            raise DesignError(str(violation))
         self._steps = self._translate(block)
 
     def run(self) -> Iterator[Condition]:
@@ -283,43 +285,3 @@ def _access(op: aie.AccessOp, core: str) -> Step:
         env[output] = elements[index]
 
     return access
-
-
-def _check_balance(block: Block, outside: set[tuple[str, aie.Port]], core: str) -> None:
-    """Acquires and releases must balance within each block, as the toolchain lowers them block by
-    block.
-
-    It counts what a core holds statically; in an unbalanced block it drops lock acquires without a
-    word, and the core then reads elements that have not arrived.
-    """
-    held: dict[tuple[str, aie.Port], int] = {}
-    acquired_at: dict[tuple[str, aie.Port], str] = {}
-    for op in block.ops:
-        if isinstance(op, aie.AcquireOp | aie.ReleaseOp):
-            key = op.objFifo_name.string_value(), op.port.data
-            size = op.size.value.data
-            if key in outside:
-                raise DesignError(
-                    f"{place(op)}: {core}: @{key[0]} is acquired in an outer block "
-                    "and used again in an inner one; "
-                    "acquire and release must balance within each block (peel "
-                    "the first step out of the loop)"
-                )
-            acquires = isinstance(op, aie.AcquireOp)
-            held[key] = max(held.get(key, 0), size) if acquires else held.get(key, 0) - size
-            if acquires:
-                acquired_at[key] = place(op)
-            if held[key] < 0:
-                raise DesignError(
-                    f"{place(op)}: {core}: releases more of @{key[0]} than this block has acquired"
-                )
-        for region in op.regions:
-            for inner in region.blocks:
-                _check_balance(inner, outside | {key for key, count in held.items() if count}, core)
-    left = next((key for key, count in held.items() if count), None)
-    if left is not None:
-        raise DesignError(
-            f"{acquired_at[left]}: {core}: this block acquires @{left[0]} and does not "
-            "release it; acquire and release must "
-            "balance within each block (peel the first step out of the loop)"
-        )

@@ -29,6 +29,7 @@ from npu_matmul.instructions import (
     WriteDescriptor,
     WriteWord,
 )
+from npu_matmul.lowering import depth_at
 from npu_matmul.mlir import aie
 from npu_matmul.mlir.reader import DesignError
 from npu_matmul.overlay import Channel, Dims, Fifo, Overlay, Tile
@@ -301,35 +302,18 @@ def _memtile_ring(link: Any, overlay: Overlay, sides: _Sides) -> Ring:
 def _core_rings(fifo: Fifo, overlay: Overlay, sides: _Sides) -> Iterator[Ring]:
     if fifo.producer.kind == "core":
         ring = Ring(
-            fifo.name, str(fifo.producer), _core_depth(fifo, 0, overlay), fifo.elements, fifo.dtype
+            fifo.name, str(fifo.producer), depth_at(overlay, fifo, 0), fifo.elements, fifo.dtype
         )
         sides.cores[fifo.producer, fifo.name, aie.Port.PRODUCE] = ring.writer()
         sides.leaving[fifo.name] = ring.reader()
         yield ring
     for position, tile in enumerate(fifo.consumers):
         if tile.kind == "core":
-            depth = _core_depth(fifo, position + 1, overlay)
+            depth = depth_at(overlay, fifo, position + 1)
             ring = Ring(fifo.name, str(tile), depth, fifo.elements, fifo.dtype)
             sides.arriving[fifo.name].append(ring.writer())
             sides.cores[tile, fifo.name, aie.Port.CONSUME] = ring.reader()
             yield ring
-
-
-def _core_depth(fifo: Fifo, side: int, overlay: Overlay) -> int:
-    """Buffers at a core: the toolchain makes no more than the most it acquires plus one, unless
-    forced."""
-    depth = fifo.depths[side]
-    if fifo.depths_forced:
-        return depth
-    tile = (fifo.producer, *fifo.consumers)[side]
-    acquired = [
-        op.size.value.data
-        for core in overlay.cores
-        if core.tile == tile
-        for op in core.body.walk()
-        if isinstance(op, aie.AcquireOp) and op.objFifo_name.string_value() == fifo.name
-    ]
-    return min(depth, max(acquired) + 1) if acquired else depth
 
 
 def _move(source: End, sinks: list[End], fifo: Fifo) -> Iterator[Condition]:

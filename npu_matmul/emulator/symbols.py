@@ -1,24 +1,29 @@
 """Python models of the C symbols that cores call: C = A @ B and C += A @ B on blocked tiles.
 
 A model takes the tiles as flat arrays, exactly as the C function takes pointers, and works in the
-layout that the manifest's mmul block (r, s, t) dictates. This is the only place where the emulated
-NPU knows arithmetic; everything else only moves bytes.
+layout that the manifest's mmul block (r, s, t) dictates. The arithmetic is in ``mac_i8`` and
+``mac_bf16``, one file for each multiply-accumulate of the vector unit; nothing else of the emulated
+NPU knows any, it only moves bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.emulator import mac_bf16
+from npu_matmul.emulator.mac_i8 import matmul_i8
 from npu_matmul.kernel import Kernel
 
 Model = Callable[..., None]
+Blocks = NDArray[Any]  # a tile as (blocks down, blocks across, rows, columns)
+Product = Callable[[Blocks, Blocks, Blocks, bool], None]  # of A, B, C; True adds to C
 
 
-def models(kernel: Kernel) -> dict[str, Model]:
+def models(kernel: Kernel, *, exact: bool = True) -> dict[str, Model]:
     """The Python model of each of the kernel's C symbols, by name.
 
     Layout of each tile, row-major blocks of (r, s), (s, t), (r, t), with m = 4, k = 4, n = 2, r =
@@ -33,35 +38,45 @@ def models(kernel: Kernel) -> dict[str, Model]:
     e.g.  A[1, 2] in block (0, 1)                   1*4 + 1*2 + 0 = 6
     ====  ========================================  =======================================
 
-    int8: exact products, INT32 sums modulo 2**32, as the AIE2 multiply-accumulate makes them.
+    All give the hardware's bits. ``exact=False`` allows a faster one for bf16, which rounds less
+    often than the hardware (see ``mac_bf16.matmul_bf16``); for int8 there is only the exact one.
     """
-    if kernel.types.a != "int8" or kernel.types.b != "int8" or kernel.types.c != "int32":
+    types = (kernel.types.a, kernel.types.b, kernel.types.c)
+    if types not in _PRODUCTS:
         raise NotImplementedError(f"no model for element types {kernel.types}")
+    product: Product = _PRODUCTS[types](kernel, exact)
     tile, block = kernel.tile, kernel.mmul
     a_shape = (tile.m // block.r, tile.k // block.s, block.r, block.s)
     b_shape = (tile.k // block.s, tile.n // block.t, block.s, block.t)
     c_shape = (tile.m // block.r, tile.n // block.t, block.r, block.t)
 
     def make(accumulate: bool) -> Model:
-        def model(a: NDArray[np.int8], b: NDArray[np.int8], c: NDArray[np.int32]) -> None:
-            _matmul_i8(a.reshape(a_shape), b.reshape(b_shape), c.reshape(c_shape), accumulate)
+        def model(a: NDArray[Any], b: NDArray[Any], c: NDArray[Any]) -> None:
+            product(a.reshape(a_shape), b.reshape(b_shape), c.reshape(c_shape), accumulate)
 
         return model
 
     return {kernel.symbols.first: make(False), kernel.symbols.next: make(True)}
 
 
-@numba.njit(cache=True, nogil=True)
-def _matmul_i8(a, b, c, accumulate):
-    row_blocks, k_blocks, r, s = a.shape
-    column_blocks, t = b.shape[1], b.shape[3]
-    for i in range(row_blocks):
-        for j in range(column_blocks):
-            for y in range(r):
-                for x in range(t):
-                    total = c[i, j, y, x] if accumulate else np.int32(0)
-                    for kk in range(k_blocks):
-                        for z in range(s):
-                            product = np.int32(a[i, kk, y, z]) * np.int32(b[kk, j, z, x])
-                            total = np.int32(total + product)
-                    c[i, j, y, x] = total
+def _product_i8(kernel: Kernel, exact: bool) -> Product:
+    return matmul_i8
+
+
+def _product_bf16(kernel: Kernel, exact: bool) -> Product:
+    if kernel.mmul.s != mac_bf16.STEP:
+        raise NotImplementedError(
+            f"kernel {kernel.name!r}: mmul s = {kernel.mmul.s}; bf16 products are modelled for "
+            f"s = {mac_bf16.STEP}, the number that one instruction adds"
+        )
+
+    def product(a: Blocks, b: Blocks, c: Blocks, accumulate: bool) -> None:
+        mac_bf16.matmul_bf16(a.view(np.uint16), b.view(np.uint16), c, accumulate, exact)
+
+    return product
+
+
+_PRODUCTS: dict[tuple[str, str, str], Callable[[Kernel, bool], Product]] = {
+    ("int8", "int8", "int32"): _product_i8,
+    ("bfloat16", "bfloat16", "float32"): _product_bf16,
+}

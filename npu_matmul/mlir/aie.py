@@ -71,6 +71,13 @@ class Device(StrEnum):
     NPU1_2COL = "npu1_2col"
     NPU1_3COL = "npu1_3col"
     NPU2 = "npu2"
+    NPU2_1COL = "npu2_1col"
+    NPU2_2COL = "npu2_2col"
+    NPU2_3COL = "npu2_3col"
+    NPU2_4COL = "npu2_4col"
+    NPU2_5COL = "npu2_5col"
+    NPU2_6COL = "npu2_6col"
+    NPU2_7COL = "npu2_7col"
 
 
 class Port(StrEnum):

@@ -6,7 +6,7 @@ design a meaning of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -18,9 +18,26 @@ from xdsl.ir import Operation, SSAValue
 
 from npu_matmul.mlir import aie, aiex
 from npu_matmul.mlir.reader import DesignError, place, read_design
-from npu_matmul.overlay import Channel, Core, Dims, Fifo, Link, Overlay, Parameter, Tile
+from npu_matmul.overlay import (
+    Channel,
+    Core,
+    Dims,
+    Fifo,
+    Link,
+    Overlay,
+    Parameter,
+    Tile,
+    dma_channels,
+)
 from npu_matmul.sequence import Argument, Sequence, Step, Transfer, Wait, WriteParameter
-from npu_matmul.target import CORE_DATA_MEMORY_BYTES, TARGETS, WORD_BYTES, Target
+from npu_matmul.target import DEFAULT_STACK_BYTES, TARGETS, Target
+from npu_matmul.violation import Violation
+from npu_matmul.wiring_rules import (
+    channel_violation,
+    fifo_violations,
+    link_violations,
+    parameter_violations,
+)
 
 DTYPES: dict[Any, np.dtype[Any]] = {
     builtin.i8: np.dtype(np.int8),
@@ -37,52 +54,99 @@ def overlay_of_text(text: str, name: str = "design.mlir") -> Overlay:
     return overlay_of(read_design(text, name))
 
 
-def overlay_of(device: aie.DeviceOp) -> Overlay:
+def overlay_of(device: aie.DeviceOp, refused: list[Violation] | None = None) -> Overlay:
     """The overlay that a device operation describes; raises :class:`DesignError` for what it
-    refuses."""
-    name = device.device.data.value
-    target, columns = _partition(name, device)
+    refuses.
+
+    With a list ``refused``, wiring that breaks a rule is put there instead, and a link that does
+    is left out.
+    """
     _refuse_attributes(device)
-    tiles: dict[SSAValue, Tile] = {}
-    fifos: dict[str, Fifo] = {}
-    links: list[Link] = []
-    parameters: dict[str, Parameter] = {}
-    values: dict[SSAValue, str] = {}
-    cores: list[Core] = []
-    functions: list[str] = []
+    reading = _Reading(device, refused)
     for op in device.body.block.ops:
         if not isinstance(op, func.FuncOp):
             _refuse_attributes(op)
+        reading.add(op)
+    return reading.overlay()
+
+
+class _Reading:
+    """An overlay under construction, operation by operation."""
+
+    def __init__(self, device: aie.DeviceOp, refused: list[Violation] | None) -> None:
+        self.device = device.device.data.value
+        self.target, self.columns = _partition(self.device)
+        self.refused = refused
+        self.tiles: dict[SSAValue, Tile] = {}
+        self.fifos: dict[str, Fifo] = {}
+        self.links: list[Link] = []
+        self.parameters: dict[str, Parameter] = {}
+        self.values: dict[SSAValue, str] = {}
+        self.cores: list[Core] = []
+        self.functions: list[str] = []
+
+    def add(self, op: Operation) -> None:
         match op:
             case aie.TileOp():
-                tiles[op.result] = _tile(op, target, columns)
+                self.tiles[op.result] = _tile(op, self.target, self.columns)
             case aie.ObjectFifoOp():
-                fifos[op.sym_name.data] = _fifo(op, tiles)
+                fifo = self.fifos[op.sym_name.data] = _fifo(op, self.tiles)
+                self._refuse(fifo_violations(fifo))
             case aie.LinkOp():
-                links.append(_link(op, fifos, links))
+                self._link(op)
             case aie.BufferOp():
-                parameters[op.sym_name.data] = _parameter(op, tiles[op.tile])
-                values[op.buffer] = op.sym_name.data
+                self._parameter(op)
             case aie.CoreOp():
-                cores.append(_core(op, tiles[op.tile], cores))
+                self.cores.append(_core(op, self.tiles[op.tile], self.cores))
             case func.FuncOp():
-                functions.append(op.sym_name.data)
+                self.functions.append(op.sym_name.data)
             case aie.RuntimeSequenceOp() | aie.EndOp():
                 pass
             case _:
                 raise DesignError(f"{place(op)}: operation {op.name} is not supported here")
-    return Overlay(
-        device=name,
-        target=target,
-        columns=columns,
-        fifos=fifos,
-        links=tuple(links),
-        parameters=parameters,
-        cores=tuple(cores),
-        functions=tuple(functions),
-        channels=_channels(fifos, target),
-        values=values,
-    )
+
+    def overlay(self) -> Overlay:
+        channels: dict[str, Channel] = {}
+        for channel in dma_channels(self.fifos.values()):
+            if channel.tile.kind == "shim":
+                self._refuse(channel_violation(channel, self.target))
+                found = Channel(channel.tile.column, channel.direction, channel.index)
+                channels[channel.fifo.name] = found
+        return Overlay(
+            device=self.device,
+            target=self.target,
+            columns=self.columns,
+            fifos=self.fifos,
+            links=tuple(self.links),
+            parameters=self.parameters,
+            cores=tuple(self.cores),
+            functions=tuple(self.functions),
+            channels=channels,
+            values=self.values,
+        )
+
+    def _refuse(self, violations: Iterable[Violation]) -> bool:
+        """Raise the first, or collect all; whether there were any."""
+        found = list(violations)
+        if found and self.refused is None:
+            raise DesignError(str(found[0]))
+        if self.refused is not None:
+            self.refused += found
+        return bool(found)
+
+    def _link(self, op: aie.LinkOp) -> None:
+        link, given_offsets = _link(op)
+        linked = [n for link in self.links for n in (*link.sources, *link.destinations)]
+        if not self._refuse(link_violations(link, given_offsets, self.fifos, linked)):
+            self.links.append(link)
+
+    def _parameter(self, op: aie.BufferOp) -> None:
+        elements, dtype = elements_of(op.buffer.type, op)
+        address = None if op.address is None else op.address.value.data
+        name, tile = op.sym_name.data, self.tiles[op.tile]
+        self.parameters[name] = Parameter(name, tile, address, elements, dtype)
+        self.values[op.buffer] = name
+        self._refuse(parameter_violations(self.parameters[name], self.target, place(op)))
 
 
 def sequence_of(device: aie.DeviceOp) -> Sequence:
@@ -99,7 +163,8 @@ def sequence_of(device: aie.DeviceOp) -> Sequence:
         elements, dtype = elements_of(value.type, found[0])
         arguments.append(Argument(value.name_hint or f"arg{position}", elements, dtype))
     name = found[0].sym_name.data if found[0].sym_name else "sequence"
-    return Sequence(name, tuple(arguments), tuple(_steps(found[0], block.args)))
+    steps = tuple(_steps(found[0], block.args))
+    return Sequence(name, tuple(arguments), steps, tuple(place(op) for op in block.ops))
 
 
 def _steps(sequence: aie.RuntimeSequenceOp, arguments: Any) -> Iterator[Step]:
@@ -143,12 +208,8 @@ def _refuse_attributes(op: Operation) -> None:
         )
 
 
-def _partition(name: str, op: Operation) -> tuple[Target, int]:
+def _partition(name: str) -> tuple[Target, int]:
     base, _, columns = name.partition("_")
-    if base not in TARGETS:
-        raise DesignError(
-            f"{place(op)}: device {name!r} is not supported; known targets: {', '.join(TARGETS)}"
-        )
     target = TARGETS[base]
     return target, int(columns.removesuffix("col")) if columns else target.columns
 
@@ -168,20 +229,20 @@ def _core(op: aie.CoreOp, tile: Tile, cores: list[Core]) -> Core:
         raise DesignError(f"{place(op)}: {tile} cannot hold a core")
     if any(core.tile == tile for core in cores):
         raise DesignError(f"{place(op)}: {tile} has a core already")
-    return Core(tile, op.body, place(op))
-
-
-def _parameter(op: aie.BufferOp, tile: Tile) -> Parameter:
-    elements, dtype = elements_of(op.buffer.type, op)
-    address = None if op.address is None else op.address.value.data
-    start = address or 0
-    fits = 0 <= start <= CORE_DATA_MEMORY_BYTES - elements * dtype.itemsize
-    if tile.kind != "core" or start % WORD_BYTES or not fits:
-        raise DesignError(
-            f"{place(op)}: buffer @{op.sym_name.data} at {address} of {tile}: it must start at a "
-            f"multiple of {WORD_BYTES} within the {CORE_DATA_MEMORY_BYTES} B of a core"
-        )
-    return Parameter(op.sym_name.data, tile, address, elements, dtype)
+    acquires: dict[tuple[str, str], int] = {}
+    for acquire in op.body.walk():
+        if isinstance(acquire, aie.AcquireOp):
+            end = acquire.objFifo_name.string_value(), acquire.port.data.value
+            acquires[end] = max(acquires.get(end, 0), acquire.size.value.data)
+    stack, dynamic = op.stack_size, op.dynamic_objfifo_lowering
+    return Core(
+        tile=tile,
+        body=op.body,
+        place=place(op),
+        stack_bytes=DEFAULT_STACK_BYTES if stack is None else stack.value.data,
+        dynamic=dynamic is not None and bool(dynamic.value.data),
+        acquires=acquires,
+    )
 
 
 def elements_of(kind: Any, op: Operation) -> tuple[int, np.dtype[Any]]:
@@ -203,7 +264,7 @@ def _fifo(op: aie.ObjectFifoOp, tiles: dict[SSAValue, Tile]) -> Fifo:
         depths = tuple(depth.value.data for depth in op.elemNumber)
     else:
         depths = (op.elemNumber.value.data,) * (1 + len(consumers))
-    fifo = Fifo(
+    return Fifo(
         name=op.sym_name.data,
         producer=tiles[op.producerTile],
         consumers=consumers,
@@ -215,118 +276,18 @@ def _fifo(op: aie.ObjectFifoOp, tiles: dict[SSAValue, Tile]) -> Fifo:
         from_stream=tuple(_dims(dims) for dims in op.dimensionsFromStreamPerConsumer),
         place=place(op),
     )
-    _check_fifo(fifo)
-    return fifo
 
 
 def _dims(dims: ArrayAttr[aie.DimAttr]) -> Dims:
     return tuple((dim.size.value.data, dim.stride.value.data) for dim in dims)
 
 
-def _check_fifo(fifo: Fifo) -> None:
-    where = f"{fifo.place}: object FIFO @{fifo.name}"
-    if min(fifo.depths) < 1:
-        raise DesignError(f"{where}: a depth must be at least 1, got {fifo.depths}")
-    if fifo.element_bytes % 4:
-        raise DesignError(
-            f"{where}: an element of {fifo.element_bytes} B cannot be moved: DMAs move 4 B words"
-        )
-    if not fifo.consumers:
-        raise DesignError(f"{where}: it has no consumer")
-    if fifo.producer.kind == "shim" and any(tile.kind == "shim" for tile in fifo.consumers):
-        raise DesignError(f"{where}: FIFOs from shim to shim are not supported")
-    if fifo.producer.kind == "core" and any(tile.kind == "core" for tile in fifo.consumers):
-        raise DesignError(f"{where}: FIFOs from core to core are not supported")
-    if any(tile.kind == "shim" for tile in fifo.consumers) and len(fifo.consumers) > 1:
-        raise DesignError(f"{where}: a FIFO to a shim has no other consumers")
-    for tile, dims in [
-        (fifo.producer, fifo.to_stream),
-        *zip(fifo.consumers, fifo.from_stream, strict=True),
-    ]:
-        if not dims:
-            continue
-        if tile.kind == "shim":
-            raise DesignError(f"{where}: layout transformations are not supported at a shim")
-        if not _is_permutation(dims, fifo.elements):
-            size = int(np.prod([size for size, _ in dims]))
-            last = sum((size - 1) * stride for size, stride in dims)
-            raise DesignError(
-                f"{where}: its layout transformation moves {size} elements "
-                f"up to index {last}; it must move each of the {fifo.elements} once"
-            )
-
-
-def _is_permutation(dims: Dims, elements: int) -> bool:
-    """Whether the loops reach every index below ``elements`` exactly once.
-
-    They do when each stride, smallest first, is the number of indices that the smaller ones cover.
-
-    >>> _is_permutation(((2, 1), (3, 2)), 6), _is_permutation(((2, 1), (3, 1)), 6)
-    (True, False)
-    """
-    covered = 1
-    for stride, size in sorted((stride, size) for size, stride in dims if size != 1):
-        if stride != covered:
-            return False
-        covered *= size
-    return covered == elements
-
-
-def _link(op: aie.LinkOp, fifos: dict[str, Fifo], others: list[Link]) -> Link:
+def _link(op: aie.LinkOp) -> tuple[Link, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The link, and the offsets as they stand at its sources and destinations."""
     sources = tuple(ref.string_value() for ref in op.fifoIns)
     destinations = tuple(ref.string_value() for ref in op.fifoOuts)
-    where = f"{place(op)}: link {list(sources)} -> {list(destinations)}"
-    for name in (*sources, *destinations):
-        if name not in fifos:
-            raise DesignError(f"{where}: there is no object FIFO @{name}")
-        linked = [n for link in others for n in (*link.sources, *link.destinations)]
-        if [*linked, *sources, *destinations].count(name) > 1:
-            raise DesignError(f"{where}: @{name} can be linked only once")
-    if not sources or not destinations:
-        raise DesignError(f"{where}: a link has FIFOs on both sides")
-    if len(sources) > 1 and len(destinations) > 1:
-        raise DesignError(f"{where}: joins and distributes at once")
-    meeting = {fifos[n].consumers for n in sources} | {(fifos[n].producer,) for n in destinations}
-    if len(meeting) != 1 or next(iter(meeting))[0].kind != "memtile":
-        raise DesignError(f"{where}: all its FIFOs must meet in one memtile")
-    joins = len(sources) > 1
-    pieces = [fifos[n] for n in (sources if joins else destinations)]
-    whole = fifos[destinations[0] if joins else sources[0]]
-    if any(piece.dtype != whole.dtype for piece in pieces):
-        raise DesignError(f"{where}: its FIFOs have different element types")
-    given, other = (op.src_offsets, op.dst_offsets) if joins else (op.dst_offsets, op.src_offsets)
-    if len(other):
-        raise DesignError(f"{where}: only the side with the pieces has offsets")
-    offsets = tuple(v.value.data for v in given) or (0,)
-    if len(offsets) != len(pieces):
-        raise DesignError(f"{where}: {len(offsets)} offsets for {len(pieces)} pieces")
-    ends = sorted((o, o + piece.elements) for o, piece in zip(offsets, pieces, strict=True))
-    covered = [0, *(end for _, end in ends)]
-    if [start for start, _ in ends] != covered[:-1] or covered[-1] != whole.elements:
-        raise DesignError(
-            f"{where}: pieces {ends} do not cover the {whole.elements} elements of @{whole.name}"
-        )
-    if len(pieces) > 1 and (whole.to_stream if joins else whole.from_stream[0]):
-        raise DesignError(
-            f"{where}: a layout transformation of joined or distributed pieces is not supported"
-        )
-    return Link(sources, destinations, offsets, place(op))
-
-
-def _channels(fifos: dict[str, Fifo], target: Target) -> dict[str, Channel]:
-    """Shim channels, numbered per tile and direction in the order in which the FIFOs appear."""
-    channels: dict[str, Channel] = {}
-    used: dict[tuple[int, str], int] = {}
-    for fifo in fifos.values():
-        for tile, direction in ((fifo.producer, "MM2S"), (fifo.consumers[0], "S2MM")):
-            if tile.kind != "shim":
-                continue
-            index = used.get((tile.column, direction), 0)
-            if index == target.channels:
-                raise DesignError(
-                    f"{fifo.place}: @{fifo.name} needs another {direction} channel "
-                    f"of {tile}, which has {target.channels}"
-                )
-            used[tile.column, direction] = index + 1
-            channels[fifo.name] = Channel(tile.column, direction, index)
-    return channels
+    at_sources = tuple(offset.value.data for offset in op.src_offsets)
+    at_destinations = tuple(offset.value.data for offset in op.dst_offsets)
+    offsets = (at_sources if len(sources) > 1 else at_destinations) or (0,)
+    link = Link(sources, destinations, offsets, place(op))
+    return link, (at_sources, at_destinations)

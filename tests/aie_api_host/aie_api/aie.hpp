@@ -13,20 +13,19 @@
 #error "aie_api needs C++20"
 #endif
 
+#include "../host/bf16.hpp"
+#include "../host/core.hpp"
+#include "../host/int8.hpp"
+
 #include <array>
 #include <concepts>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <limits>
-#include <stdexcept>
 #include <string>
 #include <type_traits>
 
-// Names the AIE compiler provides without any include.
-using int8 = std::int8_t;
-using int16 = std::int16_t;
-using int32 = std::int32_t;
+// The AIE compiler takes C's keyword in C++ as well.
 #define restrict
 
 // Markers in the hardware trace; they compute nothing.
@@ -47,84 +46,20 @@ inline void event1() {}
 // Accumulator tags. acc64 exists so that asking for it breaks a rule here and not a spelling.
 struct acc32 {};
 struct acc64 {};
+struct accfloat {};
 struct accauto {};
 
-// Hidden, so that two core functions loaded into one process do not share one core's state.
 namespace [[gnu::visibility("hidden")]] aie {
-
-// The codes are those of the control registers crRnd and crSat.
-enum class rounding_mode : unsigned {
-  floor = 0,
-  ceil = 1,
-  symmetric_floor = 2,
-  symmetric_ceil = 3,
-  negative_inf = 8,
-  positive_inf = 9,
-  symmetric_zero = 10,
-  symmetric_inf = 11,
-  conv_even = 12,
-  conv_odd = 13,
-};
-
-enum class saturation_mode : unsigned { none = 0, saturate = 1, symmetric = 3 };
 
 // What the stand-in is made of; kernels use none of it.
 namespace host {
 
-struct Error : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
-
-// An operand of the running core function: the only memory it may touch.
-struct Operand {
-  const char* name;
-  std::uintptr_t begin;
-  std::size_t bytes;
-  bool writable;
-};
-
-// What outlives a call on the core. A core comes out of reset with floor and none, and no call
-// resets them: a core function that does not set the modes runs with what the one before has left.
-struct Core {
-  unsigned rounding = 0;    // crRnd
-  unsigned saturation = 0;  // crSat
-  std::array<Operand, 3> operands{};
-};
-
-inline Core core;
-
-// ---- Memory ----------------------------------------------------------------------------------
-
-enum class Access { load, store };
-
-// Throws unless a vector of `bytes` may be loaded from (stored to) `pointer`. On the hardware a
-// misaligned access silently drops the low bits of the address.
-inline void check_access(Access access, const void* pointer, std::size_t bytes) {
-  const std::string what = (access == Access::load ? "load_v of " : "store_v of ") +
-                           std::to_string(bytes) + " bytes";
-  const auto address = reinterpret_cast<std::uintptr_t>(pointer);
-  for (const Operand& operand : core.operands) {
-    if (address < operand.begin || address - operand.begin >= operand.bytes) continue;
-    const std::size_t offset = address - operand.begin;
-    const std::string where = what + " at offset " + std::to_string(offset) + " of operand " +
-                              operand.name;
-    if (bytes > operand.bytes - offset) {
-      throw Error(where + ": runs past its " + std::to_string(operand.bytes) + " bytes");
-    }
-    const std::size_t alignment = bytes == 16 ? 16 : 32;
-    if (address % alignment != 0) {
-      throw Error(where + ": the address is not " + std::to_string(alignment) + "-byte aligned");
-    }
-    if (access == Access::store && !operand.writable) throw Error(where + ": it is an input");
-    return;
-  }
-  throw Error(what + ": the address is outside all operands");
-}
-
 // ---- Element types and sizes -----------------------------------------------------------------
 
 template <typename T>
-concept vector_element = std::same_as<T, int8> || std::same_as<T, int16> || std::same_as<T, int32>;
+concept vector_element =
+    std::same_as<T, int8> || std::same_as<T, int16> || std::same_as<T, int32> ||
+    std::same_as<T, bfloat16> || std::same_as<T, float>;
 
 template <typename T, unsigned N>
 concept vector_of_128_to_1024_bits =
@@ -133,7 +68,15 @@ concept vector_of_128_to_1024_bits =
 
 // The type of an accumulator's lane, by its tag; void where there is no such accumulator.
 template <typename Tag>
-using lane_of = std::conditional_t<std::same_as<Tag, acc32>, int32, void>;
+using lane_of = std::conditional_t<std::same_as<Tag, acc32>, int32,
+                                   std::conditional_t<std::same_as<Tag, accfloat>, float, void>>;
+
+// What sums can be handed over as: integers stay integers and floats stay floats.
+template <typename T, typename Lane>
+concept form_of_sums =
+    (std::same_as<Lane, float> && (std::same_as<T, float> || std::same_as<T, bfloat16>)) ||
+    (std::same_as<Lane, int32> &&
+     (std::same_as<T, int8> || std::same_as<T, int16> || std::same_as<T, int32>));
 
 template <typename Tag, unsigned N>
 concept accum_of_256_to_1024_bits =
@@ -147,17 +90,21 @@ template <typename T, unsigned Size, typename U, unsigned ExactSize>
 concept exact_operand = std::same_as<T, U> && Size == ExactSize;
 
 // The shapes one multiply-accumulate instruction makes; aie_api composes others at extra cost.
-// Another element type is another line here, a lane_of and a multiply_add.
+// Another element type is another line here, a lane_of, a multiply_add and a convert.
 template <unsigned M, unsigned K, unsigned N, typename TA, typename TB, typename Tag>
 inline constexpr bool is_native_mmul = false;
 template <>
 inline constexpr bool is_native_mmul<4, 8, 8, int8, int8, acc32> = true;
 template <>
 inline constexpr bool is_native_mmul<2, 8, 8, int8, int8, acc32> = true;
+template <>
+inline constexpr bool is_native_mmul<4, 8, 4, bfloat16, bfloat16, accfloat> = true;
 
 // The accumulator of a product of TA, which is what accauto stands for.
 template <typename Tag, typename TA>
-using resolved = std::conditional_t<std::same_as<Tag, accauto> && sizeof(TA) == 1, acc32, Tag>;
+using resolved =
+    std::conditional_t<!std::same_as<Tag, accauto>, Tag,
+                       std::conditional_t<std::same_as<TA, bfloat16>, accfloat, acc32>>;
 
 template <unsigned M, unsigned K, unsigned N, typename TA, typename TB, typename Tag>
 concept native_mmul = is_native_mmul<M, K, N, TA, TB, resolved<Tag, TA>>;
@@ -191,84 +138,6 @@ struct Lanes {
   }
 };
 
-// ---- Arithmetic ------------------------------------------------------------------------------
-
-// sums + a * b on row-major blocks. Sums of int8 products are taken modulo 2**32: the instruction
-// does not saturate.
-template <unsigned M, unsigned K, unsigned N>
-std::array<int32, M * N> multiply_add(std::array<int32, M * N> sums,
-                                      const std::array<int8, M * K>& a,
-                                      const std::array<int8, K * N>& b) {
-  for (unsigned row = 0; row < M; ++row) {
-    for (unsigned column = 0; column < N; ++column) {
-      auto sum = static_cast<std::uint32_t>(sums[row * N + column]);
-      for (unsigned k = 0; k < K; ++k) {
-        sum += static_cast<std::uint32_t>(a[row * K + k] * b[k * N + column]);
-      }
-      sums[row * N + column] = static_cast<int32>(sum);
-    }
-  }
-  return sums;
-}
-
-// Whether `value`, shifted down, is the upper neighbour of its floor `whole`. `guard` is the
-// highest bit shifted out, `sticky` tells whether any below it is set.
-inline bool rounds_up(int32 value, int32 whole, bool guard, bool sticky) {
-  using enum rounding_mode;
-  const bool negative = value < 0;
-  const bool odd = (whole & 1) != 0;
-  switch (static_cast<rounding_mode>(core.rounding)) {
-    case floor: return false;
-    case ceil: return guard || sticky;
-    case symmetric_floor: return negative && (guard || sticky);
-    case symmetric_ceil: return !negative && (guard || sticky);
-    case negative_inf: return guard && sticky;
-    case positive_inf: return guard;
-    case symmetric_zero: return guard && (negative || sticky);
-    case symmetric_inf: return guard && (!negative || sticky);
-    case conv_even: return guard && (odd || sticky);
-    case conv_odd: return guard && (!odd || sticky);
-  }
-  throw Error("crRnd holds " + std::to_string(core.rounding) + ", which is no rounding mode");
-}
-
-inline std::int64_t shift_round(int32 value, int shift) {
-  const int32 whole = value >> shift;
-  const std::uint32_t out = static_cast<std::uint32_t>(value) & ((1u << shift) - 1);
-  const std::uint32_t half = shift == 0 ? 0 : 1u << (shift - 1);
-  return std::int64_t{whole} + rounds_up(value, whole, (out & half) != 0, (out & ~half) != 0);
-}
-
-template <typename T>
-T saturated(std::int64_t value) {
-  using enum saturation_mode;
-  constexpr std::int64_t most = std::numeric_limits<T>::max();
-  const auto clamp = [](std::int64_t x, std::int64_t least) {
-    return static_cast<T>(x < least ? least : x > most ? most : x);
-  };
-  switch (static_cast<saturation_mode>(core.saturation)) {
-    case none: return static_cast<T>(value);  // C++20: keeps the low bits
-    case saturate: return clamp(value, std::numeric_limits<T>::min());
-    case symmetric: return clamp(value, -most);
-  }
-  throw Error("crSat holds " + std::to_string(core.saturation) + ", which is no saturation mode");
-}
-
-// acc32 lanes as T. To int32 the bits are handed over as they are and a shift would be ignored.
-template <typename T, std::size_t N>
-std::array<T, N> convert(const std::array<int32, N>& sums, int shift) {
-  const std::string given = "to_vector with shift " + std::to_string(shift);
-  std::array<T, N> made{};
-  if constexpr (std::same_as<T, int32>) {
-    if (shift != 0) throw Error(given + ": acc32 to int32 is a plain copy, its shift must be 0");
-    made = sums;
-  } else {
-    if (shift < 0 || shift > 31) throw Error(given + ": must be within 0..31");
-    for (std::size_t i = 0; i < N; ++i) made[i] = saturated<T>(shift_round(sums[i], shift));
-  }
-  return made;
-}
-
 }  // namespace host
 
 // ---- The API ---------------------------------------------------------------------------------
@@ -285,17 +154,20 @@ class accum : public host::Register<host::lane_of<Tag>, N> {
  public:
   accum() = default;
 
-  // Only vectors of the lane's own type: narrower ones would be shifted up and saturated by crSat,
-  // which no core function needs as long as C stays as wide as the sums.
+  // Only vectors of the lane's own type: narrower integers would be shifted up and saturated by
+  // crSat. No core function needs a narrower C as long as C stays as wide as the sums.
   template <typename T>
     requires host::same_element<T, Lane>
   explicit accum(const vector<T, N>& v, int shift = 0)
       : accum(host::Lanes::make<accum>(host::Lanes::read(v, "sums from a vector: the vector"))) {
-    if (shift != 0) throw host::Error("sums from a vector of int32: the shift must be 0");
+    constexpr auto kind = std::same_as<Lane, float> ? "float" : "int32";
+    if (shift != 0) {
+      throw host::Error(std::string("sums from a vector of ") + kind + ": the shift must be 0");
+    }
   }
 
   template <typename T>
-    requires host::vector_of_128_to_1024_bits<T, N>
+    requires host::vector_of_128_to_1024_bits<T, N> && host::form_of_sums<T, Lane>
   vector<T, N> to_vector(int shift = 0) const {
     const auto& sums = host::Lanes::read(*this, "to_vector: the accumulator");
     return host::Lanes::make<vector<T, N>>(host::convert<T>(sums, shift));
@@ -383,7 +255,8 @@ class mmul {
   operator accum_type() const { return to_accum(); }
 
   template <typename T>
-    requires host::vector_of_128_to_1024_bits<T, size_C>
+    requires host::vector_of_128_to_1024_bits<T, size_C> &&
+             host::form_of_sums<T, host::lane_of<tag>>
   vector<T, size_C> to_vector(int shift = 0) const {
     return to_accum().template to_vector<T>(shift);
   }

@@ -1,0 +1,51 @@
+"""Where packing cannot pay: the size below which the CPU has a product before it would be packed.
+
+For cubes of growing size the host's product is timed against packing its operands and unpacking its
+result, which every NPU call has to do whatever the NPU takes. The largest size at which the
+product is still no slower gives ``NpuDevice.host_below``, in multiplications.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from timing import medians
+
+from npu_matmul.device import HostDevice, open_device
+from npu_matmul.kernel import load_kernel
+from npu_matmul.schedule import c_order, cover
+from npu_matmul.tiler import TileGrid, pack_a, pack_b, unpack_c
+
+SIZES = (16, 32, 64, 128, 256, 512)
+
+
+def run() -> dict[str, Any]:
+    """A row per size, and the threshold they give."""
+    rows = [_row(size) for size in SIZES]
+    lost = [row["multiplications"] for row in rows if row["host_s"] <= row["packing_s"]]
+    return {"rows": rows, "host_below": max(lost, default=0)}
+
+
+def _row(size: int) -> dict[str, Any]:
+    random = np.random.default_rng(0)
+    a, b = random.integers(-128, 128, (2, size, size), dtype=np.int8)
+    grid = TileGrid(load_kernel("matmul_16x16"), size, size, size)
+    order = c_order(grid, cover(grid))
+    packed_a, packed_b = np.empty(grid.a_bytes, np.int8), np.empty(grid.b_bytes, np.int8)
+    packed_c = np.zeros(grid.c_bytes // 4, np.int32)
+    host = open_device("cpu")
+    assert isinstance(host, HostDevice)
+
+    def packing() -> None:
+        pack_a(a, grid, packed_a)
+        pack_b(b, grid, packed_b)
+        unpack_c(packed_c, order, grid)
+
+    seconds = medians({"host": lambda: host.product(a, b), "packing": packing})
+    return {
+        "size": size,
+        "multiplications": size**3,
+        "host_s": seconds["host"],
+        "packing_s": seconds["packing"],
+    }

@@ -1,0 +1,57 @@
+"""Design rules of kernels: of their generated designs, their stacks and their sources."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+from npu_matmul.design import design_text
+from npu_matmul.design_rules import Checked, check_text
+from npu_matmul.kernel import Kernel
+from npu_matmul.schedule import cover, launch_sequence
+from npu_matmul.target import TARGETS
+from npu_matmul.tiler import TileGrid
+from npu_matmul.violation import Violation
+
+# Of a kernel's cores: twice the toolchain's default, which nine spilled accumulators of 1,024 bits
+# would overflow; nothing notices when a stack runs into the buffers behind it.
+MIN_STACK_BYTES = 2048
+
+
+def check_kernel(kernel: Kernel, target: str = "npu1", scheme: str = "basic-sequential") -> Checked:
+    """Everything that is wrong with a kernel: its generated design with the sequence of a small
+    product, its stack and the symbols of its source, where there is one."""
+    rows, columns = kernel.block
+    launch = cover(TileGrid(kernel, 2 * rows, 2 * kernel.tile.k, 2 * columns))[0]
+    sequence = launch_sequence(kernel, launch.shape, TARGETS[target])
+    checked = check_text(design_text(kernel, target, sequence), f"{kernel.name}.mlir", scheme)
+    note = f"{kernel.source.name} is not there: its symbols were not checked"
+    return replace(
+        checked,
+        name=f"{kernel.name} {kernel.variant}",
+        violations=(*checked.violations, *_stack(kernel), *_symbols(kernel)),
+        notes=() if kernel.source.is_file() else (note,),
+    )
+
+
+def _stack(kernel: Kernel) -> Iterator[Violation]:
+    if kernel.stack_bytes < MIN_STACK_BYTES:
+        found = f"{kernel.stack_bytes:,} B where a kernel's cores need {MIN_STACK_BYTES:,} B"
+        cure = f"set it to {MIN_STACK_BYTES} or more, a multiple of 32"
+        yield Violation("stack", f"{kernel.name} {kernel.variant}: stack_bytes", found, cure)
+
+
+def _symbols(kernel: Kernel) -> Iterator[Violation]:
+    """What the cores call must be a C symbol of the source; one not yet written is not judged."""
+    if not kernel.source.is_file():
+        return
+    code = re.sub(r"//[^\n]*|/\*.*?\*/", " ", kernel.source.read_text("utf-8"), flags=re.S)
+    where = f"{kernel.name} {kernel.variant}: {kernel.source.name}"
+    for symbol in (kernel.symbols.first, kernel.symbols.next):
+        if not re.search(rf"\b{symbol}\b", code):
+            cure = "define it there, or name in [symbols] what is defined"
+            yield Violation("symbols", where, f"does not define {symbol}", cure)
+    if not re.search(r'extern\s+"C"', code):
+        found = 'has no extern "C": the linker would look for C++ names'
+        yield Violation("symbols", where, found, 'define the symbols in extern "C" { }')

@@ -1,0 +1,49 @@
+"""A matrix B that was converted and packed once and stays on its device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npu_matmul.device import Buffer, Device
+from npu_matmul.kernel import Kernel
+from npu_matmul.precision import Precision
+from npu_matmul.tiler import TileGrid, unpack_b
+
+
+@dataclass(frozen=True, eq=False)
+class PackedMatrix:
+    """A matrix B (K, N), made by ``pack_b`` and used in B's place, on the device and with the
+    kernel it was packed for. ``dtype`` is that of the matrix it was made from, ``precision`` how
+    it was
+    converted."""
+
+    device: Device
+    kernel: Kernel | None
+    precision: Precision
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    content: Buffer | NDArray[Any] = field(repr=False)
+    scale: NDArray[np.float64] | None = field(repr=False, default=None)
+
+    @property
+    def ndim(self) -> int:
+        return 2
+
+    def operand(self) -> NDArray[Any]:
+        """The matrix (terms * K, N) in the kernel's element type."""
+        if not isinstance(self.content, Buffer):
+            return self.content
+        assert self.kernel is not None
+        depth, columns = self.shape
+        grid = TileGrid(self.kernel, 1, self.precision.terms * depth, columns)
+        return unpack_b(self.content.host.view(self.kernel.b_dtype), grid)
+
+    def __repr__(self) -> str:
+        where = f"device={self.device.name!r}"
+        if self.kernel is not None:
+            where += f", kernel={self.kernel.name!r}"
+        return f"<PackedMatrix {self.shape} {self.dtype} as {self.precision.name}, {where}>"

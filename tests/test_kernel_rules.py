@@ -1,0 +1,81 @@
+"""Rules of kernels: their designs, their stacks and the symbols of their sources."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from rule_designs import only, small_kernel
+
+from npu_matmul.kernel import CoreGrid, Depths, Kernel, Symbols, kernel_folders, load_variants
+from npu_matmul.kernel_rules import check_kernel
+from npu_matmul.target import TARGETS
+
+ALL = [kernel for name in kernel_folders() for kernel in load_variants(name).values()]
+
+
+@pytest.mark.parametrize("kernel", ALL, ids=lambda kernel: f"{kernel.name}-{kernel.variant}")
+@pytest.mark.parametrize("name", ["npu1", "npu2"])
+def test_shipped_kernels_pass(kernel: Kernel, name: str) -> None:
+    checked = check_kernel(kernel, name)
+    assert checked.violations == ()
+    assert checked.overlay.target == TARGETS[name]
+    assert bool(checked.notes) != kernel.source.is_file()
+
+
+def test_a_small_stack_of_a_kernel_is_reported() -> None:
+    broken = only(check_kernel(small_kernel(stack_bytes=1024)).violations)
+    assert (broken.rule, broken.place) == ("stack", "matmul_16x16 int8: stack_bytes")
+    assert broken.found == "1,024 B where a kernel's cores need 2,048 B"
+
+
+def test_a_kernel_that_does_not_fit_is_reported_with_its_cores() -> None:
+    wide = next(iter(load_variants("matmul_64x512").values()))
+    broken = only(check_kernel(dataclasses.replace(wide, depths=Depths(2, 2, 2))).violations)
+    assert (broken.rule, broken.place) == ("memory", "core (0, 2) and 15 more like it")
+    assert "give @C_L1L2_0_0 depth 1 there, which saves 32,768 B" in broken.cure
+
+
+def test_a_kernel_may_be_wider_on_npu2() -> None:
+    wide = small_kernel(grid=CoreGrid(4, 8))
+    assert check_kernel(wide, "npu2").violations == ()
+
+
+SOURCE = """// first_i8 is only a comment here
+extern "C" {
+void matmul_first_i8_i32(const int8_t*, const int8_t*, int32_t*) {}
+void matmul_i8_i32(const int8_t*, const int8_t*, int32_t*) {}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("source", "symbols", "found"),
+    [
+        (SOURCE, Symbols("matmul_first_i8_i32", "matmul_i8_i32"), []),
+        (SOURCE, Symbols("first_i8", "matmul_i8_i32"), ["does not define first_i8"]),
+        (SOURCE, Symbols("matmul_i8", "i8_i32"), ["does not define matmul_i8", "does not define"]),
+        (SOURCE.replace('extern "C"', "namespace"), None, ['has no extern "C"']),
+        ("", None, ["does not define", "does not define", "has no extern"]),
+    ],
+)
+def test_symbols_must_be_in_the_source(
+    tmp_path: Path, source: str, symbols: Symbols | None, found: list[str]
+) -> None:
+    path = tmp_path / "core.cc"
+    path.write_text(source)
+    kernel = small_kernel(source=path)
+    if symbols is not None:
+        kernel = dataclasses.replace(kernel, symbols=symbols)
+    checked = check_kernel(kernel)
+    assert {v.rule for v in checked.violations} <= {"symbols"}
+    assert [v.place for v in checked.violations] == ["matmul_16x16 int8: core.cc"] * len(found)
+    for broken, part in zip(checked.violations, found, strict=True):
+        assert part in broken.found
+
+
+def test_a_source_that_is_not_there_is_only_noted(tmp_path: Path) -> None:
+    checked = check_kernel(small_kernel(source=tmp_path / "later.cc"))
+    assert checked.violations == ()
+    assert checked.notes == ("later.cc is not there: its symbols were not checked",)
