@@ -304,15 +304,27 @@ def test_the_kernel_with_the_least_padding_is_chosen_and_the_report_says_why(
         npu_matmul(a, a.T, device="emulated", kernel="bare")
 
 
-def test_padding_is_weighed_before_launches(
+def test_padded_work_is_weighed_before_launches(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_kernel(tmp_path, "eights", 8)
     monkeypatch.setenv("NPU_MATMUL_KERNELS", str(tmp_path))
-    launches = {"eights": [1, 2], "matmul_16x16": [1]}
+    launches = {"eights": [1, 2], "matmul_16x16": [1], "matmul_64x512": [1]}
     monkeypatch.setattr(choose, "cover", lambda grid: launches[grid.kernel.name])
-    assert choose.choose_kernel(None, (24, 24, 24))[0].name == "eights"
-    assert choose.choose_kernel(None, (32, 32, 32))[0].name == "matmul_16x16"
+    types = "int8", "int8", "int32"
+    assert choose.choose_kernel(None, types, (24, 24, 24))[0].name == "eights"
+    assert choose.choose_kernel(None, types, (32, 32, 32))[0].name == "matmul_16x16"
+
+
+def test_sixteen_cores_are_taken_where_each_has_less_work_than_one_would() -> None:
+    types = "int8", "int8", "int32"
+    for problem, name in [
+        ((16, 16, 16), "matmul_16x16"),
+        ((64, 64, 64), "matmul_16x16"),
+        ((256, 64, 512), "matmul_64x512"),
+        ((1500, 512, 512), "matmul_64x512"),
+    ]:
+        assert choose.choose_kernel(None, types, problem)[0].name == name
 
 
 @every_route
