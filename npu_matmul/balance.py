@@ -52,7 +52,6 @@ def _unbalanced(block: Block, outside: set[End], core: str) -> Iterator[tuple[En
             if held[end] < 0:
                 found = f"releases more of @{end[0]} than this block has acquired"
                 yield end, Violation("balance", where, found, "release what was acquired, once")
-                held[end] = 0
         for region in op.regions:
             for inner in region.blocks:
                 holding = outside | {end for end, count in held.items() if count}

@@ -103,8 +103,8 @@ def dma_ends(overlay: Overlay) -> Iterator[DmaEnd]:
 
 
 def counters(core: Core) -> int:
-    """Bytes of loop state that the toolchain adds to a core that keeps its loops."""
-    return COUNTER_BYTES * len(core.acquires) if core.dynamic else 0
+    """Bytes of loop state that the toolchain adds to a core that keeps its loops (``dynamic``)."""
+    return COUNTER_BYTES * len(core.acquires)
 
 
 def _pool(overlay: Overlay, fifo: Fifo, end: int) -> Pool | None:

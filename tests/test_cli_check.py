@@ -96,6 +96,13 @@ def test_a_broken_design_is_told_what_where_and_how_to_cure_it(tmp_path: Path) -
     assert "frames_cons_buff_1 0x13C80-0x274FF 80,000 122.1%" in output
 
 
+def test_what_stands_on_something_else_leaves_no_less_free(tmp_path: Path) -> None:
+    changes = TILES["a buffer pinned into the stack"][0]
+    output = words(run(file_of(tmp_path, changed(GOOD, *changes))))
+    assert "(stack) 0x00000-0x003FF 1,024 1.6% rtp 0x00200-0x0023F 64 0.1%" in output
+    assert "(free) 0x00400-0x0FFFF 64,512 98.4%" in output
+
+
 def test_all_violations_are_printed(tmp_path: Path) -> None:
     cases = "memory of a core", "vectors that are not aligned", "an element that is not released"
     text = GOOD

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import golden
 import pytest
-from broken_designs import RTP, TILES, at_core, dims, fifo
+from broken_designs import GIVE_1, IN_1, RTP, TAKE_1, TILES, at_core, dims, fifo
 from broken_sequences import SEQUENCES
 from golden import changed
 from rule_designs import GOOD, found_in, only
@@ -94,6 +94,28 @@ def test_all_violations_are_reported_at_once() -> None:
     for case in cases:
         text = changed(text, *BROKEN[case][0])
     assert sorted(v.rule for v in found_in(text)) == sorted(BROKEN[case][1] for case in cases)
+
+
+WITHIN = {
+    "descriptors of a core": ((IN_1, IN_1.replace("2 : i32", "[2, 14]")),),
+    "descriptors of a memtile": (("@in(%shim, {%mem}, 2 : i32)", "@in(%shim, {%mem}, [2, 6])"),),
+    "a loop of one byte": fifo("64xi8", source=f"%mem dimensionsToStream {dims((1, 1), (64, 1))}"),
+    "as many elements as there are": (
+        (TAKE_1, TAKE_1.replace("1)", "2)")),
+        (GIVE_1, GIVE_1.replace("1)", "2)")),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WITHIN)
+def test_a_limit_itself_is_allowed(case: str) -> None:
+    assert found_in(changed(GOOD, *WITHIN[case])) == []
+
+
+def test_a_fifo_that_does_not_balance_is_reported_once_for_its_core() -> None:
+    broken = only(found_in(golden.design("gemm_one_core_race")))
+    assert (broken.rule, broken.place) == ("balance", "design.mlir:23: core (0, 2)")
+    assert broken.found.startswith("@a is acquired in an outer block and used again in an inner")
 
 
 def test_equal_tiles_are_judged_once() -> None:

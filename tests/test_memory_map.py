@@ -118,8 +118,10 @@ def test_a_stack_that_is_not_given_is_the_toolchains() -> None:
 
 
 def test_only_cores_that_keep_their_loops_have_counters() -> None:
-    text = changed(golden.design("gemm_one_core"), ("dynamic_objfifo_lowering = true", ""))
-    assert [r.name for r in map_of(text)[Tile(0, 2)]][-1] == "a_cons_buff_1"
+    for unrolled in ("", "dynamic_objfifo_lowering = false"):
+        kept = "dynamic_objfifo_lowering = true"
+        text = changed(golden.design("gemm_one_core"), (kept, unrolled))
+        assert [r.name for r in map_of(text)[Tile(0, 2)]][-1] == "a_cons_buff_1"
     assert [r.name for r in map_of(golden.design("transform"))[Tile(0, 2)]][-1] == (
         "in_l2l1_cons_buff_1"
     )
@@ -212,6 +214,15 @@ def test_a_core_has_as_many_buffers_as_the_toolchain_makes(
     assert depth_at(read, read.fifos["in"], 1) == made
     names = [r.name for r in memory_map.memory_map(read)[Tile(0, 2)]]
     assert names == [STACK, *(f"in_cons_buff_{number}" for number in range(made))]
+
+
+def test_the_most_that_a_core_acquires_counts() -> None:
+    two = "aie.objectfifo.acquire @in(Consume, 2) : !aie.objectfifosubview<memref<16xi32>>"
+    text = DEPTHS.replace("DEPTH", "4 : i32").replace("SIZE", "1")
+    for place in ("    %v =", "    aie.end"):
+        more = f"    %w = {two} aie.objectfifo.release @in(Consume, 2)\n{place}"
+        read = overlay(changed(text, (place, more)))
+        assert depth_at(read, read.fifos["in"], 1) == 3
 
 
 def test_where_no_core_acquires_the_depth_is_taken_at_its_word() -> None:

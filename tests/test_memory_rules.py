@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from broken_designs import RTP
+from broken_designs import RTP, STACK_OF_TWO
 from golden import changed
 from rule_designs import GOOD, found_in, mel_frames, one_core, only
 
@@ -82,6 +82,8 @@ def test_100_mel_frames_are_refused_and_the_map_says_why() -> None:
 
 def test_several_single_buffers_are_advised_where_one_is_not_enough() -> None:
     kinds = {"a": "20000xi8"}, {"c": "20000xi8"}
+    assert found_in(one_core(*kinds, {"a": 1}, stack=5536)) == []
+    assert "saves 20,000 B" in only(found_in(one_core(*kinds, {}, stack=5536))).cure
     assert only(found_in(one_core(*kinds, {}, stack=2048))).cure == (
         "give @a depth 1 there, which saves 20,000 B"
     )
@@ -101,6 +103,10 @@ def test_a_buffer_larger_than_a_bank_has_no_room() -> None:
     assert "banks are 16,384 B and no buffer crosses one" in broken.cure
 
 
+def test_a_buffer_may_fill_a_bank() -> None:
+    assert found_in(one_core({"a": "16384xi8"}, {"c": "64xi8"}, {"a": 1}, 2048), "bank-aware") == []
+
+
 def test_a_stack_may_not_cross_a_bank() -> None:
     text = one_core({"a": "64xi8"}, {"c": "64xi8"}, {}, stack=16_416)
     assert found_in(text) == []
@@ -118,6 +124,14 @@ def test_a_pinned_buffer_can_misalign_what_follows() -> None:
     broken = only(found_in(changed(GOOD, (RTP, RTP.replace("1024", "1028")))))
     assert broken.rule == "alignment"
     assert broken.cure.endswith("of what stands before them: rtp pinned at 1,028")
+
+
+def test_the_cure_names_only_what_stands_in_that_core() -> None:
+    text = changed(GOOD, (RTP, RTP.replace("1024", "1028")))
+    text = changed(text, (STACK_OF_TWO, STACK_OF_TWO + " {stack_size = 1032 : i32}"))
+    one, two = found_in(text)
+    assert (one.place, two.place) == ("core (0, 2)", "core (0, 3)")
+    assert two.cure.endswith("of what stands before them: stack of 1,032 B")
 
 
 def test_a_stack_can_misalign_what_follows() -> None:
