@@ -10,6 +10,7 @@ What follows the highest range is left for the constants of the core function.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from npu_matmul.target import TileLimits
 
 STACK = "(stack)"
 COUNTERS = "_anonymous"  # what the toolchain calls the loop state of cores that keep their loops
+ELEMENT = re.compile(r"_buff_\d+$")  # the end of the names of FIFOs' buffers
 
 
 class Range(NamedTuple):
@@ -55,10 +57,11 @@ def memory_map(overlay: Overlay, scheme: str = "basic-sequential") -> dict[Tile,
 
 
 def layouts(maps: dict[Tile, list[Range]]) -> list[tuple[list[Tile], list[Range]]]:
-    """Tiles of one kind whose ranges are equal but for their names, with those of the first."""
+    """Tiles of one kind whose ranges are equal but for the names of FIFOs, parameters and counters,
+    with those of the first."""
     groups: dict[tuple[object, ...], tuple[list[Tile], list[Range]]] = {}
     for tile, ranges in maps.items():
-        key = (tile.kind, *((r.start, r.bytes) for r in ranges))
+        key = (tile.kind, *((r.start, r.bytes, bool(ELEMENT.search(r.name))) for r in ranges))
         groups.setdefault(key, ([], ranges))[0].append(tile)
     return list(groups.values())
 

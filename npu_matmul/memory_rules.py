@@ -5,12 +5,11 @@ Tiles whose maps are equal but for names are judged once; the place says how man
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator
 
 from npu_matmul.lowering import pools
-from npu_matmul.memory_map import STACK, Range, layouts
+from npu_matmul.memory_map import ELEMENT, STACK, Range, layouts
 from npu_matmul.overlay import Overlay, Tile
 from npu_matmul.target import TileLimits
 from npu_matmul.violation import Violation
@@ -152,4 +151,4 @@ def _sizes(ranges: list[Range]) -> dict[str, int]:
 
 
 def _group(name: str) -> str:
-    return "stack" if name == STACK else re.sub(r"_buff_\d+$", "", name)
+    return "stack" if name == STACK else ELEMENT.sub("", name)

@@ -96,6 +96,9 @@ def test_equal_layouts_are_told_apart_from_others() -> None:
     assert groups == [(Tile(0, 1), 4, maps[Tile(0, 1)]), (Tile(0, 2), 16, maps[Tile(0, 2)])]
     wider = maps | {Tile(1, 3): [*maps[Tile(1, 3)], Range("more", 60000, 4)]}
     assert [len(tiles) for tiles, _ in layouts(wider)] == [4, 15, 1]
+    *others, last = maps[Tile(1, 3)]
+    renamed = maps | {Tile(1, 3): [*others, last._replace(name="a_buff_0")]}
+    assert [len(tiles) for tiles, _ in layouts(renamed)] == [4, 15, 1]
 
 
 def test_a_tile_without_a_core_has_no_stack() -> None:
