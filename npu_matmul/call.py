@@ -21,7 +21,7 @@ from npu_matmul.device import (
     NpuDevice,
     open_device,
 )
-from npu_matmul.kernel import Kernel
+from npu_matmul.kernel import Kernel, load_variants
 from npu_matmul.packed import PackedMatrix
 from npu_matmul.precision import Operand, Precision, dequantise
 from npu_matmul.report import CallReport
@@ -64,6 +64,8 @@ class Call:
             raise ValueError(
                 f"there is no strategy {strategy!r}; known are: {', '.join(STRATEGIES)}"
             )
+        if isinstance(kernel, str):
+            load_variants(kernel)  # a name that does not exist is an error on every device
         if isinstance(self.device, HostDevice):
             self.reason = f"device {self.device.name!r} computes without kernels and launches"
             return

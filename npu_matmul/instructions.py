@@ -7,11 +7,12 @@ every pair in ``tests/data``.
 
 A stream is a header of four words and then operations::
 
-    header        rows<<24 | generation<<16 | 1<<8 | 0,  memtile rows<<8 | columns,  operations,
-    bytes WRITE         0x00, 0, address, 0, value, 24 BLOCKWRITE    0x01, 0, address, 48, eight
-    words of a descriptor MASKWRITE     0x03, 0, address, 0, value, mask, 28 SYNC          0x80,
-    16, column<<16 | row<<8 | direction, channel<<24 | 1<<16 | 1<<8 PATCH         0x81, 48, 0, 0,
-    0, 0, address, 0, argument, 0, byte offset, 0
+    header      rows<<24 | generation<<16 | 1<<8 | 0, memtile rows<<8 | columns, operations, bytes
+    WRITE       0x00, 0, address, 0, value, 24
+    BLOCKWRITE  0x01, 0, address, 48, eight words of a descriptor
+    MASKWRITE   0x03, 0, address, 0, value, mask, 28
+    SYNC        0x80, 16, column<<16 | row<<8 | direction, channel<<24 | 1<<16 | 1<<8
+    PATCH       0x81, 48, 0, 0, 0, 0, address, 0, argument, 0, byte offset, 0
 """
 
 from __future__ import annotations

@@ -216,11 +216,12 @@ def load_variants(name: str) -> dict[str, Kernel]:
 
 def read_manifest(path: Path) -> dict[str, Kernel]:
     """All variants of the manifest at ``path``, read again only when the file has changed."""
-    return _read_manifest(path, path.stat().st_mtime_ns)
+    status = path.stat()
+    return _read_manifest(path, (status.st_mtime_ns, status.st_size))
 
 
 @lru_cache(maxsize=64)
-def _read_manifest(path: Path, _mtime_ns: int) -> dict[str, Kernel]:
+def _read_manifest(path: Path, _version: tuple[int, int]) -> dict[str, Kernel]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -91,6 +91,8 @@ def npu_matmul(
     >>> npu_matmul(A.astype(np.float32), B, device="cpu")
     array([[  302., -5000.]], dtype=float32)
     """
+    if isinstance(A, PackedMatrix):
+        raise TypeError("npu_matmul: only B can be packed; pass A as an array")
     a = np.asarray(A)
     b = B if isinstance(B, PackedMatrix) else np.asarray(B)
     check_operand("A", a.dtype)
@@ -173,6 +175,10 @@ def _device_for(b: NDArray[Any] | PackedMatrix, device: str | Device | None) -> 
     """The device of a call: the one asked for, which must be that of a packed B."""
     if not isinstance(b, PackedMatrix):
         return _opened(device)
+    if b.device.closed:
+        raise ValueError(
+            f"B is packed for a device {b.device.name!r} that was closed; pack it again: pack_b(B)"
+        )
     if device is not None and _opened(device) is not b.device:
         name = _opened(device).name
         raise ValueError(

@@ -157,6 +157,20 @@ def test_offset_of_a_transfer_counts_in_its_strides() -> None:
     assert step.offset == 2048 + 32 + 2 * 64 + 4
 
 
+def test_transfer_reports_only_when_it_is_told_to() -> None:
+    text = golden.design("gemm_one_core")
+    told = sequence(changed(text, ("issue_token = true", "issue_token = false"))).steps[1]
+    assert isinstance(told, Transfer)
+    assert not told.token
+
+
+def test_smallest_and_highest_buffers_are_read() -> None:
+    one = changed(PIECES, ("1024 : i32} : memref<16xi32>", "65532 : i32} : memref<1xi32>"))
+    assert overlay(one).parameters["rtp"].address == 65532
+    scalar = changed(PIECES, ("1024 : i32} : memref<16xi32>", "0 : i32} : memref<i32>"))
+    assert overlay(scalar).parameters["rtp"].elements == 1
+
+
 def test_nameless_sequence_has_the_toolchains_name() -> None:
     steps = "aie.runtime_sequence(%0: memref<4x8xi8>) { }\n    %rtp"
     read = sequence(changed(PIECES, ("%rtp", steps)))
@@ -221,6 +235,7 @@ REFUSED = {
     "link of a FIFO that is not": ("[@in]", "[@no]", 10, "there is no object FIFO @no"),
     "link of a FIFO that comes later": ("[@in]", "[@out]", 10, "there is no object FIFO @out"),
     "link of nothing": ("[@in]", "[]", 10, "FIFOs on both sides"),
+    "link to nothing": ("[@in_1, @in_2]([] [0, 8])", "[]([] [])", 10, "FIFOs on both sides"),
     "link of two links": ("[@out_1,", "[@in_1,", 14, "@in_1 can be linked only once"),
     "link of a FIFO twice": ("[@out_1, @out_2]", "[@out_1, @out_1]", 14, "only once"),
     "join and distribution at once": (
@@ -247,6 +262,7 @@ REFUSED = {
         10,
         "do not cover the 32 elements of @in",
     ),
+    "pieces on top of each other": ("([] [0, 8])", "([] [8, 8])", 10, "do not cover"),
     "join with a gap": ("([0, 8] [])", "([0, 16] [])", 14, "do not cover the 32 elements of @out"),
     "pieces too small": ("<24xi32>", "<16xi32>", 10, "do not cover the 32 elements of @in"),
     "layout of a join": (
@@ -292,6 +308,12 @@ REFUSED = {
     "unknown operation": ("%rtp", "aiex.npu.dma_wait {symbol = @in}\n %rtp", 15, "dma_wait"),
     "no sequence": ("%rtp", "%rtp", 2, "holds 0 runtime sequences"),
     "two sequences": ("%rtp", f"{NOTHING}{NOTHING}%rtp", 16, "holds 2 runtime sequences"),
+    "sequence with a number": (
+        "%rtp",
+        "aie.runtime_sequence(%a: i32) { }\n    %rtp",
+        15,
+        "i32 is not a memref",
+    ),
     "sequence of wide elements": (
         "%rtp",
         "aie.runtime_sequence(%a: memref<8xi64>) { }\n    %rtp",
@@ -324,3 +346,12 @@ REFUSED = {
 def test_design_that_cannot_be_is_refused(case: str) -> None:
     old, new, line, why = REFUSED[case]
     assert why in refusal(changed(PIECES, (old, new)), line)
+
+
+def test_link_that_meets_in_a_core_is_refused() -> None:
+    text = changed(
+        PIECES,
+        ("aie.objectfifo.link [@in] -> [@in_1, @in_2]([] [0, 8])", ""),
+        ("[@out_1, @out_2] -> [@out]([0, 8] [])", "[@in_1] -> [@out_1]([] [])"),
+    )
+    assert "all its FIFOs must meet in one memtile" in refusal(text, 14)

@@ -185,3 +185,11 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_describing_a_kernel_or_opening_the_cpu_needs_no_mlir() -> None:
     assert loaded_by(f"from {NAME} import load_kernel; load_kernel('matmul_16x16')") == []
     assert "xdsl" not in loaded_by(f"from {NAME} import open_device; open_device('cpu')")
+
+
+def test_a_product_on_the_cpu_reads_no_design() -> None:
+    program = (
+        "import numpy as np; from npu_matmul import npu_matmul; a = np.ones((2, 2), np.int8); "
+        "npu_matmul(a, a, device='cpu')"
+    )
+    assert not {"xdsl", "torch", "pyxrt"} & set(loaded_by(program))

@@ -408,3 +408,24 @@ def test_a_packed_matrix_tells_what_it_is() -> None:
     on_cpu = pack_b(np.ones((2, 3), np.int8), device=open_device("cpu"))
     assert repr(on_cpu) == "<PackedMatrix (2, 3) int8 as exact, device='cpu'>"
     assert isinstance(on_cpu, PackedMatrix)
+
+
+def test_only_b_can_be_packed() -> None:
+    packed = pack_b(random_int8(1, 4, 4), device="cpu")
+    with pytest.raises(TypeError, match="only B can be packed"):
+        npu_matmul(packed, random_int8(2, 4, 4), device="cpu")
+
+
+@every_device
+def test_a_kernel_that_does_not_exist_is_an_error_on_every_device(device: str) -> None:
+    a = random_int8(1, 4, 4)
+    with pytest.raises(UnknownKernel, match="'nothing'"):
+        npu_matmul(a, a, device=device, kernel="nothing")
+
+
+def test_what_was_packed_for_a_closed_device_says_so() -> None:
+    device = open_device("emulated")
+    packed = pack_b(random_int8(1, 4, 4), device=device)
+    device.close()
+    with pytest.raises(ValueError, match=r"was closed; pack it again: pack_b\(B\)"):
+        npu_matmul(random_int8(2, 4, 4), packed)

@@ -140,6 +140,8 @@ REFUSED = {
         "memref<8xi32>",
     ),
     "offset that is no constant": ("[0,0,0,0][1", "[0,0,0,%i][1", 15, "constants"),
+    "size that is no constant": ("[1,1,1,16]", "[1,1,%i,16]", 15, "constants"),
+    "stride that is no constant": ("[0,0,0,1]", "[0,%i,0,1]", 15, "constants"),
     "three dimensions": ("[0,0,0,0][1,1,1,16]", "[0,0,0,0][1,1,16]", 16, "four sizes"),
 }
 

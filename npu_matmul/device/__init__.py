@@ -81,6 +81,7 @@ class Device(ABC):
 
     def __init__(self) -> None:
         self.totals = Counters()
+        self.closed = False
         self._counting = threading.Lock()
         self._recording = threading.local()
 
@@ -104,6 +105,7 @@ class Device(ABC):
 
     def close(self) -> None:
         """Release what the device holds; ``open_device`` makes a new one afterwards."""
+        self.closed = True
         with _opening:
             for name in [name for name, device in _open.items() if device is self]:
                 del _open[name]

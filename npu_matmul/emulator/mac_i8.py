@@ -8,16 +8,37 @@ import numpy as np
 
 @numba.njit(cache=True, nogil=True)
 def matmul_i8(a, b, c, accumulate):
-    """Exact products, INT32 sums modulo 2**32; their order does not matter."""
-    row_blocks, k_blocks, r, s = a.shape
-    column_blocks, t = b.shape[1], b.shape[3]
-    for i in range(row_blocks):
-        for j in range(column_blocks):
-            for y in range(r):
+    """Exact products, INT32 sums modulo 2**32; their order does not matter.
+
+    A row of C at a time, so that the innermost loop runs over whole rows of B and vectorises.
+    """
+    down, k_blocks, r, s = a.shape
+    across, t = b.shape[1], b.shape[3]
+    wide = _rows(b)
+    sums = np.empty(across * t, np.int32)
+    for i in range(down):
+        for y in range(r):
+            for j in range(across):
                 for x in range(t):
-                    total = c[i, j, y, x] if accumulate else np.int32(0)
-                    for kk in range(k_blocks):
-                        for z in range(s):
-                            product = np.int32(a[i, kk, y, z]) * np.int32(b[kk, j, z, x])
-                            total = np.int32(total + product)
-                    c[i, j, y, x] = total
+                    sums[j * t + x] = c[i, j, y, x] if accumulate else 0
+            for kk in range(k_blocks):
+                for z in range(s):
+                    left, row = np.int32(a[i, kk, y, z]), wide[kk * s + z]
+                    for x in range(row.size):
+                        sums[x] = np.int32(sums[x] + np.int32(left * row[x]))
+            for j in range(across):
+                for x in range(t):
+                    c[i, j, y, x] = sums[j * t + x]
+
+
+@numba.njit(cache=True, nogil=True)
+def _rows(blocks):
+    """Blocks as plain rows of int32."""
+    down, across, height, width = blocks.shape
+    rows = np.empty((down * height, across * width), np.int32)
+    for i in range(down):
+        for j in range(across):
+            for y in range(height):
+                for x in range(width):
+                    rows[i * height + y, j * width + x] = blocks[i, j, y, x]
+    return rows
