@@ -109,18 +109,17 @@ def _unpack_case(c: np.ndarray, grid: TileGrid) -> Case:
 
 
 def _accumulate_case(c: np.ndarray) -> Case:
-    ours, theirs = np.zeros_like(c), np.zeros_like(c)
+    total = np.zeros_like(c)  # one for all: where memory lies is worth a tenth of the time
 
     def check() -> bool:
-        ours[:], theirs[:] = 7, 7
-        accumulate(ours, c)
-        np.add(theirs, c, out=theirs)
-        return np.array_equal(ours, theirs)
+        total[:] = 7
+        accumulate(total, c)
+        return np.array_equal(total, np.add(c, np.int32(7)))
 
     forms = {
-        "npu_matmul": lambda: accumulate(ours, c),
-        "numpy": lambda: np.add(theirs, c, out=theirs),
-        "copy": lambda: np.copyto(theirs, c),
+        "npu_matmul": lambda: accumulate(total, c),
+        "numpy": lambda: np.add(total, c, out=total),
+        "copy": lambda: np.copyto(total, c),
     }
     return "accumulate INT32", forms, check
 
