@@ -176,6 +176,8 @@ def emit(
     from npu_matmul.design import design_text
 
     chosen = load_kernel(kernel, variant)
+    if target not in chosen.targets:
+        raise click.UsageError(f"{kernel} is for {', '.join(chosen.targets)}, not for {target}")
     if what == "design":
         _write([design_text(chosen, target).encode()], output)
         return

@@ -104,6 +104,7 @@ def test_a_shape_of_several_launches_gets_numbered_files(tmp_path: Path) -> None
         (["emit", "matmul_16x16", "-m", "3"], "give -m, -k and -n"),
         (["emit", "matmul_16x16", *SHAPE, "--what", "insts"], "give a file with -o"),
         (["emit", "matmul_16x16", "-m", "0"], "0 is not in the range x>=1"),
+        (["emit", "matmul_16x16", "--target", "npu2"], "is for npu1, not for npu2"),
         (["demo", "--device", "gpu"], "known are: auto, xrt, emulated, cpu"),
     ],
 )
