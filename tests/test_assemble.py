@@ -176,7 +176,7 @@ ACCEPTED = {
     "middle stride of 4 MiB": ((1, 1, 2, 4), (0, 0, 4 * MIB, 1), np.int8),
     "inner stride of 4 MiB": ((1, 1, 1, 2), (0, 0, 0, MIB), np.int32),
     "runs 4 MiB apart": ((2, 1, 1, 4), (4 * MIB, 0, 0, 1), np.int8),
-    "any stride of one round": ((1, 1, 1, 1), (5 * MIB, 5 * MIB, 5 * MIB, 5 * MIB), np.int32),
+    "any stride of one round": ((1, 1, 2, 1), (5 * MIB, 5 * MIB, 8, 5 * MIB), np.int32),
 }
 
 

@@ -196,8 +196,12 @@ def test_descriptor_walks_its_nested_loops(descriptor: Descriptor) -> None:
 def test_reach_covers_every_word_that_is_touched(descriptor: Descriptor) -> None:
     end = max(words_walked(descriptor)) + 1
     end += (descriptor.iterations - 1) * descriptor.iteration_step
-    whole_loops = descriptor.words % (descriptor.wrap0 * descriptor.wrap1) == 0
-    assert descriptor.reach() == end if whole_loops else descriptor.reach() >= end
+    row, plane = descriptor.wrap0, descriptor.wrap0 * descriptor.wrap1
+    words = descriptor.words
+    if words <= row or (words <= plane and words % row == 0) or words % plane == 0:
+        assert descriptor.reach() == end  # every loop runs to its end
+    else:
+        assert descriptor.reach() >= end
 
 
 @repeatable
@@ -259,6 +263,7 @@ MALFORMED = {
     "mask write to an unknown register": (TOKENS + 2, 0x1D204, "word 34: operation 0x3 on shim"),
     "other token controller": (TOKENS + 4, 0xE00, "header or padding"),
     "block write beside a descriptor": (DESCRIPTOR + 2, 0x1D004, "word 10: 0x1d004 is not a shim"),
+    "block write past the descriptors": (DESCRIPTOR + 2, 0x1D200, "word 10: 0x1d200 is not a shim"),
     "block write to a core": (DESCRIPTOR + 2, 0x21D000, "word 10: operation 0x1 on tile (0, 2)"),
     "patch beside an address": (PATCH + 6, 0x1D008, "word 22: 0x1d004 is not a shim"),
     "patch of a core": (PATCH + 6, 0x21D004, "word 22: operation 0x81 on tile (0, 2)"),
@@ -269,6 +274,7 @@ MALFORMED = {
     "descriptor that is not valid": (DESCRIPTOR + 11, 0, "sets fields"),
     "descriptor in an iteration": (DESCRIPTOR + 10, 1 << 26, "sets fields"),
     "linear descriptor with a step": (DESCRIPTOR + 7, 7, "loops without a count"),
+    "linear descriptor with a wrap": (DESCRIPTOR + 8, 0x8030_0000, "loops without a count"),
     "descriptor without a second wrap": (DESCRIPTOR + 7, 4 << 20, "loops without a count"),
     "junk in a start": (START + 4, 0x8000_0010, "header or padding"),
     "wait for a core": (-2, 0x0000_0200, "header or padding"),
