@@ -8,7 +8,7 @@ import re
 import golden
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from npu_matmul.instructions import (
@@ -193,6 +193,9 @@ def test_descriptor_walks_its_nested_loops(descriptor: Descriptor) -> None:
 
 @repeatable
 @given(small_descriptors)
+@example(Descriptor(2, 3, 4, 5, 10, 100))  # part of a row
+@example(Descriptor(6, 3, 4, 5, 10, 100))  # two rows of four
+@example(Descriptor(24, 3, 4, 5, 10, 100))  # two planes
 def test_reach_covers_every_word_that_is_touched(descriptor: Descriptor) -> None:
     end = max(words_walked(descriptor)) + 1
     end += (descriptor.iterations - 1) * descriptor.iteration_step
