@@ -37,6 +37,7 @@ from npu_matmul.wiring_rules import (
     fifo_violations,
     link_violations,
     parameter_violations,
+    unlinked_violations,
 )
 
 DTYPES: dict[Any, np.dtype[Any]] = {
@@ -80,6 +81,7 @@ class _Reading:
         self.tiles: dict[SSAValue, Tile] = {}
         self.fifos: dict[str, Fifo] = {}
         self.links: list[Link] = []
+        self.links_left_out = False
         self.parameters: dict[str, Parameter] = {}
         self.values: dict[SSAValue, str] = {}
         self.cores: list[Core] = []
@@ -106,6 +108,8 @@ class _Reading:
                 raise DesignError(f"{place(op)}: operation {op.name} is not supported here")
 
     def overlay(self) -> Overlay:
+        if not self.links_left_out:
+            self._refuse(unlinked_violations(self.fifos.values(), self.links))
         channels: dict[str, Channel] = {}
         for channel in dma_channels(self.fifos.values()):
             if channel.tile.kind == "shim":
@@ -137,7 +141,9 @@ class _Reading:
     def _link(self, op: aie.LinkOp) -> None:
         link, given_offsets = _link(op)
         linked = [n for link in self.links for n in (*link.sources, *link.destinations)]
-        if not self._refuse(link_violations(link, given_offsets, self.fifos, linked)):
+        if self._refuse(link_violations(link, given_offsets, self.fifos, linked)):
+            self.links_left_out = True
+        else:
             self.links.append(link)
 
     def _parameter(self, op: aie.BufferOp) -> None:
