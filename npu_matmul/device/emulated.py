@@ -37,6 +37,7 @@ class EmulatedDevice(NpuDevice):
         self._buffer_numbers = itertools.count()
 
     def alloc(self, nbytes: int) -> EmulatedBuffer:
+        self.require_open()
         if nbytes <= 0 or nbytes % WORD_BYTES:
             raise BufferSizeError(
                 f"a buffer of {nbytes} B: the size must be a positive multiple of {WORD_BYTES} B"
@@ -48,10 +49,16 @@ class EmulatedDevice(NpuDevice):
         return EmulatedBuffer(self, poison, memory)
 
     def load(self, kernel: Kernel) -> EmulatedKernel:
+        self.require_open()
         with self._loading:
             if kernel not in self._loaded:
                 self._loaded[kernel] = EmulatedKernel(self, kernel)
             return self._loaded[kernel]
+
+    def close(self) -> None:
+        super().close()
+        with self._loading:
+            self._loaded.clear()
 
 
 class EmulatedBuffer(Buffer):
