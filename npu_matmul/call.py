@@ -4,6 +4,7 @@ took."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from npu_matmul.device import (
     Counters,
     Device,
     DeviceError,
+    DeviceUnavailable,
     HostDevice,
     NpuDevice,
     open_device,
@@ -67,7 +69,8 @@ class Call:
         if isinstance(kernel, str):
             load_variants(kernel)  # a name that does not exist is an error on every device
         if isinstance(self.device, HostDevice):
-            self.reason = f"device {self.device.name!r} computes without kernels and launches"
+            computes = f"device {self.device.name!r} computes without kernels and launches"
+            self.reason = self.reason or computes
             return
         if self._is_small(a, b):
             return
@@ -180,6 +183,24 @@ class Call:
             padding=self.padding,
             **counters.as_dict(),
         )
+
+
+def call_on(
+    open_it: Callable[[], Device], precision: Precision, result: np.dtype[Any], on_error: str
+) -> Call:
+    """A call on the device that ``open_it`` opens; on the CPU where there is no such device and
+    ``on_error`` is "cpu"."""
+    try:
+        return Call(open_it(), precision, result, on_error)
+    except DeviceUnavailable as error:
+        if on_error != "cpu":
+            raise
+        first_line = str(error).splitlines()[0]
+        if first_line not in _given_up:
+            _given_up.add(first_line)
+            log.warning("computing on the CPU, as on_error='cpu' asks: %s", error)
+        reason = f"computed on the CPU: {first_line}"
+        return Call(open_device("cpu"), precision, result, on_error, reason=reason)
 
 
 def _check_same_kernel(packed_for: Kernel, kernel: str | Kernel | None) -> None:

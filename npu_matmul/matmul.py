@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from npu_matmul.call import Call
-from npu_matmul.choose import choose_kernel
+from npu_matmul.call import call_on
+from npu_matmul.choose import MANY_ROWS, choose_kernel
 from npu_matmul.device import Device, NpuDevice, open_device
 from npu_matmul.kernel import Kernel
 from npu_matmul.operands import (
@@ -75,7 +75,8 @@ def npu_matmul(
     strategy
         "batched" (default), "output_tile" or "sequential".
     on_error
-        "raise", or "cpu" to finish on the CPU when the device fails; ``last_call()`` then says so.
+        "raise", or "cpu" to compute on the CPU when the device fails or cannot be opened;
+        ``last_call()`` then says so.
 
     Raises
     ------
@@ -102,7 +103,7 @@ def npu_matmul(
     shape = result_shape(a.shape, b.shape)
     if out is not None:
         check_out(out, shape, kind)
-    call = Call(_device_for(b, device), how, kind, on_error)
+    call = call_on(lambda: _device_for(b, device), how, kind, on_error)
     a = a[np.newaxis] if a.ndim == 1 else a
     if not isinstance(b, PackedMatrix) and b.ndim == 1:
         b = b[:, np.newaxis]
@@ -143,7 +144,7 @@ def pack_b(
     if not isinstance(opened, NpuDevice) or b.size == 0:
         matrix = np.array(operand.matrix, order="C")
         return PackedMatrix(opened, None, how, b.shape, b.dtype, matrix, operand.scale)
-    problem = 1, *operand.matrix.shape
+    problem = MANY_ROWS, *operand.matrix.shape
     chosen, _ = choose_kernel(kernel, how.types, problem)
     content = pack_resident(opened.load(chosen), TileGrid(chosen, *problem), operand.matrix)
     return PackedMatrix(opened, chosen, how, b.shape, b.dtype, content, operand.scale)
