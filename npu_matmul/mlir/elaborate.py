@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from xdsl.dialects import builtin, func
-from xdsl.dialects.builtin import ArrayAttr, MemRefType
+from xdsl.dialects.builtin import ArrayAttr, MemRefType, StringAttr
 from xdsl.ir import Operation, SSAValue
 
 from npu_matmul.mlir import aie, aiex
@@ -85,7 +85,7 @@ class _Reading:
         self.parameters: dict[str, Parameter] = {}
         self.values: dict[SSAValue, str] = {}
         self.cores: list[Core] = []
-        self.functions: list[str] = []
+        self.functions: dict[str, str | None] = {}
 
     def add(self, op: Operation) -> None:
         match op:
@@ -101,7 +101,9 @@ class _Reading:
             case aie.CoreOp():
                 self.cores.append(_core(op, self.tiles[op.tile], self.cores))
             case func.FuncOp():
-                self.functions.append(op.sym_name.data)
+                link = op.attributes.get("link_with")
+                name = link.data if isinstance(link, StringAttr) else None
+                self.functions[op.sym_name.data] = name
             case aie.RuntimeSequenceOp() | aie.EndOp():
                 pass
             case _:
@@ -124,7 +126,7 @@ class _Reading:
             links=tuple(self.links),
             parameters=self.parameters,
             cores=tuple(self.cores),
-            functions=tuple(self.functions),
+            functions=self.functions,
             channels=channels,
             values=self.values,
         )
