@@ -147,6 +147,10 @@ def _pieces(
         found = f"{len(link.offsets)} offsets for {len(pieces)} pieces"
         yield found, "give each piece its offset in the whole"
         return
+    if len(pieces) == 1 and pieces[0].elements != whole.elements:
+        found = f"elements of {whole.elements} become elements of {pieces[0].elements}"
+        yield f"{found}, which is not supported here", "give both FIFOs the same elements"
+        return
     ends = sorted((o, o + piece.elements) for o, piece in zip(link.offsets, pieces, strict=True))
     covered = [0, *(end for _, end in ends)]
     if [start for start, _ in ends] != covered[:-1] or covered[-1] != whole.elements:

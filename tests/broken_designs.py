@@ -236,6 +236,19 @@ TILES: dict[str, Case] = {
         "pieces [(0, 16), (20, 36)] do not cover the 32 elements of @in",
         "without gaps",
     ),
+    "elements forwarded in other sizes": (
+        (
+            *fifo("8xi32"),
+            (
+                "@fed(%shim, {%mem}, 1 : i32) : !aie.objectfifo<memref<8",
+                "@fed(%shim, {%mem}, 1 : i32) : !aie.objectfifo<memref<16",
+            ),
+        ),
+        "wiring",
+        "link ['fed'] -> ['big']",
+        "elements of 16 become elements of 8, which is not supported here",
+        "give both FIFOs the same elements",
+    ),
     "a FIFO without consumers": (
         ((RTP, "aie.objectfifo @x(%shim, {}, 2 : i32) : !aie.objectfifo<memref<8xi32>> " + RTP),),
         "wiring",

@@ -212,7 +212,8 @@ def _steps(sequence: aie.RuntimeSequenceOp, arguments: Any) -> Iterator[Step]:
 def _refuse_attributes(op: Operation) -> None:
     if op.attributes:
         raise DesignError(
-            f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported"
+            f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported "
+            "here; leave it out"
         )
 
 
