@@ -16,7 +16,8 @@ class CallReport:
     products were summed, where devices or models differ. ``seconds`` are host seconds by stage; on
     the emulated device they say nothing about an NPU. ``padding`` is the fraction of
     multiplications wasted on padding. Syncs and bytes are of data buffers; an instruction stream
-    moves once, when it is first used, and is counted in ``instruction_syncs``.
+    moves once, when it is first used, and is counted in ``instruction_syncs``. ``relaunches`` are
+    launches that failed and were tried again, once each.
     """
 
     device: str
@@ -32,6 +33,7 @@ class CallReport:
     bytes_from_device: int
     instruction_syncs: int
     instruction_bytes: int
+    relaunches: int
     seconds: dict[str, float]
     padding: float
 

@@ -112,6 +112,7 @@ class Target:
     vector_bytes: int  # alignment of vector loads: aie_api's vector_decl_align; hardware drops
     # the low address bits without a word
     watchdog_s: float  # the driver stops a context whose job takes longer
+    contexts: int  # hardware contexts that the driver gives out at once: hwctx_limit of amdxdna
 
     @property
     def core_rows(self) -> int:
@@ -144,11 +145,12 @@ NPU1 = Target(  # Phoenix, Hawk Point
     max_arguments=5,
     vector_bytes=32,
     watchdog_s=2.0,
+    contexts=6,
 )
 
 # Strix: the same tiles [model: BaseNPU2TargetModel is an AIE2 model], twice the columns, and cores
 # of the next generation (AIE2P), which load 512 bits at once.
-NPU2 = replace(NPU1, name="npu2", generation=4, columns=8, vector_bytes=64)
+NPU2 = replace(NPU1, name="npu2", generation=4, columns=8, vector_bytes=64, contexts=16)
 
 TARGETS = {target.name: target for target in (NPU1, NPU2)}
 

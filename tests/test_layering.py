@@ -27,6 +27,7 @@ LAYERS = [
     ("pure", ["design", "schedule", "instructions", "stream_rules", "streams", "emulator."]),
     ("pure", ["wiring_rules", "transfer_rules", "layout_rules", "memory_rules", "design_rules"]),
     ("pure", ["kernel_rules", "symbol_rules", "lowering", "memory_map", "balance"]),
+    ("pure", ["build", "build.plan", "build.identity", "build.cache"]),
     ("device seam", ["device"]),
     ("devices", ["device."]),
     ("strategies", ["strategies", "choose"]),

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from numpy.typing import NDArray
 from npu_matmul.instructions import Stream, decode
 from npu_matmul.kernel import Kernel
 from npu_matmul.stream_rules import check_stream
-from npu_matmul.target import WORD_BYTES
+from npu_matmul.target import NPU1, WORD_BYTES, Target
 
 DEVICE_VARIABLE = "NPU_MATMUL_DEVICE"
 DEVICES = ("auto", "xrt", "emulated", "cpu")
@@ -65,6 +66,7 @@ class Counters:
     bytes_from_device: int = 0
     instruction_syncs: int = 0
     instruction_bytes: int = 0
+    relaunches: int = 0  # launches that failed and were tried again; counted as launches too
 
     def add(self, amounts: dict[str, int]) -> None:
         for name, amount in amounts.items():
@@ -97,7 +99,19 @@ class Device(ABC):
             # by identity: another record may have counted as much
             stack[:] = [other for other in stack if other is not counters]
 
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Let what this thread does within the block leave no trace in any count: a test of the
+        device itself is no caller's work."""
+        self._recording.uncounted = True
+        try:
+            yield
+        finally:
+            self._recording.uncounted = False
+
     def count(self, **amounts: int) -> None:
+        if self._recording.__dict__.get("uncounted"):
+            return
         with self._counting:
             self.totals.add(amounts)
         for counters in self._recording.__dict__.get("stack", ()):
@@ -148,6 +162,11 @@ class NpuDevice(Device):
     """
 
     host_below = 0
+    target: Target = NPU1
+
+    def can_load(self, kernel: Kernel) -> bool:
+        """Whether ``load`` will find what it needs; kernels that can be loaded are preferred."""
+        return kernel.source.is_file()
 
     @abstractmethod
     def alloc(self, nbytes: int) -> Buffer:
@@ -214,7 +233,7 @@ class Run(ABC):
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """A stream that was checked, and the device's own form of it."""
 
     stream: Stream
@@ -230,33 +249,15 @@ class LoadedKernel(ABC):
     def __init__(self, device: NpuDevice, kernel: Kernel) -> None:
         self.device = device
         self.kernel = kernel
-        self._streams: OrderedDict[bytes, _Prepared] = OrderedDict()
+        self._streams: OrderedDict[bytes, Prepared] = OrderedDict()
         self._lock = threading.RLock()
 
     def launch(self, stream: bytes, buffers: Sequence[Buffer]) -> Run:
         """Start one launch. Raises ``StreamError`` for a bad stream, or one whose transfers race on
         these buffers, :class:`BufferSizeError` for small ones, :class:`DeviceError` for those of
         another device."""
-        for buffer in buffers:
-            if buffer.device is not self.device:
-                raise DeviceError(
-                    f"{buffer.name} belongs to another device {buffer.device.name!r} than kernel "
-                    f"{self.kernel.name!r} was loaded on; allocate it with that one's alloc"
-                )
-        self.device.require_open()
         with self._lock:
-            prepared = self._prepare(stream)
-            if _share_memory(buffers):
-                check_stream(prepared.stream, _first_words(buffers))
-            for argument, needed in prepared.argument_bytes.items():
-                if argument >= len(buffers) or buffers[argument].nbytes < needed:
-                    given = (
-                        f"{buffers[argument].nbytes} B" if argument < len(buffers) else "missing"
-                    )
-                    raise BufferSizeError(
-                        f"buffer argument {argument} is {given}; the stream "
-                        f"reaches {needed} B of it"
-                    )
+            prepared = self._checked(stream, buffers)
             self.device.count(launches=1)
             return self._start(prepared.instructions, buffers)
 
@@ -265,7 +266,27 @@ class LoadedKernel(ABC):
         for stream, buffers in launches:
             self.launch(stream, buffers).wait(self.TIMEOUT_S)
 
-    def _prepare(self, stream: bytes) -> _Prepared:
+    def _checked(self, stream: bytes, buffers: Sequence[Buffer]) -> Prepared:
+        """The stream, prepared; raises for what must not be launched on these buffers."""
+        for buffer in buffers:
+            if buffer.device is not self.device:
+                raise DeviceError(
+                    f"{buffer.name} belongs to another device {buffer.device.name!r} than kernel "
+                    f"{self.kernel.name!r} was loaded on; allocate it with that one's alloc"
+                )
+        self.device.require_open()
+        prepared = self._prepare(stream)
+        if _share_memory(buffers):
+            check_stream(prepared.stream, _first_words(buffers))
+        for argument, needed in prepared.argument_bytes.items():
+            if argument >= len(buffers) or buffers[argument].nbytes < needed:
+                given = f"{buffers[argument].nbytes} B" if argument < len(buffers) else "missing"
+                raise BufferSizeError(
+                    f"buffer argument {argument} is {given}; the stream reaches {needed} B of it"
+                )
+        return prepared
+
+    def _prepare(self, stream: bytes) -> Prepared:
         if stream in self._streams:
             self._streams.move_to_end(stream)
             return self._streams[stream]
@@ -273,7 +294,7 @@ class LoadedKernel(ABC):
         check_stream(decoded)
         self.device.count(instruction_syncs=1, instruction_bytes=len(stream))
         instructions = self._load_instructions(stream, decoded)
-        prepared = _Prepared(decoded, decoded.argument_bytes(), instructions)
+        prepared = Prepared(decoded, decoded.argument_bytes(), instructions)
         self._streams[stream] = prepared
         if len(self._streams) > PREPARED_STREAMS:
             self._streams.popitem(last=False)
@@ -290,6 +311,14 @@ class LoadedKernel(ABC):
 
     @abstractmethod
     def _start(self, instructions: Any, buffers: Sequence[Buffer]) -> Run: ...
+
+
+def check_size(nbytes: int) -> None:
+    """Raise :class:`BufferSizeError` unless a buffer may have this size."""
+    if nbytes <= 0 or nbytes % WORD_BYTES:
+        raise BufferSizeError(
+            f"a buffer of {nbytes} B: the size must be a positive multiple of {WORD_BYTES} B"
+        )
 
 
 def _share_memory(buffers: Sequence[Buffer]) -> bool:
@@ -339,19 +368,37 @@ def _make(name: str) -> Device:
 
         return CpuDevice()
     if name == "xrt":
-        raise DeviceUnavailable(
-            "driving a real NPU is not part of this version; use 'emulated', which runs the same "
-            "designs and instruction streams, or 'cpu'"
-        )
-    log.warning(
-        "device 'auto': no NPU can be used here, computing on device %r; $%s chooses a device "
-        "without this notice",
-        auto_choice(),
+        from npu_matmul.device.xrt import XrtDevice
+
+        return XrtDevice()
+    chosen, why = _auto()
+    level = logging.INFO if chosen == "xrt" else logging.WARNING
+    log.log(
+        level,
+        "device 'auto': %s, computing on device %r; $%s chooses a device without this notice",
+        why,
+        chosen,
         DEVICE_VARIABLE,
     )
-    return open_device(auto_choice())
+    return open_device(chosen)
 
 
 def auto_choice() -> str:
     """The device that ``"auto"`` stands for on this machine."""
-    return "cpu"
+    return _auto()[0]
+
+
+def npu_nodes() -> list[Path]:
+    """The device nodes of accelerators: without one, this machine has no NPU that is set up."""
+    return sorted(Path("/dev/accel").glob("accel*"))
+
+
+def _auto() -> tuple[str, str]:
+    """The NPU where there is one that can be opened, else the CPU; and why."""
+    if not npu_nodes():
+        return "cpu", "no NPU can be used here"
+    try:
+        open_device("xrt")
+    except DeviceUnavailable as error:
+        return "cpu", f"the NPU here cannot be used: {error}"
+    return "xrt", "there is an NPU"

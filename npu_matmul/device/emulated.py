@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.design import design_text
-from npu_matmul.device import Buffer, BufferSizeError, LaunchFailed, LoadedKernel, NpuDevice, Run
+from npu_matmul.device import Buffer, LaunchFailed, LoadedKernel, NpuDevice, Run, check_size
 from npu_matmul.emulator import POISON, EmulationError
 from npu_matmul.emulator.machine import Machine, MachineCounters
 from npu_matmul.emulator.shim import DeviceMemory
@@ -38,10 +38,7 @@ class EmulatedDevice(NpuDevice):
 
     def alloc(self, nbytes: int) -> EmulatedBuffer:
         self.require_open()
-        if nbytes <= 0 or nbytes % WORD_BYTES:
-            raise BufferSizeError(
-                f"a buffer of {nbytes} B: the size must be a positive multiple of {WORD_BYTES} B"
-            )
+        check_size(nbytes)
         words = nbytes // WORD_BYTES
         name = f"buffer {next(self._buffer_numbers)}"
         poison = np.full(nbytes, POISON, np.uint8)

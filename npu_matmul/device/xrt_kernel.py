@@ -1,0 +1,262 @@
+"""An overlay on a real NPU: how its instruction streams become runs, one by one or in chains."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from npu_matmul.build.cache import Built, find_built
+from npu_matmul.device import Buffer, BufferSizeError, DeviceError, LoadedKernel, Run
+from npu_matmul.device.self_test import self_test
+from npu_matmul.device.xrt_contexts import (
+    FIRST_DATA,
+    INSTRUCTIONS,
+    OPCODE,
+    WORDS,
+    Context,
+    Registered,
+)
+from npu_matmul.device.xrt_errors import LaunchNotStarted, OverlayMismatch, reported
+from npu_matmul.device.xrt_memory import Memory, xrt_buffers
+from npu_matmul.device.xrt_runs import IN_FLIGHT, Flight, XrtRun
+from npu_matmul.instructions import Stream
+from npu_matmul.kernel import Kernel, KernelNotBuilt
+from npu_matmul.schedule import LIMITS
+from npu_matmul.streams import stream_cycles, written_arguments
+from npu_matmul.target import WORD_BYTES
+
+if TYPE_CHECKING:
+    from npu_matmul.device.xrt import XrtDevice
+
+RUN_INSTRUCTIONS = 3  # the opcode of a launch
+CONTEXT_COMMANDS = 4  # HWCTX_MAX_CMDS of amdxdna: submitting a fifth blocks inside XRT
+CHAIN_RUNS = 24  # of one command: submit_size of XRT's runlist, which cuts longer ones
+CACHE_LINE_BYTES = 64
+
+Launches = Sequence[tuple[bytes, Sequence[Buffer]]]
+
+log = logging.getLogger("npu_matmul")
+
+
+@dataclass(frozen=True)
+class Instructions:
+    """A stream, in the memory that the firmware reads it from."""
+
+    memory: Memory
+    stream: bytes
+    written: frozenset[int]  # the buffer arguments that its transfers write
+
+
+class XrtKernel(LoadedKernel):
+    """An overlay from the cache, checked against the kernel."""
+
+    device: XrtDevice
+
+    def __init__(self, device: XrtDevice, kernel: Kernel) -> None:
+        super().__init__(device, kernel)
+        self._lock = device.launching  # one for all kernels: contexts are shared between them
+        self._trial_thread: int | None = None
+        target = device.target.name
+        if target not in kernel.targets:
+            raise KernelNotBuilt(
+                f"kernel {kernel.name!r} is for {', '.join(kernel.targets)}; this NPU, "
+                f"{device.model}, is {target}"
+            )
+        self.overlay = self._register(find_built(kernel, target))
+
+    def launch_all(self, launches: Iterable[tuple[bytes, Sequence[Buffer]]]) -> None:
+        """Launch several, as chains where those work, and wait for all.
+
+        Chains are for three or more: the last launch of one is submitted alone.
+        """
+        for part in self._parts(launches):
+            together = len(part) > 2 and self._chains_work()
+            for group in [part] if together else [[launch] for launch in part]:
+                self._launch(group).wait(self.TIMEOUT_S)
+
+    def start(self, launches: Launches, owner: object, relaunches: int = 0) -> Flight:
+        """Start launches that were checked: one, or several in a chain."""
+        self.device.require_open()
+        with self._lock:
+            prepared = [self._prepare(stream).instructions for stream, _ in launches]
+            self.device.count(launches=len(launches), relaunches=relaunches)
+            buffers = [buffers for _, buffers in launches]
+            return self._fly(list(zip(prepared, buffers, strict=True)), owner)
+
+    def rebuild(self, broken: Context) -> None:
+        """Make the context anew, unless another launch that failed with it has done so."""
+        with self._lock:
+            self.device.contexts.discard(broken)
+            self.device.contexts.get(self.overlay)
+
+    def known_product(self, split: bool = False) -> str | None:
+        """The self-test, without a trace in counts and kept streams: None, or what is wrong."""
+        with self._lock, self.device.uncounted():
+            context = self.device.contexts.get(self.overlay)
+            kept = self._streams.copy()
+            try:
+                return self_test(self, split)
+            finally:
+                same = self.device.contexts.get(self.overlay) is context
+                self._streams = kept if same else type(kept)()
+
+    def forget_streams(self) -> None:
+        """Drop the streams that are kept for later launches; those under way keep their own."""
+        with self._lock:
+            self._streams.clear()
+
+    def _register(self, built: Built) -> Registered:
+        """Make the device know an overlay, which must name the kernel that is meant."""
+        api, label = self.device.api, f"kernel {self.kernel.name!r} ({self.kernel.variant})"
+        with reported(f"the overlay of {label}, {built.xclbin}", OverlayMismatch):
+            xclbin = api.xclbin(str(built.xclbin))
+            kernels = xclbin.get_kernels()
+            found = {kernel.get_name(): int(kernel.get_num_args()) for kernel in kernels}
+            uuid = self.device.handle.register_xclbin(xclbin) if built.name in found else None
+        if uuid is None:
+            raise OverlayMismatch(
+                f"{built.xclbin} holds {', '.join(found) or 'no kernel'}, not {built.name}, which "
+                f"{label} is; run: npu-matmul build {self.kernel.name} --force"
+            )
+        return Registered(uuid, built.name, label, found[built.name], self.forget_streams)
+
+    def _load_instructions(self, stream: bytes, decoded: Stream) -> Instructions:
+        context = self.device.contexts.get(self.overlay)
+        memory = self.device.instruction_memory(len(stream), context.instruction_group)
+        memory.array()[:] = np.frombuffer(stream, np.uint8)
+        with reported("a sync of instructions"):
+            memory.bo.sync(self.device.api.xclBOSyncDirection.XCL_BO_SYNC_BO_TO_DEVICE)
+        return Instructions(memory, stream, frozenset(written_arguments(decoded)))
+
+    def _start(self, instructions: Instructions, buffers: Sequence[Buffer]) -> Run:
+        submission = Submission(self, [(instructions.stream, tuple(buffers))])
+        return XrtRun(submission, lambda: self._fly([(instructions, buffers)], submission))
+
+    def _launch(self, launches: Launches) -> Run:
+        submission = Submission(self, launches)
+        trial = self._trial_thread == threading.get_ident()
+        return XrtRun(submission, lambda: self.start(launches, submission), not trial)
+
+    def _fly(self, launches: Sequence[tuple[Instructions, Sequence[Buffer]]], owner: object) -> Flight:
+        """Start runs whose instructions are on the device: all but the last in a chain.
+
+        A chain can only be waited for inside XRT, which lets nothing else through. So the last run
+        is submitted alone: a context works in order, and the end of that run is the chain's too.
+        """
+        context = self.device.contexts.get(self.overlay)
+        memory = frozenset(b.memory for _, given in launches for b in xrt_buffers(given))
+        commands = min(2, len(launches))
+        IN_FLIGHT.require_free(memory, owner)
+        IN_FLIGHT.wait_for_room(context, CONTEXT_COMMANDS - commands, self.TIMEOUT_S)
+        with reported(f"launching kernel {self.kernel.name!r}", LaunchNotStarted):
+            runs = [self._run(context, *launch) for launch in launches]
+            chain = self._chain(context, runs[:-1])
+            flight = Flight(context, owner, runs, chain, memory, commands, tuple(launches))
+            IN_FLIGHT.add(flight)
+            try:
+                if chain is not None:
+                    chain.execute()
+                runs[-1].start()
+            except RuntimeError:
+                IN_FLIGHT.start_failed(flight)
+                raise
+        return flight
+
+    def _chain(self, context: Context, runs: Sequence[Any]) -> Any:
+        if not runs:
+            return None
+        chain = self.device.api.runlist(context.hardware)
+        for run in runs:
+            chain.add(run)
+        return chain
+
+    def _run(self, context: Context, instructions: Instructions, given: Sequence[Buffer]) -> Any:
+        """A run with all its arguments. XRT checks neither their number nor, in ``kernel(...)``,
+        their types."""
+        room = self.overlay.arguments - FIRST_DATA
+        if len(given) > room:
+            raise DeviceError(f"{len(given)} data buffers given; the overlay has room for {room}")
+        run = self.device.api.run(context.kernel)
+        run.set_arg(OPCODE, RUN_INSTRUCTIONS)
+        run.set_arg(INSTRUCTIONS, instructions.memory.bo)
+        run.set_arg(WORDS, len(instructions.stream) // WORD_BYTES)
+        for number, buffer in enumerate(xrt_buffers(given)):
+            if number in instructions.written and buffer.offset_bytes % CACHE_LINE_BYTES:
+                raise BufferSizeError(
+                    f"buffer argument {number} is written by the NPU and begins at byte "
+                    f"{buffer.offset_bytes} of its buffer; it must begin at a cache line, a "
+                    f"multiple of {CACHE_LINE_BYTES} B"
+                )
+            run.set_arg(FIRST_DATA + number, buffer.argument())
+        return run
+
+    def _parts(self, launches: Iterable[tuple[bytes, Sequence[Buffer]]]) -> Iterator[Launches]:
+        """Launches, checked, in parts that may be one chain each: the driver's watchdog sees a
+        chain as one job, so it may take as long as one launch may."""
+        part: list[tuple[bytes, Sequence[Buffer]]] = []
+        cycles = 0
+        for stream, buffers in launches:
+            with self._lock:
+                decoded = self._checked(stream, buffers).stream
+            needed = stream_cycles(self.kernel, decoded)
+            if part and (len(part) == CHAIN_RUNS or cycles + needed > LIMITS.core_cycles):
+                yield part
+                part, cycles = [], 0
+            part.append((stream, buffers))
+            cycles += needed
+        if part:
+            yield part
+
+    def _chains_work(self) -> bool:
+        """Whether XRT's run lists do what they should: tried once, with a known product."""
+        device = self.device
+        with self._lock:
+            if device.chains is None:
+                device.chains = hasattr(device.api, "runlist")
+                if device.chains:
+                    problem = self._try_chain()
+                    device.chains = problem is None
+                    if problem is not None:
+                        log.warning("launching one by one, as chains do not work: %s", problem)
+            return device.chains
+
+    def _try_chain(self) -> str | None:
+        context = self.device.contexts.get(self.overlay)
+        self._trial_thread = threading.get_ident()
+        try:
+            problem = self.known_product(split=True)
+        except DeviceError as error:
+            problem = str(error)
+        finally:
+            self._trial_thread = None
+        if problem is not None:
+            self.rebuild(context)
+        return problem
+
+
+@dataclass(eq=False)
+class Submission:
+    """Launches of a kernel that can be launched again."""
+
+    kernel: XrtKernel
+    launches: Launches
+
+    @property
+    def kernel_name(self) -> str:
+        return self.kernel.kernel.name
+
+    def start_again(self, failed: Flight | None) -> Flight:
+        """Rebuild the context that it failed in, and launch once more."""
+        if failed is not None:
+            context = failed.context
+            failed.release()
+            self.kernel.rebuild(context)
+        return self.kernel.start(self.launches, self, relaunches=len(self.launches))
+
+    def decline(self, error: Exception) -> None:
+        self.kernel.device.decline(error)

@@ -1,0 +1,250 @@
+"""Launches under way on a real NPU: kept until they are seen to have ended, and waited for.
+
+XRT ends the process when a started run is destroyed whose end nobody has seen, even if the hardware
+finished long ago. So every started run is in ``IN_FLIGHT``, with all memory that it may touch,
+until its state says that it ended; what never ends is kept for ever, the interpreter's own end
+included. Waiting asks for the state and sleeps in between: XRT's own waits hold the interpreter's
+lock, so that neither Ctrl-C nor another thread would get through.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import ctypes
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from npu_matmul.device import DeviceError, LaunchFailed, Run
+from npu_matmul.device.xrt_errors import (
+    COMPLETED,
+    ERROR,
+    NOT_STARTED,
+    Failure,
+    LaunchNotStarted,
+    ended,
+    overdue,
+)
+
+FIRST_PAUSE_S = 20e-6
+LONGEST_PAUSE_S = 1e-3
+# The driver's watchdog ends a hanging launch after 2 s; as much again for its recovery.
+DRAIN_S = 4.0
+
+log = logging.getLogger("npu_matmul")
+
+
+@dataclass(eq=False)
+class Flight:
+    """One command that was started, or a chain of them and the command after it.
+
+    The last of ``runs`` ends after all others, as a context works in order. ``memory`` is what the
+    NPU may touch, ``owner`` whose launch it is, ``commands`` how many the driver sees.
+    """
+
+    context: Any
+    owner: object
+    runs: Sequence[Any]
+    chain: Any
+    memory: frozenset[Any]
+    commands: int
+    keep: tuple[Any, ...]
+    abandoned: bool = False
+
+    def has_ended(self) -> bool:
+        """Whether the NPU is done with it; asking is what lets XRT forget the run."""
+        try:
+            return int(self.runs[-1].state()) >= COMPLETED
+        except RuntimeError:  # the device went away; nothing can be known
+            return False
+
+    def result(self) -> Failure | None:
+        """How it ended: what a chain reports counts before its last run."""
+        if self.chain is not None:
+            try:
+                self.chain.wait()  # returns at once: all of it came before the last run
+            except RuntimeError as error:
+                return _chain_failure(str(error))
+        return ended(int(self.runs[-1].state()))
+
+    def release(self) -> None:
+        """Let go of everything, unless the NPU may still be at it."""
+        if not self.abandoned:
+            self.runs, self.chain, self.context, self.keep = (), None, None, ()
+
+
+class Flights:
+    """All launches of the process that have not been seen to end."""
+
+    def __init__(self) -> None:
+        self._flights: list[Flight] = []
+        self._lock = threading.Lock()
+        self.unknown: list[Flight] = []
+
+    def add(self, flight: Flight) -> None:
+        with self._lock:
+            self._flights.append(flight)
+
+    def current(self) -> list[Flight]:
+        """Those that have not ended; forgets those that have."""
+        with self._lock:
+            self._flights = [f for f in self._flights if not f.has_ended()]
+            return list(self._flights)
+
+    def start_failed(self, flight: Flight) -> None:
+        """Keep what XRT would not start: before XRT 2.26 it may be ended for destroying it."""
+        with self._lock:
+            self._flights.remove(flight)
+            self.unknown.append(flight)
+
+    def commands_of(self, context: object) -> int:
+        return sum(flight.commands for flight in self.current() if flight.context is context)
+
+    def wait_for_room(self, context: object, commands: int, timeout_s: float) -> None:
+        """Return when a context has no more than so many commands in flight: the driver takes four,
+        and submitting a fifth would block inside XRT."""
+        patience = _Patience(timeout_s)
+        while self.commands_of(context) > commands:
+            if not patience.pause():
+                raise DeviceError(f"the NPU has not ended a launch for {timeout_s:g} s")
+
+    def require_free(self, memory: Iterable[object], owner: object) -> None:
+        """Raise when a launch that never ended may still write memory that is to be used again."""
+        memory = set(memory)
+        for flight in self.current():
+            if flight.abandoned and flight.owner is not owner and memory & flight.memory:
+                raise DeviceError(
+                    "a launch that did not end may still write this buffer; allocate another, or "
+                    "restart the process"
+                )
+
+    def drain(self, flights: Iterable[Flight] | None = None, timeout_s: float = DRAIN_S) -> bool:
+        """Wait until these (default: all) have ended, for so long at most; whether they have."""
+        wanted = None if flights is None else set(map(id, flights))
+        patience = _Patience(timeout_s)
+        while any(wanted is None or id(f) in wanted for f in self.current()):
+            if not patience.pause():
+                return False
+        return True
+
+    def leave(self) -> None:
+        """At exit: drain, then see to it that nothing destroys what has not ended."""
+        with contextlib.suppress(KeyboardInterrupt):
+            self.drain()
+        for kept in (*self.current(), *self.unknown):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+
+
+IN_FLIGHT = Flights()
+atexit.register(IN_FLIGHT.leave)
+
+
+class _Patience:
+    """Pauses that grow, until a deadline."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._deadline = time.monotonic() + timeout_s
+        self._pause_s = FIRST_PAUSE_S
+
+    def pause(self) -> bool:
+        """Sleep a little, which lets other threads run and Ctrl-C through; False when the time is
+        up."""
+        if time.monotonic() >= self._deadline:
+            return False
+        time.sleep(self._pause_s)
+        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        return True
+
+
+def wait(flight: Flight, timeout_s: float) -> Failure | None:
+    """Wait for a launch's end; None when it completed. It is drained when an exception unwinds."""
+    patience = _Patience(timeout_s)
+    try:
+        while not flight.has_ended():
+            if not patience.pause():
+                flight.abandoned = True
+                return overdue(timeout_s)
+    except BaseException:
+        flight.abandoned = not IN_FLIGHT.drain([flight])
+        raise
+    IN_FLIGHT.current()
+    return flight.result()
+
+
+class Submission(Protocol):
+    """What was launched, and can be launched again."""
+
+    @property
+    def kernel_name(self) -> str: ...
+
+    def start_again(self, failed: Flight | None) -> Flight:
+        """Make the context anew that it failed in, and launch it."""
+
+    def decline(self, error: Exception) -> None:
+        """Leave the device alone from now on."""
+
+
+class XrtRun(Run):
+    """One launch or one chain, started. When it fails it is launched once more in a new context;
+    when that fails too, the device is declined for this process."""
+
+    def __init__(
+        self, submission: Submission, start: Callable[[], Flight], try_again: bool = True
+    ) -> None:
+        self._submission = submission
+        self._try_again = try_again
+        self._flight: Flight | None = None
+        self._outcome: LaunchFailed | Failure | None = None  # of a launch that is not in flight
+        try:
+            self._flight = start()
+        except LaunchNotStarted as error:
+            self._outcome = Failure(NOT_STARTED, str(error))
+
+    def wait(self, timeout_s: float) -> None:
+        flight = self._flight
+        if flight is not None:
+            self._outcome = wait(flight, timeout_s)
+            self._flight = None
+        if isinstance(self._outcome, Failure):
+            self._outcome = self._after(flight, self._outcome, timeout_s)
+        if self._outcome is not None:
+            raise self._outcome
+
+    def _after(
+        self, flight: Flight | None, failure: Failure, timeout_s: float
+    ) -> LaunchFailed | None:
+        """What to raise after a failure: nothing, when the second try completes."""
+        name = self._submission.kernel_name
+        if not self._try_again:
+            return failure.error(name, "it was a trial")
+        log.warning(
+            "launching kernel %r failed: %s; trying once more in a new hardware context",
+            name,
+            failure.text,
+        )
+        tried = "its hardware context was rebuilt and it was launched once more"
+        try:
+            second = wait(self._submission.start_again(flight), timeout_s)
+        except DeviceError as error:
+            found = failure.error(name, f"{tried}, which failed: {error}")
+            found.__cause__ = error
+        else:
+            if second is None:
+                return None
+            found = second.error(name, f"{tried}, after: {failure.text}")
+        self._submission.decline(found)
+        return found
+
+
+def _chain_failure(text: str) -> Failure:
+    """What a chain raised: XRT names the state of the first run that failed."""
+    for state, name in ((8, "TIMEOUT"), (6, "ABORT"), (5, "ERROR")):
+        if f"ERT_CMD_STATE_{name}" in text:
+            found = ended(state)
+            assert found is not None
+            return found
+    return Failure(ERROR, f"a chain of launches failed: {text}")
