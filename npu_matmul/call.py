@@ -23,7 +23,7 @@ from npu_matmul.device import (
     NpuDevice,
     open_device,
 )
-from npu_matmul.kernel import Kernel, load_variants
+from npu_matmul.kernel import Kernel, KernelNotBuilt, load_variants
 from npu_matmul.packed import PackedMatrix
 from npu_matmul.precision import Operand, Precision, dequantise
 from npu_matmul.report import CallReport
@@ -72,6 +72,7 @@ class Call:
             computes = f"device {self.device.name!r} computes without kernels and launches"
             self.reason = self.reason or computes
             return
+        assert isinstance(self.device, NpuDevice)
         if self._is_small(a, b):
             return
         if isinstance(b, PackedMatrix) and b.kernel is not None:
@@ -79,7 +80,9 @@ class Call:
             self.kernel, why = b.kernel, "B is packed for it"
         else:
             problem = _problem(a.shape, b.shape, self.precision.terms)
-            self.kernel, why = choose_kernel(kernel, self.precision.types, problem)
+            self.kernel, why = choose_kernel(
+                kernel, self.precision.types, problem, self.device.target, self.device.can_load
+            )
         self.strategy, how = (strategy, "as asked") if strategy else ("batched", "fewest launches")
         self.reason = f"kernel {self.kernel.name}: {why}; strategy {self.strategy}: {how}"
 
@@ -138,7 +141,7 @@ class Call:
             return self._on_cpu(a, b)
         try:
             return self._on_npu(a, b)
-        except DeviceError as error:
+        except (DeviceError, KernelNotBuilt) as error:
             if self.on_error == "raise":
                 raise
             self._give_up(error)
@@ -159,7 +162,7 @@ class Call:
         with self.stages.stage("compute"):
             return host.product(a, b.operand() if isinstance(b, PackedMatrix) else b)
 
-    def _give_up(self, error: DeviceError) -> None:
+    def _give_up(self, error: Exception) -> None:
         """Say, once per device, that its calls end on the CPU; the report says so every time."""
         name = self.device.name
         if name not in _given_up:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import astuple
 
 from npu_matmul.kernel import Kernel, UnknownKernel, kernel_folders, load_variants
@@ -19,10 +20,11 @@ def choose_kernel(
     types: tuple[str, str, str],
     problem: tuple[int, int, int],
     target: Target = NPU1,
+    can_load: Callable[[Kernel], bool] = lambda _: True,
 ) -> tuple[Kernel, str]:
     """The kernel for element types (A, B, C), a problem (M, K, N) and a target, and the reason: the
     one asked for, else the one whose cores have the least padded work each, then the fewest
-    launches.
+    launches. Where some can be loaded by the device, it is one of them.
 
     Raises ``UnknownKernel``, ``ManifestError`` or ``KernelNotBuilt``.
 
@@ -32,7 +34,9 @@ def choose_kernel(
     """
     if kernel is not None:
         return _asked_for(kernel, types, target), "as asked"
-    grids = [TileGrid(variant, *problem) for variant in kernels_for(types, target)]
+    kernels = kernels_for(types, target)
+    kernels = list(filter(can_load, kernels)) or kernels
+    grids = [TileGrid(variant, *problem) for variant in kernels]
     if not grids:
         raise UnknownKernel(f"no kernel for {types[0]} operands on {target.name} was found")
     if len(grids) == 1:

@@ -145,7 +145,7 @@ def pack_b(
         matrix = np.array(operand.matrix, order="C")
         return PackedMatrix(opened, None, how, b.shape, b.dtype, matrix, operand.scale)
     problem = MANY_ROWS, *operand.matrix.shape
-    chosen, _ = choose_kernel(kernel, how.types, problem)
+    chosen, _ = choose_kernel(kernel, how.types, problem, opened.target, opened.can_load)
     content = pack_resident(opened.load(chosen), TileGrid(chosen, *problem), operand.matrix)
     return PackedMatrix(opened, chosen, how, b.shape, b.dtype, content, operand.scale)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import ArrayLike, NDArray
+
+ON_A_REAL_NPU = pytest.param("xrt", marks=pytest.mark.npu)  # a device for `pytest -m npu`
 
 
 def random_int8(seed: int, *shape: int) -> NDArray[np.int8]:

@@ -1,16 +1,24 @@
-"""Fixtures: every kernel that can run, every NPU device."""
+"""Fixtures that several test files share: every kernel that can run, every NPU device."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from comparing import ON_A_REAL_NPU
+from pyxrt_double.binding import make_binding
+from pyxrt_double.built import publish
+from pyxrt_double.npu import Npu
 
-from npu_matmul.device import NpuDevice, open_device
-from npu_matmul.kernel import Kernel, kernel_folders, load_variants
+from npu_matmul.build import cache
+from npu_matmul.device import DeviceUnavailable, NpuDevice, open_device, xrt, xrt_kernel, xrt_runs
+from npu_matmul.kernel import Kernel, KernelNotBuilt, kernel_folders, load_variants
 
-NPU_DEVICES = ["emulated"]
+# "double" is the device "xrt" on a double of its binding; the last is a real NPU.
+NPU_DEVICES = ["emulated", "double", ON_A_REAL_NPU]
 
 
 def _runnable_kernels() -> list[Any]:
@@ -40,11 +48,72 @@ def int8_kernel(request: pytest.FixtureRequest) -> Kernel:
     return found
 
 
+@pytest.fixture
+def clean_xrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """The device "xrt" as in a fresh process, with an empty cache of overlays."""
+    flights = xrt_runs.Flights()
+    for module in (xrt, xrt_kernel, xrt_runs, sys.modules["npu_matmul.device.xrt_contexts"]):
+        monkeypatch.setattr(module, "IN_FLIGHT", flights)
+    monkeypatch.setattr(xrt, "_declined", [])
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    yield
+    for name, device in list(sys.modules["npu_matmul.device"]._open.items()):
+        if name == "xrt" or isinstance(device, xrt.XrtDevice):
+            device.close()
+
+
+@pytest.fixture
+def double(clean_xrt: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Npu]:
+    """The double of pyxrt and the machine behind it; nothing may end a real process."""
+    machine = Npu()
+    monkeypatch.setitem(sys.modules, "pyxrt", make_binding(machine))
+    yield machine
+    assert machine.crashes == []
+
+
+@pytest.fixture
+def everything_built(clean_xrt: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Overlays are there when they are asked for, whatever the kernel."""
+
+    def find(kernel: Kernel, target: str) -> cache.Built:
+        try:
+            return cache.find_built(kernel, target)
+        except KernelNotBuilt:
+            return publish(kernel, target)
+
+    monkeypatch.setattr(xrt_kernel, "find_built", find)
+    monkeypatch.setattr(xrt, "is_built", lambda *_: True)
+
+
 @pytest.fixture(params=NPU_DEVICES)
 def npu(request: pytest.FixtureRequest) -> Iterator[NpuDevice]:
     """Each NPU device, opened for this test alone."""
-    open_device(request.param).close()
-    device = open_device(request.param)
+    if request.param == "double":
+        request.getfixturevalue("double")
+        request.getfixturevalue("everything_built")
+    name = "emulated" if request.param == "emulated" else "xrt"
+    open_device(name).close()
+    device = open_device(name)
     assert isinstance(device, NpuDevice)
     yield device
     device.close()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Tests on a real NPU are skipped where there is none, with the device's own reason."""
+    if item.get_closest_marker("npu"):
+        try:
+            open_device("xrt")
+        except DeviceUnavailable as error:
+            pytest.skip(f"no NPU can be used here: {error}")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, Any]:
+    """A kernel that only a test knows is not built for a real NPU."""
+    try:
+        return (yield)
+    except KernelNotBuilt as error:
+        if item.get_closest_marker("npu"):
+            pytest.skip(str(error))
+        raise

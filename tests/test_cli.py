@@ -54,10 +54,11 @@ def test_a_kernel_without_core_function_is_listed_and_refused(
     assert "Traceback" not in done.stderr
 
 
-def test_devices_says_what_can_be_used_and_why_not() -> None:
+def test_devices_says_what_can_be_used_and_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyxrt", None)
     output = " ".join(run("devices").output.split())
     assert "auto yes: cpu" in output
-    assert "xrt no: driving a real NPU" in output
+    assert "xrt no:" in output and "cannot import pyxrt" in output
 
 
 def test_emitted_design_is_the_generated_one(tmp_path: Path) -> None:

@@ -40,6 +40,10 @@ SMALL = dataclasses.replace(KERNEL, tile=TileShape(4, 8, 8))
 ON_FOUR_CORES = dataclasses.replace(SMALL, grid=CoreGrid(2, 2))
 
 
+# A real NPU shares its memory with the host: there is nothing to lag behind.
+two_sides = pytest.mark.parametrize("npu", ["emulated", "double"], indirect=True)
+
+
 class Launchable:
     """One product of one launch, by hand: buffers filled and synced, everything ready to start."""
 
@@ -85,12 +89,14 @@ def test_a_launch_computes_what_was_synced(ready: Launchable) -> None:
     ready.assert_right()
 
 
+@two_sides
 def test_what_the_host_writes_after_the_sync_stays_on_the_host(ready: Launchable) -> None:
     ready.buffers[0].host[:] = 1
     ready.buffers[1].host[:] = 2
     ready.assert_right()
 
 
+@two_sides
 def test_the_host_sees_a_result_only_after_its_sync(ready: Launchable) -> None:
     ready.buffers[2].host[:] = 7
     ready.launch()
@@ -99,6 +105,7 @@ def test_the_host_sees_a_result_only_after_its_sync(ready: Launchable) -> None:
     assert_equal_bits(ready.host_result(), product_int32(ready.a, ready.b))
 
 
+@two_sides
 def test_a_view_shares_both_sides_and_syncs_its_own_bytes_alone(npu: NpuDevice) -> None:
     whole = filled(npu, 1)
     whole.sync_to_device()
@@ -114,6 +121,7 @@ def test_a_view_shares_both_sides_and_syncs_its_own_bytes_alone(npu: NpuDevice) 
     assert_equal_bits(whole.host, np.repeat(np.array([1, 9], np.uint8), [4, 60]))
 
 
+@two_sides
 def test_a_view_of_a_view_counts_from_the_view(npu: NpuDevice) -> None:
     whole = npu.alloc(64)
     whole.host[:] = np.arange(64)
@@ -246,7 +254,7 @@ def _fails_in_the_middle_of_several(ready: Launchable) -> None:
     ready.loaded.launch_all([(ready.stream, good), (ready.stream, bad), (ready.stream, good)])
 
 
-@fault(devices.DeviceError, "buffer 0 belongs to another device 'emulated' than .*that one's alloc")
+@fault(devices.DeviceError, r"buffer 0 belongs to another device '\w+' than .*that one's alloc")
 def _buffer_of_another_device(ready: Launchable) -> None:
     foreign = type(ready.loaded.device)().alloc(ready.buffers[0].nbytes)
     foreign.sync_to_device()
@@ -299,6 +307,9 @@ def _with_steps(ready: Launchable, steps: int) -> bytes:
     return assemble(Sequence(good.name, good.arguments, tuple(changed)), overlay)
 
 
+EMULATED_ONLY = {"too many steps", "too few steps", "stream for another partition"}
+
+
 @fault(LaunchFailed, "nothing can move")
 def _too_many_steps(ready: Launchable) -> None:
     ready.loaded.launch(_with_steps(ready, ready.shape.steps + 1), ready.buffers).wait(2.0)
@@ -317,8 +328,16 @@ def _stream_for_another_partition(ready: Launchable) -> None:
 
 @pytest.mark.parametrize(("do", "error", "message"), FAULTS.values(), ids=FAULTS)
 def test_after_a_refused_or_failed_launch_the_next_is_right(
-    ready: Launchable, do: Callable[[Launchable], object], error: type[Exception], message: str
+    request: pytest.FixtureRequest,
+    ready: Launchable,
+    do: Callable[[Launchable], object],
+    error: type[Exception],
+    message: str,
 ) -> None:
+    if ready.loaded.device.name != "emulated" and not EMULATED_ONLY.isdisjoint(
+        request.node.callspec.id.split("-")
+    ):
+        pytest.skip("an NPU hangs, or goes on with wrong data: it cannot tell")
     for _ in range(2):
         with pytest.raises(error, match=message):
             do(ready)

@@ -7,14 +7,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from comparing import assert_equal_bits, random_int8
+from comparing import ON_A_REAL_NPU, assert_equal_bits, random_int8
 from numpy.typing import NDArray
 
 from npu_matmul import last_call, npu_matmul, pack_b
 from npu_matmul.precision import BF16, PRECISIONS, QuantiseError, to_bf16
 
 FLOATS = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16]
-every_device = pytest.mark.parametrize("device", ["cpu", "emulated"])
+every_device = pytest.mark.parametrize("device", ["cpu", "emulated", ON_A_REAL_NPU])
 every_precision = pytest.mark.parametrize("precision", list(PRECISIONS))
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comparing import assert_equal_bits, product_int32, random_int8
+from comparing import ON_A_REAL_NPU, assert_equal_bits, product_int32, random_int8
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -22,9 +22,13 @@ from npu_matmul.kernel import KernelNotBuilt, UnknownKernel, load_kernel
 from npu_matmul.strategies import STRATEGIES
 
 KERNEL = load_kernel("matmul_16x16")
-ROUTES: list[tuple[str, str | None]] = [("cpu", None), *(("emulated", s) for s in STRATEGIES)]
+ROUTES = [
+    ("cpu", None),
+    *(("emulated", strategy) for strategy in STRATEGIES),
+    *(pytest.param("xrt", strategy, marks=pytest.mark.npu) for strategy in STRATEGIES),
+]
 every_route = pytest.mark.parametrize(("device", "strategy"), ROUTES)
-every_device = pytest.mark.parametrize("device", ["cpu", "emulated"])
+every_device = pytest.mark.parametrize("device", ["cpu", "emulated", ON_A_REAL_NPU])
 
 POWERS = [n + d for n in (16, 32, 64, 128) for d in (-1, 0, 1)]
 SHAPES = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comparing import assert_equal_bits, product_int32, random_int8
+from comparing import ON_A_REAL_NPU, assert_equal_bits, product_int32, random_int8
 from numpy.typing import NDArray
 
 from npu_matmul.device import Buffer, Counters, LoadedKernel, NpuDevice
@@ -138,6 +138,7 @@ def test_small_limits_really_split() -> None:
 CUBE = 512
 
 
+@pytest.mark.parametrize("npu", ["emulated", ON_A_REAL_NPU], indirect=True)
 @pytest.mark.parametrize(
     ("strategy", "launches", "syncs"),
     [("sequential", 32_768, 65_536), ("output_tile", 1_024, 2), ("batched", 1, 2)],

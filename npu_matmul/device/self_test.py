@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,8 @@ LARGEST = 8  # of an operand's magnitude: exact in bf16, and so are all sums up 
 PATTERN = 0x5A
 SEEDS = (11, 12)
 
+LaunchAll = Callable[[Iterable[tuple[bytes, Sequence[Buffer]]]], None]
+
 
 @dataclass(frozen=True)
 class _Buffers:
@@ -34,16 +37,18 @@ class _Buffers:
     c: Buffer
 
 
-def self_test(loaded: LoadedKernel, split: bool = False) -> str | None:
-    """Compute known products; None, or what is wrong with the result. ``split`` makes a launch of
-    each block of C, so that there are several."""
+def self_test(loaded: LoadedKernel, launch_all: LaunchAll | None = None) -> str | None:
+    """Compute known products; None, or what is wrong with the result. Where a way to launch several
+    is given, it is tested: each block of C is a launch."""
     grid = _grid(loaded.kernel)
-    launches = block_launches(grid) if split else cover(grid)
+    launches = cover(grid) if launch_all is None else block_launches(grid)
+    launch_all = launch_all or loaded.launch_all
     device = loaded.device
     buffers = _Buffers(*(device.alloc(n) for n in (grid.a_bytes, grid.b_bytes, grid.c_bytes)))
     for seed in SEEDS:
         a, b = _operands(grid, seed)
-        problem = judge(_product(loaded, grid, launches, buffers, a, b), a, b)
+        got = _product(launch_all, grid, launches, buffers, a, b)
+        problem = judge(got, a, b)
         if problem is not None:
             return problem
     return None
@@ -105,20 +110,20 @@ def _operands(grid: TileGrid, seed: int) -> tuple[NDArray[np.int64], NDArray[np.
 
 
 def _product(
-    loaded: LoadedKernel,
+    launch_all: LaunchAll,
     grid: TileGrid,
     launches: list[Launch],
     buffers: _Buffers,
     a: NDArray[np.int64],
     b: NDArray[np.int64],
 ) -> NDArray[np.float64]:
-    kernel = loaded.kernel
+    kernel = grid.kernel
     pack_a(a.astype(kernel.a_dtype), grid, buffers.a.host.view(kernel.a_dtype))
     pack_b(b.astype(kernel.b_dtype), grid, buffers.b.host.view(kernel.b_dtype))
     buffers.c.host[:] = PATTERN
     for buffer in (buffers.a, buffers.b, buffers.c):
         buffer.sync_to_device()
-    loaded.launch_all(
+    launch_all(
         (launch_stream(kernel, launch.shape), _views(kernel, launch, buffers))
         for launch in launches
     )

@@ -87,7 +87,7 @@ class XrtDevice(NpuDevice):
         check_size(nbytes)
         with self.launching:
             memory = self._memory(nbytes, self.api.bo.flags.host_only, self._data_group())
-        return XrtBuffer(self, memory, f"buffer {next(self._numbers)}", 0, nbytes)
+        return XrtBuffer(self, memory.array()[:], f"buffer {next(self._numbers)}", memory)
 
     def load(self, kernel: Kernel) -> XrtKernel:
         self.require_open()

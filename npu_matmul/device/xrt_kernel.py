@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from npu_matmul.build.cache import Built, find_built
 from npu_matmul.device import Buffer, BufferSizeError, DeviceError, LoadedKernel, Run
-from npu_matmul.device.self_test import self_test
+from npu_matmul.device.self_test import LaunchAll, self_test
 from npu_matmul.device.xrt_contexts import (
     FIRST_DATA,
     INSTRUCTIONS,
@@ -50,6 +49,10 @@ class Instructions:
     memory: Memory
     stream: bytes
     written: frozenset[int]  # the buffer arguments that its transfers write
+    cycles: int  # of one launch, a pessimistic estimate
+
+
+Ready = Sequence[tuple[Instructions, Sequence[Buffer]]]
 
 
 class XrtKernel(LoadedKernel):
@@ -60,7 +63,6 @@ class XrtKernel(LoadedKernel):
     def __init__(self, device: XrtDevice, kernel: Kernel) -> None:
         super().__init__(device, kernel)
         self._lock = device.launching  # one for all kernels: contexts are shared between them
-        self._trial_thread: int | None = None
         target = device.target.name
         if target not in kernel.targets:
             raise KernelNotBuilt(
@@ -94,13 +96,13 @@ class XrtKernel(LoadedKernel):
             self.device.contexts.discard(broken)
             self.device.contexts.get(self.overlay)
 
-    def known_product(self, split: bool = False) -> str | None:
+    def known_product(self, launch_all: LaunchAll | None = None) -> str | None:
         """The self-test, without a trace in counts and kept streams: None, or what is wrong."""
         with self._lock, self.device.uncounted():
             context = self.device.contexts.get(self.overlay)
             kept = self._streams.copy()
             try:
-                return self_test(self, split)
+                return self_test(self, launch_all)
             finally:
                 same = self.device.contexts.get(self.overlay) is context
                 self._streams = kept if same else type(kept)()
@@ -131,18 +133,20 @@ class XrtKernel(LoadedKernel):
         memory.array()[:] = np.frombuffer(stream, np.uint8)
         with reported("a sync of instructions"):
             memory.bo.sync(self.device.api.xclBOSyncDirection.XCL_BO_SYNC_BO_TO_DEVICE)
-        return Instructions(memory, stream, frozenset(written_arguments(decoded)))
+        cycles = stream_cycles(self.kernel, decoded)
+        return Instructions(memory, stream, frozenset(written_arguments(decoded)), cycles)
 
     def _start(self, instructions: Instructions, buffers: Sequence[Buffer]) -> Run:
         submission = Submission(self, [(instructions.stream, tuple(buffers))])
         return XrtRun(submission, lambda: self._fly([(instructions, buffers)], submission))
 
-    def _launch(self, launches: Launches) -> Run:
+    def _launch(self, launches: Launches, try_again: bool = True) -> Run:
         submission = Submission(self, launches)
-        trial = self._trial_thread == threading.get_ident()
-        return XrtRun(submission, lambda: self.start(launches, submission), not trial)
+        return XrtRun(submission, lambda: self.start(launches, submission), try_again)
 
-    def _fly(self, launches: Sequence[tuple[Instructions, Sequence[Buffer]]], owner: object) -> Flight:
+    def _fly(
+        self, launches: Sequence[tuple[Instructions, Sequence[Buffer]]], owner: object
+    ) -> Flight:
         """Start runs whose instructions are on the device: all but the last in a chain.
 
         A chain can only be waited for inside XRT, which lets nothing else through. So the last run
@@ -202,8 +206,7 @@ class XrtKernel(LoadedKernel):
         cycles = 0
         for stream, buffers in launches:
             with self._lock:
-                decoded = self._checked(stream, buffers).stream
-            needed = stream_cycles(self.kernel, decoded)
+                needed = self._checked(stream, buffers).instructions.cycles
             if part and (len(part) == CHAIN_RUNS or cycles + needed > LIMITS.core_cycles):
                 yield part
                 part, cycles = [], 0
@@ -227,13 +230,15 @@ class XrtKernel(LoadedKernel):
 
     def _try_chain(self) -> str | None:
         context = self.device.contexts.get(self.overlay)
-        self._trial_thread = threading.get_ident()
+
+        def chained(launches: Iterable[tuple[bytes, Sequence[Buffer]]]) -> None:
+            for part in self._parts(launches):
+                self._launch(part, try_again=False).wait(self.TIMEOUT_S)
+
         try:
-            problem = self.known_product(split=True)
+            problem = self.known_product(chained)
         except DeviceError as error:
             problem = str(error)
-        finally:
-            self._trial_thread = None
         if problem is not None:
             self.rebuild(context)
         return problem

@@ -36,9 +36,14 @@ class XrtBuffer(Buffer):
     device: XrtDevice
 
     def __init__(
-        self, device: XrtDevice, memory: Memory, name: str, offset_bytes: int, nbytes: int
+        self,
+        device: XrtDevice,
+        host: NDArray[np.uint8],
+        name: str,
+        memory: Memory,
+        offset_bytes: int = 0,
     ) -> None:
-        super().__init__(device, memory.array()[offset_bytes : offset_bytes + nbytes], name)
+        super().__init__(device, host, name)
         self.memory = memory
         self.offset_bytes = offset_bytes
         self._part: Any = None
@@ -53,7 +58,8 @@ class XrtBuffer(Buffer):
 
     def _view(self, offset_bytes: int, nbytes: int) -> XrtBuffer:
         name = f"{self.name}[{offset_bytes}:{offset_bytes + nbytes}]"
-        return XrtBuffer(self.device, self.memory, name, self.offset_bytes + offset_bytes, nbytes)
+        host = self.host[offset_bytes : offset_bytes + nbytes]
+        return XrtBuffer(self.device, host, name, self.memory, self.offset_bytes + offset_bytes)
 
     def _sync_to_device(self) -> None:
         self._sync(self.device.api.xclBOSyncDirection.XCL_BO_SYNC_BO_TO_DEVICE)

@@ -1,4 +1,4 @@
-"""The classes of pyxrt. Each function takes what the oldest supported binding takes, and no more."""
+"""The classes of pyxrt, whose functions take what the oldest supported binding takes."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import types
 from typing import Any
 
 import numpy as np
+
 from pyxrt_double.npu import ABORT, COMPLETED, HOST, NEW, SRAM, Command, Npu, Store, launch_of
 from pyxrt_double.xclbin import read_xclbin
 
@@ -37,7 +38,7 @@ class xrt_info_device(enum.Enum):  # noqa: N801
     host = 14
 
 
-class flags(enum.Enum):
+class flags(enum.Enum):  # noqa: N801
     normal = 0
     cacheable = 1 << 24
     device_only = 1 << 28

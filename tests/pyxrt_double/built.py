@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 
-from pyxrt_double.xclbin import xclbin_bytes
-
 from npu_matmul.build import cache
 from npu_matmul.build.identity import overlay_inputs, overlay_name
 from npu_matmul.build.plan import XCLBIN
 from npu_matmul.kernel import Kernel
+from pyxrt_double.xclbin import xclbin_bytes
 
 TOOLS = {"mlir_aie": "double", "llvm-aie": "double"}
 

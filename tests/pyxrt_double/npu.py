@@ -7,6 +7,7 @@ oldest command of that context. So every test sees launches that are still under
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable
@@ -14,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from pyxrt_double.xclbin import kernel_of
 
 from npu_matmul.emulator import POISON, EmulationError
 from npu_matmul.emulator.machine import Machine
@@ -22,6 +22,7 @@ from npu_matmul.emulator.shim import DeviceMemory
 from npu_matmul.emulator.symbols import models
 from npu_matmul.instructions import decode
 from npu_matmul.mlir.elaborate import overlay_of_text
+from pyxrt_double.xclbin import kernel_of
 
 NEW, COMPLETED, ERROR, ABORT, TIMEOUT = 1, 4, 5, 6, 8
 IN_FLIGHT = 4  # commands that the driver takes of a context
@@ -63,6 +64,7 @@ class Npu:
         self.chains = 0
         self.calls: Counter[str] = Counter()
         self.crashes: list[str] = []
+        self.lock = threading.RLock()  # the genuine binding holds the interpreter's
         self.contexts: weakref.WeakSet[ContextState] = weakref.WeakSet()
         self.events: list[str] = []
         self._slots = itertools.count(1)
@@ -101,7 +103,7 @@ class ContextState:
 
     def __init__(self, npu: Npu, slot: int, table: dict[str, Any]) -> None:
         self.npu = npu
-        self.kernels = {name: arguments for name, arguments in table["kernels"]}
+        self.kernels: dict[str, int] = dict(table["kernels"])
         self.queue: deque[Command] = deque()
         self.broken = False
         overlay = overlay_of_text(table["design"], "overlay.mlir")
@@ -112,16 +114,18 @@ class ContextState:
 
     def submit(self, command: Command) -> None:
         self.npu.require_present("EXEC_CMD")
-        if len(self.queue) >= IN_FLIGHT:
-            self.npu.crash("a fifth command in flight blocks inside the driver")
-        self.queue.append(command)
+        with self.npu.lock:
+            if len(self.queue) >= IN_FLIGHT:
+                self.npu.crash("a fifth command in flight blocks inside the driver")
+            self.queue.append(command)
 
     def ask(self, command: Command) -> int:
         """The state of a command; time passes."""
-        command.asked += 1
-        if command.asked > 1 and self.queue and not self.npu.vanished:
-            self._step()
-        return command.state
+        with self.npu.lock:
+            command.asked += 1
+            if command.asked > 1 and self.queue and not self.npu.vanished:
+                self._step()
+            return command.state
 
     def _step(self) -> None:
         command = self.queue[0]
