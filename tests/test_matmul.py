@@ -22,12 +22,9 @@ from npu_matmul.kernel import KernelNotBuilt, UnknownKernel, load_kernel
 from npu_matmul.strategies import STRATEGIES
 
 KERNEL = load_kernel("matmul_16x16")
-ROUTES = [
-    ("cpu", None),
-    *(("emulated", strategy) for strategy in STRATEGIES),
-    *(pytest.param("xrt", strategy, marks=pytest.mark.npu) for strategy in STRATEGIES),
-]
-every_route = pytest.mark.parametrize(("device", "strategy"), ROUTES)
+ROUTES: list[tuple[str, str | None]] = [("cpu", None), *(("emulated", s) for s in STRATEGIES)]
+ON_XRT = [pytest.param("xrt", strategy, marks=pytest.mark.npu) for strategy in STRATEGIES]
+every_route = pytest.mark.parametrize(("device", "strategy"), [*ROUTES, *ON_XRT])
 every_device = pytest.mark.parametrize("device", ["cpu", "emulated", ON_A_REAL_NPU])
 
 POWERS = [n + d for n in (16, 32, 64, 128) for d in (-1, 0, 1)]

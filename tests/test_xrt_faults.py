@@ -1,0 +1,458 @@
+"""Faults of a real NPU, injected behind pyxrt: nothing hangs, no wrong result comes out, and the
+next call works or says why not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from comparing import assert_equal_bits, product_int32, random_int8
+from pyxrt_double.npu import Npu
+
+from npu_matmul import call, last_call, npu_matmul, open_device
+from npu_matmul.device import DeviceError, DeviceUnavailable, LaunchFailed, NpuDevice, xrt, xrt_runs
+from npu_matmul.device import emulated as emulated_module
+from npu_matmul.device.emulated import EmulatedDevice
+from npu_matmul.device.self_test import launch_latency_s, self_test
+from npu_matmul.device.xrt_errors import (
+    AllocationFailed,
+    ContextFailed,
+    DeviceDeclined,
+    LaunchAborted,
+    LaunchNotStarted,
+    LaunchRejected,
+    LaunchTimedOut,
+    SelfTestFailed,
+    explain,
+)
+from npu_matmul.emulator.symbols import Model
+from npu_matmul.kernel import Kernel, load_kernel
+from npu_matmul.schedule import cover
+from npu_matmul.strategies import STRATEGIES
+from npu_matmul.streams import launch_stream
+from npu_matmul.tiler import TileGrid
+
+KERNEL = load_kernel("matmul_16x16")
+TIMEOUT_S = 0.05
+CREATE = "DRM_IOCTL_AMDXDNA_CREATE_HWCTX IOCTL failed (err={}): Invalid argument"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for something that never comes waits shortly."""
+    monkeypatch.setattr("npu_matmul.device.LoadedKernel.TIMEOUT_S", TIMEOUT_S)
+    monkeypatch.setattr(call, "_given_up", set())
+
+
+@pytest.fixture
+def machine(double: Npu, everything_built: None) -> Iterator[Npu]:
+    """A machine whose overlay has been tested, and run lists tried; what hangs ends with it."""
+    check(strategy="output_tile")
+    yield double
+    for context in list(double.contexts):
+        for command in context.queue:
+            command.hangs = False
+        context.broken = True
+    double.vanished = False
+    assert xrt_runs.IN_FLIGHT.drain(timeout_s=1.0)
+
+
+def check(seed: int = 1, strategy: str = "batched", on_error: str = "raise") -> None:
+    """A product that is right, or an exception."""
+    a, b = random_int8(seed, 40, 50), random_int8(seed + 1, 50, 60)
+    got = npu_matmul(
+        a, b, device="xrt", kernel=KERNEL, strategy=strategy, dtype=np.int32, on_error=on_error
+    )
+    assert_equal_bits(got, product_int32(a, b))
+
+
+def fail(machine: Npu, *faults: str, first: int = 1) -> None:
+    """Make the next launches go wrong."""
+    for number, fault in enumerate(faults):
+        machine.faults[machine.launches + first + number] = fault
+
+
+ONCE = ["hang", "timeout", "abort", "error"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "strategy"),
+    [(f, s) for f in ONCE for s in STRATEGIES if (f, s) != ("hang", "sequential")],
+)
+def test_a_launch_that_fails_once_is_launched_again_in_a_new_context(
+    machine: Npu, fault: str, strategy: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = machine.events.count("context made")
+    fail(machine, fault, first=3 if strategy == "output_tile" else 1)
+    check(seed=5, strategy=strategy)
+    report = last_call()
+    chained = {"output_tile": 12, "sequential": 1, "batched": 1}[strategy]
+    assert (report.device, report.relaunches) == ("xrt", chained)
+    assert machine.events.count("context made") == made + 1
+    (message,) = caplog.messages
+    assert "trying once more in a new hardware context" in message
+    check(seed=7, strategy=strategy)
+    assert last_call().relaunches == 0
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "words"),
+    [
+        ("hang", LaunchTimedOut, "it had not ended after 0.05 s"),
+        ("timeout", LaunchTimedOut, "the driver's watchdog stopped it (TIMEOUT)"),
+        ("abort", LaunchAborted, "the driver aborted it (ABORT)"),
+        ("error", LaunchRejected, "the firmware reported an error (ERROR)"),
+    ],
+)
+@pytest.mark.parametrize("strategy", ["batched", "output_tile"])
+def test_a_second_failure_is_told_apart_and_declines_the_device(
+    machine: Npu, fault: str, error: type[LaunchFailed], words: str, strategy: str
+) -> None:
+    fail(machine, fault, fault)
+    with pytest.raises(error) as caught:
+        check(seed=5, strategy=strategy)
+    message = str(caught.value)
+    assert words in message  # what happened
+    assert "its hardware context was rebuilt and it was launched once more" in message
+    assert "npu-matmul doctor" in message
+    launches = machine.launches
+    for use in (check, lambda: open_device("xrt").close() or open_device("xrt")):
+        with pytest.raises(DeviceDeclined, match="failed twice in a row and this process leaves"):
+            use()
+    assert machine.launches == launches
+
+
+def test_a_declined_device_is_replaced_by_the_cpu_where_that_was_asked_for(
+    machine: Npu, caplog: pytest.LogCaptureFixture
+) -> None:
+    fail(machine, "timeout", "timeout")
+    with caplog.at_level(logging.WARNING, logger="npu_matmul"):
+        for seed in (5, 7, 9):
+            check(seed=seed, on_error="cpu")
+            assert last_call().device == "cpu"
+            assert "'xrt' failed" in last_call().reason
+    assert sum("finishing on the CPU" in message for message in caplog.messages) == 1
+
+
+def test_an_unbuilt_kernel_is_replaced_by_the_cpu_where_that_was_asked_for(double: Npu) -> None:
+    check(on_error="cpu")
+    assert last_call().device == "cpu"
+    assert "not built for npu1" in last_call().reason
+
+
+@pytest.mark.parametrize(
+    ("number", "meaning"),
+    [(-2, "hardware contexts"), (-22, "firmware refused"), (-19, "gone or has no columns")],
+)
+def test_a_context_that_cannot_be_had_is_explained(
+    double: Npu, everything_built: None, number: int, meaning: str
+) -> None:
+    double.context_faults.append(CREATE.format(number))
+    with pytest.raises(ContextFailed, match=meaning):
+        check()
+    check()
+    assert last_call().device == "xrt"
+
+
+def test_a_context_that_cannot_be_rebuilt_declines_the_device(machine: Npu) -> None:
+    fail(machine, "timeout")
+    machine.context_faults.append(CREATE.format(-22))
+    with pytest.raises(LaunchTimedOut, match=r"which failed: a hardware context .*err=-22") as info:
+        check()
+    assert isinstance(info.value.__cause__, ContextFailed)
+    with pytest.raises(DeviceDeclined):
+        check()
+
+
+def test_memory_that_may_not_be_locked_is_explained_and_can_be_cured(
+    double: Npu, everything_built: None
+) -> None:
+    double.open_fails = (
+        "mmap(addr=0x7f00, len=67108864, prot=3, flags=8209, offset=0) failed (err=-11): "
+        "Resource temporarily unavailable"
+    )
+    with pytest.raises(DeviceUnavailable, match=r"raise the memlock limit"):
+        check()
+    double.open_fails = ""
+    check()
+
+
+def test_no_device_is_explained(double: Npu, everything_built: None) -> None:
+    double.devices = 0
+    with pytest.raises(DeviceUnavailable, match="its plugin for amdxdna is missing"):
+        check()
+    check(on_error="cpu")
+    assert last_call().device == "cpu"
+    double.devices = 1
+    check()
+    assert last_call().device == "xrt"
+
+
+def test_a_buffer_that_cannot_be_had_is_refused_and_a_smaller_one_is_not(machine: Npu) -> None:
+    device = open_device("xrt")
+    assert isinstance(device, NpuDevice)
+    machine.lockable_bytes = machine.locked_bytes + 2**20
+    big = random_int8(1, 2048, 1024)
+    with pytest.raises(AllocationFailed, match=r"a buffer of [0-9,]+ B: .*lock"):
+        npu_matmul(big, big.T, device="xrt", kernel=KERNEL)
+    check()
+    assert last_call().device == "xrt"
+
+
+def test_memory_that_only_circles_hold_is_given_back_first(machine: Npu) -> None:
+    device = open_device("xrt")
+    assert isinstance(device, NpuDevice)
+    machine.lockable_bytes = machine.locked_bytes + 2**20
+    circle: list[object] = [device.alloc(2**20)]
+    circle.append(circle)
+    del circle
+    assert device.alloc(2**20).nbytes == 2**20
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_device_that_vanishes_under_way_is_declined(machine: Npu, strategy: str) -> None:
+    fail(machine, "vanish")
+    with pytest.raises(DeviceError, match="gone or has no columns left"):
+        check(strategy=strategy)
+    with pytest.raises(DeviceDeclined):
+        check()
+
+
+def test_a_device_that_vanishes_between_calls_is_said_to_be_gone(machine: Npu) -> None:
+    machine.vanished = True
+    with pytest.raises(DeviceError, match="gone or has no columns left"):
+        check()
+    check(on_error="cpu")
+    assert last_call().device == "cpu"
+
+
+def test_a_launch_that_is_not_taken_is_tried_again(
+    machine: Npu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pyxrt_double.npu import ContextState
+
+    submit, refused = ContextState.submit, []
+
+    def once(self: ContextState, command: object) -> None:
+        if not refused:
+            refused.append(command)
+            raise RuntimeError("DRM_IOCTL_AMDXDNA_EXEC_CMD IOCTL failed (err=-5): I/O error")
+        submit(self, command)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ContextState, "submit", once)
+    check()
+    assert last_call().relaunches == 1
+    monkeypatch.setattr(ContextState, "submit", lambda *_: once.__get__(0)(refused.clear()))
+    with pytest.raises(LaunchNotStarted, match="did not take the command"):
+        check()
+
+
+def test_others_in_flight_are_launched_again_too(machine: Npu) -> None:
+    """The driver aborts what is behind a hanging launch; each is tried again in the one new
+    context."""
+    device = open_device("xrt")
+    assert isinstance(device, NpuDevice)
+    loaded = device.load(KERNEL)
+    stream = launch_stream(KERNEL, cover(TileGrid(KERNEL, 16, 16, 16))[0].shape)
+    a = device.alloc(256)
+    a.host[:] = 1
+    a.sync_to_device()
+    outs = [device.alloc(1024) for _ in range(3)]
+    made = machine.events.count("context made")
+    fail(machine, "timeout")
+    runs = [loaded.launch(stream, [a, a, out]) for out in outs]
+    for run in runs:
+        run.wait(TIMEOUT_S)
+    for out in outs:
+        out.sync_from_device()
+        assert (out.host.view(np.int32) == 16).all()
+    assert machine.events.count("context made") == made + 1
+
+
+def test_memory_of_a_launch_that_never_ended_is_not_used_again(machine: Npu) -> None:
+    device = open_device("xrt")
+    assert isinstance(device, NpuDevice)
+    loaded = device.load(KERNEL)
+    stream = launch_stream(KERNEL, cover(TileGrid(KERNEL, 16, 16, 16))[0].shape)
+    a, out = device.alloc(256), device.alloc(1024)
+    a.host[:] = 1
+    a.sync_to_device()
+    fail(machine, "hang")
+    loaded.launch(stream, [a, a, out]).wait(TIMEOUT_S)  # the second try completes
+    with pytest.raises(DeviceError, match="may still write this buffer"):
+        loaded.launch(stream, [a, a, out])
+    copy = device.alloc(256)
+    copy.host[:] = 1
+    copy.sync_to_device()
+    loaded.launch(stream, [copy, copy, device.alloc(1024)]).wait(TIMEOUT_S)
+
+
+def test_sequential_stops_at_a_launch_that_never_ends(machine: Npu) -> None:
+    """Its next launch would need the same memory; the next call has other memory."""
+    fail(machine, "hang")
+    with pytest.raises(DeviceError, match="may still write this buffer"):
+        check(strategy="sequential")
+    check(strategy="sequential")
+    assert last_call().device == "xrt"
+
+
+def test_a_failed_launch_stays_failed_when_it_is_waited_for_again(machine: Npu) -> None:
+    device = open_device("xrt")
+    assert isinstance(device, NpuDevice)
+    loaded = device.load(KERNEL)
+    stream = launch_stream(KERNEL, cover(TileGrid(KERNEL, 16, 16, 16))[0].shape)
+    a = device.alloc(256)
+    a.host[:] = 1
+    a.sync_to_device()
+    fail(machine, "error", "error")
+    run = loaded.launch(stream, [a, a, device.alloc(1024)])
+    for _ in range(2):
+        with pytest.raises(LaunchRejected):
+            run.wait(TIMEOUT_S)
+
+
+# --- the self-test -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_overlay_that_computes_wrongly_is_not_used(
+    double: Npu, everything_built: None, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second launch would leave the first one's result behind."""
+    double.faults[number] = "lost"
+    for _ in range(2):
+        with pytest.raises(SelfTestFailed, match=r"computed a known product wrongly: .*wr"):
+            check()
+    a = random_int8(1, 20, 20)
+    got = npu_matmul(a, a, device="xrt", kernel="matmul_64x512", dtype=np.int32)
+    assert_equal_bits(got, product_int32(a, a))
+    open_device("xrt").close()
+    monkeypatch.setenv(xrt.SELF_TEST_VARIABLE, "0")
+    check()
+
+
+def test_a_self_test_that_hangs_twice_declines_the_device(
+    double: Npu, everything_built: None
+) -> None:
+    double.faults.update({1: "timeout", 2: "timeout"})
+    with pytest.raises(LaunchTimedOut):
+        check()
+    with pytest.raises(DeviceDeclined):
+        check()
+
+
+def test_the_self_test_leaves_no_trace_in_counts(machine: Npu) -> None:
+    assert machine.launches > 12
+    assert open_device("xrt").totals.launches == 12
+    assert open_device("xrt").totals.instruction_syncs == 1
+
+
+Spoil = Callable[[Model, Kernel], Model]
+
+
+def zeros(model: Model, kernel: Kernel) -> Model:
+    return lambda a, b, c: c.fill(0)
+
+
+def transposed(model: Model, kernel: Kernel) -> Model:
+    def spoilt(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
+        model(a, b, c)
+        m, n, r, t = kernel.tile.m, kernel.tile.n, kernel.mmul.r, kernel.mmul.t
+        blocks = c.reshape(m // r, n // t, r, t)
+        c[:] = np.ascontiguousarray(blocks.transpose(0, 1, 3, 2)).reshape(-1)
+
+    return spoilt
+
+
+def swapped(model: Model, kernel: Kernel) -> Model:
+    return lambda a, b, c: model(b, a, c)
+
+
+def blocks_of_a_in_another_order(model: Model, kernel: Kernel) -> Model:
+    return lambda a, b, c: model(np.ascontiguousarray(np.roll(a, a.size // 2)), b, c)
+
+
+def stale(model: Model, kernel: Kernel) -> Model:
+    """Remembers the first operands it was given."""
+    first: list[np.ndarray] = []
+
+    def spoilt(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
+        if not first:
+            first.append(a.copy())
+        model(first[0], b, c)
+
+    return spoilt
+
+
+def one_value_off(model: Model, kernel: Kernel) -> Model:
+    def spoilt(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
+        model(a, b, c)
+        c[-1] += 1
+
+    return spoilt
+
+
+SPOILS: list[Spoil] = [
+    zeros,
+    transposed,
+    swapped,
+    blocks_of_a_in_another_order,
+    stale,
+    one_value_off,
+]
+
+
+@pytest.mark.parametrize("which", ["first", "next"])
+@pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
+def test_the_self_test_notices(monkeypatch: pytest.MonkeyPatch, spoil: Spoil, which: str) -> None:
+    kernel = KERNEL  # square tiles: nothing but values can give a swap away
+    honest = emulated_module.models
+
+    def spoilt(asked: Kernel) -> dict[str, Model]:
+        found = honest(asked)
+        symbol = getattr(asked.symbols, which)
+        return {**found, symbol: spoil(found[symbol], asked)}
+
+    monkeypatch.setattr(emulated_module, "models", spoilt)
+    assert self_test(EmulatedDevice().load(kernel)) is not None
+
+
+def test_the_self_test_is_exact_for_every_kernel(kernel: Kernel) -> None:
+    assert self_test(EmulatedDevice().load(kernel)) is None
+
+
+def test_all_zeros_and_nothing_written_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = EmulatedDevice().load(KERNEL)
+    monkeypatch.setattr(
+        emulated_module, "models", lambda k: dict.fromkeys([k.symbols.first, k.symbols.next], zero)
+    )
+    assert self_test(EmulatedDevice().load(KERNEL)) == "all values are zero"
+    problem = self_test(loaded, lambda launches: list(launches) and None)
+    assert problem is not None and "nothing was written" in problem
+
+
+def zero(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
+    c.fill(0)
+
+
+def test_latency_is_that_of_launches(double: Npu, everything_built: None) -> None:
+    loaded = open_device("xrt").load(KERNEL)  # type: ignore[attr-defined]
+    launches = double.launches
+    assert 0 < launch_latency_s(loaded, 5) < 1
+    assert double.launches == launches + 5
+
+
+@pytest.mark.parametrize(
+    ("text", "meaning"),
+    [
+        ("DRM_IOCTL_AMDXDNA_CONFIG_HWCTX IOCTL failed (err=-62): Timer expired", "not answer"),
+        ("DRM_IOCTL_AMDXDNA_GET_INFO IOCTL failed (err=-95): not supp", "newer than the amdxdna"),
+        ("Heap at max size 67108864, can't expand further (err=28)", "instruction streams"),
+        ("open failed (err=-13): Permission denied", "join its group"),
+        ("something else", "npu-matmul doctor"),
+    ],
+)
+def test_messages_of_xrt_are_explained(text: str, meaning: str) -> None:
+    assert meaning in explain(text)
