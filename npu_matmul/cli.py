@@ -1,4 +1,4 @@
-"""The command line: ``npu-matmul demo | kernels | devices | emit | check``."""
+"""The command line: ``npu-matmul demo | kernels | devices | emit | check | build | doctor``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from rich.progress import (
 from rich.table import Table
 
 from npu_matmul import __version__
+from npu_matmul.build.command import build
 from npu_matmul.device import DEVICES, DeviceError, UnknownDevice, auto_choice, open_device
 from npu_matmul.kernel import (
     Kernel,
@@ -62,6 +63,9 @@ def main() -> None:
 @click.version_option(__version__, prog_name="npu-matmul")
 def app() -> None:
     """np.matmul on AMD Ryzen AI NPUs."""
+
+
+app.add_command(build)
 
 
 @app.command()

@@ -1,0 +1,436 @@
+"""Building overlays: the exact commands, and what happens around them, with stand-in programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from build_tools import StandIns
+from click.testing import CliRunner, Result
+from comparing import assert_equal_bits, product_int32, random_int8
+from pyxrt_double.built import publish
+from pyxrt_double.npu import Npu
+
+from npu_matmul import cli, npu_matmul
+from npu_matmul.build import cache, run, toolchain
+from npu_matmul.build.identity import overlay_inputs, overlay_name
+from npu_matmul.build.plan import Tools, build_steps, reference_design, reference_problem
+from npu_matmul.build.run import BuildFailed, build
+from npu_matmul.build.toolchain import ToolchainMissing, find_toolchain
+from npu_matmul.kernel import Depths, Kernel, KernelNotBuilt, TileShape, load_kernel
+
+KERNEL = load_kernel("matmul_16x16")
+ROOT = Path(__file__).resolve().parent.parent
+TOOLS = Tools(
+    compiler=Path("/p/bin/clang++"),
+    peano=Path("/p"),
+    aiecc=Path("/m/bin/aiecc"),
+    headers=Path("/m/include"),
+    xclbinutil=Path("/x/bin/xclbinutil"),
+)
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
+    return StandIns(tmp_path, monkeypatch, KERNEL)
+
+
+def command_line(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, ["build", *arguments])
+
+
+# --- the plan ----------------------------------------------------------------------------------
+
+
+def test_the_commands_are_exactly_these() -> None:
+    kernel = load_kernel("matmul_64x512", "bf16")
+    core, overlay = build_steps(kernel, "npu1", TOOLS, "matmul_00ff")
+    assert core.command == (
+        "/p/bin/clang++",
+        "--target=aie2-none-unknown-elf",
+        "-O2",
+        "-std=c++20",
+        "-Wno-parentheses",
+        "-Wno-attributes",
+        "-Wno-macro-redefined",
+        "-Wno-empty-body",
+        "-Wno-missing-template-arg-list-after-template-kw",
+        "-DNDEBUG",
+        "-I/m/include",
+        "-DDIM_M=64",
+        "-DDIM_K=32",
+        "-DDIM_N=128",
+        "-c",
+        str(kernel.source.resolve()),
+        "-o",
+        "matmul_bf16.o",
+    )
+    assert overlay.command == (
+        "/m/bin/aiecc",
+        "--no-compile-host",
+        "--no-xchesscc",
+        "--no-xbridge",
+        "--alloc-scheme=basic-sequential",
+        "--peano=/p",
+        "--tmpdir=aiecc.prj",
+        "--aie-generate-xclbin",
+        "--xclbin-name=overlay.xclbin",
+        "--xclbin-kernel-name=matmul_00ff",
+        "--aie-generate-npu-insts",
+        "--npu-insts-name=insts.bin",
+        "design.mlir",
+    )
+    assert (core.produces, overlay.produces) == (
+        ("matmul_bf16.o",),
+        ("overlay.xclbin", "insts.bin"),
+    )
+
+
+def test_npu2_has_another_compiler_target() -> None:
+    core, _ = build_steps(KERNEL, "npu2", TOOLS, "x")
+    assert "--target=aie2p-none-unknown-elf" in core.command
+
+
+def test_the_object_is_the_one_that_the_design_links_with(kernel: Kernel) -> None:
+    core, _ = build_steps(kernel, "npu1", TOOLS, "x")
+    assert f'link_with = "{core.produces[0]}"' in reference_design(kernel, "npu1")
+
+
+def test_the_compiled_module_is_what_emit_writes(kernel: Kernel, tmp_path: Path) -> None:
+    sizes = zip(("-m", "-k", "-n"), map(str, reference_problem(kernel)), strict=True)
+    words = [word for pair in sizes for word in pair]
+    path = tmp_path / "design.mlir"
+    runner = CliRunner()
+    name = ["emit", kernel.name, "--variant", kernel.variant, *words, "-o", str(path)]
+    assert runner.invoke(cli.app, name).exit_code == 0
+    assert path.read_text() == reference_design(kernel, "npu1")
+
+
+def changed_kernels() -> dict[str, Kernel]:
+    return {
+        "tile": dataclasses.replace(KERNEL, tile=TileShape(16, 32, 16)),
+        "depths": dataclasses.replace(KERNEL, depths=Depths(2, 2, 1)),
+        "stack": dataclasses.replace(KERNEL, stack_bytes=4096),
+        "source": dataclasses.replace(KERNEL, source=load_kernel("matmul_64x512", "bf16").source),
+    }
+
+
+def test_the_name_in_the_xclbin_stands_for_all_inputs(tmp_path: Path) -> None:
+    kernels = [KERNEL, *changed_kernels().values()]
+    source = tmp_path / KERNEL.source.name
+    source.write_bytes(KERNEL.source.read_bytes())
+    here = dataclasses.replace(KERNEL, source=source)
+    names = [overlay_name(overlay_inputs(kernel, "npu1")) for kernel in kernels]
+    assert overlay_name(overlay_inputs(here, "npu1")) == names[0]  # wherever the source lies
+    source.write_bytes(source.read_bytes() + b"\n")
+    names.append(overlay_name(overlay_inputs(here, "npu1")))
+    (tmp_path / "blocks.hpp").write_text("#pragma once")
+    names.append(overlay_name(overlay_inputs(here, "npu1")))
+    names.append(overlay_name(overlay_inputs(KERNEL, "npu2")))
+    assert len(set(names)) == len(names) == len(kernels) + 3
+    assert all(len(name) < 64 - len(":MLIRAIE") for name in names)  # an xclbin's field for it
+
+
+# --- the toolchain -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("MLIR_AIE_INSTALL_DIR", "PEANO_INSTALL_DIR", "XILINX_XRT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(toolchain, "XRT_FOLDERS", ())
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+
+
+def test_what_is_missing_is_named_with_what_to_install(no_tools: None) -> None:
+    with pytest.raises(ToolchainMissing) as caught:
+        build(KERNEL, "npu1")
+    message = str(caught.value)
+    assert "lacks mlir-aie, Peano, xclbinutil:" in message
+    assert "pip install mlir_aie -f https://github.com/Xilinx/mlir-aie/releases/" in message
+    assert "pip install llvm-aie -f https://github.com/Xilinx/llvm-aie/releases/" in message
+    assert "$PEANO_INSTALL_DIR" in message
+
+
+def test_a_release_without_aiecc_is_too_old(tools: StandIns) -> None:
+    (tools.mlir_aie / "bin" / "aiecc").unlink()
+    with pytest.raises(ToolchainMissing, match=r"lacks aiecc:\n  update mlir-aie, releases before"):
+        find_toolchain()
+
+
+def test_python_packages_are_found(
+    no_tools: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("mlir_aie", "llvm-aie"):
+        (tmp_path / folder).mkdir()
+
+    class Package:
+        def locate_file(self, name: str) -> Path:
+            return tmp_path / name
+
+    asked: list[str] = []
+
+    def distribution(name: str) -> Package:
+        asked.append(name)
+        return Package()
+
+    monkeypatch.setattr(importlib.metadata, "distribution", distribution)
+    found = {part.name: part.path for part in toolchain.survey()}
+    assert asked == ["mlir_aie", "llvm-aie"]
+    assert (found["mlir-aie"], found["Peano"]) == (tmp_path / "mlir_aie", tmp_path / "llvm-aie")
+    assert found["aiecc"] is None
+
+
+def test_a_program_that_tells_no_version_is_known_by_its_content(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\nexit 1\n")
+    program.chmod(0o755)
+    first = toolchain.version_of(program)
+    assert first.startswith("sha256 ")
+    program.write_text("#!/bin/sh\nexit 2\n")
+    assert toolchain.version_of(program) != first
+
+
+# --- building ----------------------------------------------------------------------------------
+
+
+def test_a_build_is_found_and_computes_the_product(
+    tools: StandIns, double: Npu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    told: list[str] = []
+    built = build(KERNEL, "npu1", tell=told.append)
+    assert [Path(call[0]).name for call in tools.calls] == ["clang++", "aiecc"]
+    assert told[0].startswith("log: ") and told[1:] == [
+        "compile matmul_i8.cc",
+        "compile the overlay",
+    ]
+    assert cache.find_built(KERNEL, "npu1") == built
+    assert {p.name for p in built.folder.iterdir()} == {
+        *("overlay.xclbin", "insts.bin", "design.mlir", "lowered.mlir", "matmul_i8.o"),
+        *("build.json", "build.log"),
+    }
+    assert set(built.record.products) == {
+        *("overlay.xclbin", "insts.bin", "design.mlir", "lowered.mlir", "matmul_i8.o")
+    }
+    assert built.record.tools["Peano"] == "clang++ 1.0"
+    assert "aiecc works" in (built.folder / "build.log").read_text()
+    a, b = random_int8(1, 40, 50), random_int8(2, 50, 60)
+    got = npu_matmul(a, b, device="xrt", kernel=KERNEL, dtype=np.int32)
+    assert_equal_bits(got, product_int32(a, b))
+
+
+def test_nothing_is_built_twice_unless_forced(tools: StandIns) -> None:
+    first = build(KERNEL, "npu1")
+    told: list[str] = []
+    assert build(KERNEL, "npu1", tell=told.append) == first
+    assert told == [f"is built: {first.folder}"]
+    assert len(tools.calls) == 2
+    assert build(KERNEL, "npu1", force=True).folder == first.folder
+    assert len(tools.calls) == 4
+
+
+def test_another_version_of_a_tool_builds_anew(
+    tools: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = build(KERNEL, "npu1")
+    monkeypatch.setenv("STANDIN_VERSION", "2.0")
+    second = build(KERNEL, "npu1")
+    assert second.folder != first.folder
+    assert {first.folder, second.folder} >= {cache.find_built(KERNEL, "npu1").folder}
+
+
+@pytest.mark.parametrize("change", changed_kernels())
+def test_what_changed_since_the_build_is_named(tools: StandIns, change: str) -> None:
+    build(KERNEL, "npu1")
+    words = {"source": "source matmul_i8.cc"}.get(change, "manifest")
+    with pytest.raises(KernelNotBuilt, match=f"these changed: .*{words}.*npu-matmul build"):
+        cache.find_built(changed_kernels()[change], "npu1")
+
+
+@pytest.mark.parametrize("program", ["clang++", "aiecc"])
+def test_a_failing_program_leaves_nothing_but_its_log(
+    tools: StandIns, program: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN_FAILS", program)
+    with pytest.raises(BuildFailed) as caught:
+        build(KERNEL, "npu1")
+    message = str(caught.value)
+    assert f"{program} ended with exit code 2" in message
+    assert f"{program}: error: on purpose" in message
+    (log,) = (cache.cache_root() / "logs").iterdir()
+    assert str(log) in message
+    assert "$ " in log.read_text()
+    assert all(p.suffix == ".lock" for p in cache.overlays_folder(KERNEL, "npu1").iterdir())
+    with pytest.raises(KernelNotBuilt, match="never been built"):
+        cache.find_built(KERNEL, "npu1")
+    monkeypatch.delenv("STANDIN_FAILS")
+    build(KERNEL, "npu1")
+
+
+def test_a_program_that_writes_nothing_has_failed(
+    tools: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN_FAILS", "empty")
+    with pytest.raises(BuildFailed, match=r"aiecc did not write overlay\.xclbin"):
+        build(KERNEL, "npu1")
+
+
+def test_design_rules_come_first(tools: StandIns) -> None:
+    big = dataclasses.replace(KERNEL, tile=TileShape(64, 64, 512))
+    with pytest.raises(BuildFailed, match=r"breaks \d+ design rules? on npu1, the first: "):
+        build(big, "npu1")
+    assert tools.calls == []
+
+
+def test_a_half_written_overlay_is_never_loaded(tools: StandIns) -> None:
+    built = build(KERNEL, "npu1")
+    (built.folder / cache.RECORD).unlink()
+    with pytest.raises(KernelNotBuilt):
+        cache.find_built(KERNEL, "npu1")
+    assert build(KERNEL, "npu1").folder == built.folder
+    (built.folder / cache.RECORD).write_text('{"kernel": "ma')
+    with pytest.raises(KernelNotBuilt):
+        cache.find_built(KERNEL, "npu1")
+    build(KERNEL, "npu1")
+    built.xclbin.write_bytes(built.xclbin.read_bytes()[:-1])
+    with pytest.raises(KernelNotBuilt, match="is not what the build made"):
+        cache.find_built(KERNEL, "npu1")
+    build(KERNEL, "npu1")
+    cache.find_built(KERNEL, "npu1")
+
+
+def test_what_a_killed_build_left_is_no_overlay_and_is_cleared(tools: StandIns) -> None:
+    built = build(KERNEL, "npu1")
+    left = built.folder.with_name(f"{cache.UNFINISHED}{built.folder.name}-1")
+    built.folder.rename(left)  # all of it, but the name
+    with pytest.raises(KernelNotBuilt):
+        cache.find_built(KERNEL, "npu1")
+    build(KERNEL, "npu1")
+    assert not left.exists()
+
+
+BUILD = """
+import sys
+from npu_matmul.build.run import build
+from npu_matmul.kernel import load_kernel
+print(build(load_kernel("matmul_16x16"), "npu1").folder)
+"""
+
+
+def builder() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_builds_at_the_same_time_make_one_overlay(
+    tools: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN_SECONDS", "0.3")
+    builders = [builder() for _ in range(3)]
+    results = [process.communicate(timeout=60) for process in builders]
+    assert [process.returncode for process in builders] == [0] * 3, results
+    assert len({out for out, _ in results}) == 1
+    assert [call[0] for call in tools.calls] == ["clang++", "aiecc"]
+
+
+def test_an_interrupted_build_ends_its_programs_and_leaves_nothing(
+    tools: StandIns, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STANDIN_SECONDS", "100")
+    process = builder()
+    deadline = time.monotonic() + 30
+    while [call[0] for call in tools.calls] != ["clang++", "aiecc"]:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert "KeyboardInterrupt" in errors
+    left = [p for p in cache.overlays_folder(KERNEL, "npu1").iterdir() if p.suffix != ".lock"]
+    assert left == []
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+def test_the_command_builds_and_says_where(tools: StandIns) -> None:
+    result = command_line("matmul_16x16")
+    assert result.exit_code == 0, result.output
+    words = " ".join(result.output.split())
+    assert "matmul_16x16 int8, npu1" in words
+    assert "log: " in words and "built" in words
+    assert str(cache.find_built(KERNEL, "npu1").folder) in result.output.replace("\n", "")
+
+
+def test_a_dry_run_prints_the_commands_and_runs_none(tools: StandIns) -> None:
+    result = command_line("matmul_16x16", "--dry-run")
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[0] == "# matmul_16x16 int8, npu1"
+    assert lines[1] == (
+        "npu-matmul emit matmul_16x16 --variant int8 --target npu1 -m 32 -k 48 -n 32 -o design.mlir"
+    )
+    name = overlay_name(overlay_inputs(KERNEL, "npu1"))
+    core, overlay = build_steps(KERNEL, "npu1", find_toolchain().tools, name)
+    assert lines[2].split() == list(core.command)
+    assert lines[3].split() == list(overlay.command)
+    assert tools.calls == []
+    assert not cache.cache_root().exists()
+
+
+def test_a_dry_run_needs_no_toolchain(no_tools: None) -> None:
+    output = command_line("--dry-run").output
+    assert "# the toolchain lacks mlir-aie, Peano, xclbinutil" in output
+    assert "$PEANO_INSTALL_DIR/bin/clang++ --target" in output
+    assert output.count("npu-matmul emit") == 3  # every variant of every kernel
+
+
+def test_a_variant_needs_its_kernel() -> None:
+    assert "--variant needs a KERNEL" in command_line("--variant", "int8").output
+
+
+def test_the_record_tells_how_it_was_built(tools: StandIns) -> None:
+    table = json.loads((build(KERNEL, "npu1").folder / cache.RECORD).read_text())
+    assert table["inputs"] == overlay_inputs(KERNEL, "npu1")
+    assert [Path(command[0]).name for command in table["commands"]] == ["clang++", "aiecc"]
+    assert table["name"] in table["commands"][1][9]
+
+
+def test_builds_are_published_whole(tools: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until the very last step there is nothing under the overlay's name."""
+    rename = Path.rename
+
+    def look(self: Path, target: Path) -> Path:
+        assert not Path(target).exists()
+        assert {p.name for p in self.iterdir()} >= {"overlay.xclbin", cache.RECORD}
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", look)
+    build(KERNEL, "npu1")
+
+
+def test_the_cache_is_the_users_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(cache.CACHE_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/home/someone/.cache")
+    assert cache.cache_root() == Path("/home/someone/.cache/npu-matmul")
+
+
+def test_the_doubles_overlays_are_published_like_built_ones(tools: StandIns) -> None:
+    built = publish(KERNEL)
+    assert cache.find_built(KERNEL, "npu1") == built
+    assert run.require_rules(KERNEL, "npu1") is None
