@@ -24,6 +24,7 @@ from rich.table import Table
 from npu_matmul import __version__
 from npu_matmul.build.command import build
 from npu_matmul.device import DEVICES, DeviceError, UnknownDevice, auto_choice, open_device
+from npu_matmul.doctor.command import doctor
 from npu_matmul.kernel import (
     Kernel,
     KernelNotBuilt,
@@ -66,6 +67,7 @@ def app() -> None:
 
 
 app.add_command(build)
+app.add_command(doctor)
 
 
 @app.command()

@@ -287,6 +287,7 @@ def test_a_product_of_many_launches_goes_in_chains(double: Npu, everything_built
     assert last_call().launches == 100
     assert double.chains - chains == -(-100 // CHAIN_RUNS)
     assert double.calls["start"] - starts == -(-100 // CHAIN_RUNS)
+    assert double.calls["blocking waits"] == 0  # they would keep Ctrl-C and threads out
 
 
 def test_a_binding_without_run_lists_launches_one_by_one(

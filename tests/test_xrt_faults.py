@@ -249,6 +249,27 @@ def test_a_launch_that_is_not_taken_is_tried_again(
         check()
 
 
+def test_a_chain_whose_last_launch_is_not_taken_is_waited_for(
+    machine: Npu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would go on writing memory that is used for something else by then."""
+    from pyxrt_double.npu import Command, ContextState
+
+    submit, refused = ContextState.submit, []
+
+    def once(self: ContextState, command: Command) -> None:
+        if len(command.launches) == 1 and not refused:
+            refused.append(command)
+            raise RuntimeError("DRM_IOCTL_AMDXDNA_EXEC_CMD IOCTL failed (err=-5): I/O error")
+        submit(self, command)
+
+    monkeypatch.setattr(ContextState, "submit", once)
+    launches = machine.launches
+    check(seed=5, strategy="output_tile")
+    assert machine.launches - launches == 11 + 12
+    assert last_call().relaunches == 12
+
+
 def test_others_in_flight_are_launched_again_too(machine: Npu) -> None:
     """The driver aborts what is behind a hanging launch; each is tried again in the one new
     context."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -168,6 +169,9 @@ class XrtKernel(LoadedKernel):
                 runs[-1].start()
             except RuntimeError:
                 IN_FLIGHT.start_failed(flight)
+                if chain is not None:  # what of it was submitted must end before memory is reused
+                    with contextlib.suppress(RuntimeError):
+                        chain.wait()
                 raise
         return flight
 

@@ -295,16 +295,20 @@ def make_binding(npu: Npu, without: tuple[str, ...] = ()) -> types.ModuleType:
 
         def execute(self) -> None:
             npu.chains += 1
-            self._command = Command([one._launch() for one in self._runs])
-            self._context._state.submit(self._command)
+            command = Command([one._launch() for one in self._runs])
+            self._context._state.submit(command)
+            self._command = command
 
         def wait(self, *timeout: Any) -> None:
             if timeout:
                 raise refuse(*timeout)
             if self._command is None:
                 return
-            if self._command.state < COMPLETED:
-                npu.crash("runlist.wait blocks, and holds the interpreter's lock")
+            while self._command.state < COMPLETED:
+                npu.calls["blocking waits"] += 1
+                if self._command.hangs or npu.vanished:
+                    npu.crash("runlist.wait blocks for ever, and holds the interpreter's lock")
+                self._context._state.ask(self._command)
             state = self._command.state
             self._command = None
             if state != COMPLETED:
