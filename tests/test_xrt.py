@@ -27,7 +27,7 @@ from npu_matmul.build.identity import overlay_inputs, overlay_name
 from npu_matmul.device import BufferSizeError, DeviceError, DeviceUnavailable, xrt, xrt_runs
 from npu_matmul.device.xrt import XrtDevice
 from npu_matmul.device.xrt_errors import OverlayMismatch
-from npu_matmul.device.xrt_kernel import CHAIN_RUNS
+from npu_matmul.device.xrt_kernel import CHAIN_RUNS, XrtKernel
 from npu_matmul.device.xrt_memory import XrtBuffer
 from npu_matmul.instructions import decode
 from npu_matmul.kernel import CoreGrid, Kernel, KernelNotBuilt, TileShape, load_kernel
@@ -47,6 +47,15 @@ def opened() -> XrtDevice:
 
 def tiles_of(k: int) -> Kernel:
     return dataclasses.replace(KERNEL, tile=TileShape(16, k, 16))
+
+
+def ready(device: XrtDevice) -> tuple[XrtKernel, bytes, tuple[XrtBuffer, XrtBuffer]]:
+    """A kernel, the stream of its smallest product, A (all ones, for B too) and C."""
+    shape = cover(TileGrid(KERNEL, 16, 16, 16))[0].shape
+    a, c = device.alloc(256), device.alloc(1024)
+    a.host[:] = 1
+    a.sync_to_device()
+    return device.load(KERNEL), launch_stream(KERNEL, shape), (a, c)
 
 
 def check(kernel: Kernel = KERNEL, strategy: str = "batched", seed: int = 1) -> None:
@@ -178,8 +187,10 @@ def test_an_overlay_with_fewer_arguments_than_a_launch_needs_is_refused(double: 
 
 
 def test_an_array_of_a_buffer_keeps_its_memory(double: Npu, everything_built: None) -> None:
-    host = opened().alloc(64).host[8:16]
-    host[:] = 7
+    buffer = opened().alloc(64)
+    buffer.host[:] = 7
+    host = buffer.host[8:16]
+    del buffer
     gc.collect()
     assert host.tolist() == [7] * 8
     gone = weakref.ref(host.base)
@@ -252,6 +263,33 @@ def test_an_overlay_has_one_context_and_the_oldest_goes(
     assert_equal_bits(got, product_int32(a, weights))
     assert double.events.count("context made") == made + 1
     assert last_call().bytes_to_device == TileGrid(kernels[0], 9, 50, 60).a_bytes
+
+
+def test_the_context_that_was_used_last_stays(double: Npu, everything_built: None) -> None:
+    kernels = [tiles_of(8 * n) for n in range(1, 8)]
+    for kernel in (*kernels[:6], kernels[0], kernels[6]):
+        check(kernel)
+    made = double.events.count("context made")
+    check(kernels[0])
+    assert double.events.count("context made") == made
+    check(kernels[1])
+    assert double.events.count("context made") == made + 1
+    assert last_call().instruction_syncs == 1  # streams go with their context
+
+
+def test_a_context_with_something_in_flight_goes_when_that_has_ended(
+    double: Npu, everything_built: None
+) -> None:
+    device = opened()
+    loaded, stream, (a, c) = ready(device)
+    double.asks_a_step = 20
+    run = loaded.launch(stream, [a, a, c])
+    double.context_faults.append("DRM_IOCTL_AMDXDNA_CREATE_HWCTX IOCTL failed (err=-2): No such")
+    check(tiles_of(8))
+    assert double.pending_when_made[-1] == 0
+    run.wait(1.0)
+    c.sync_from_device()
+    assert (c.host.view(np.int32) == 16).all()
 
 
 def test_contexts_that_others_hold_cost_one_of_ours(double: Npu, everything_built: None) -> None:
@@ -349,16 +387,12 @@ def test_the_cycles_of_a_stream_are_those_of_its_core_calls() -> None:
         assert stream_cycles(kernel, stream) == calls * step_cycles(kernel)
 
 
+@pytest.mark.parametrize("asks", [1, 30])
 def test_a_launch_nobody_waits_for_is_kept_until_it_ends(
-    double: Npu, everything_built: None
+    double: Npu, everything_built: None, asks: int
 ) -> None:
-    device = opened()
-    loaded = device.load(KERNEL)
-    shape = cover(TileGrid(KERNEL, 16, 16, 16))[0].shape
-    stream = launch_stream(KERNEL, shape)
-    a, c = device.alloc(256), device.alloc(1024)
-    a.host[:] = 1
-    a.sync_to_device()
+    loaded, stream, (a, c) = ready(opened())
+    double.asks_a_step = asks
     for _ in range(9):  # more than the driver takes at once
         loaded.launch(stream, [a, a, c])
     gc.collect()
@@ -382,6 +416,7 @@ def test_ctrl_c_gets_through_and_what_was_launched_is_seen_to_end(
         patch.setattr(xrt_runs.time, "sleep", interrupted)
         with pytest.raises(KeyboardInterrupt):
             check()
+    assert not any(context.queue for context in double.contexts)
     assert xrt_runs.IN_FLIGHT.current() == []
     check()
 

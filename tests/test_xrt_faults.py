@@ -267,6 +267,7 @@ def test_a_chain_whose_last_launch_is_not_taken_is_waited_for(
     launches = machine.launches
     check(seed=5, strategy="output_tile")
     assert machine.launches - launches == 11 + 12
+    assert machine.pending_when_made[-1] == 0
     assert last_call().relaunches == 12
 
 
@@ -368,6 +369,14 @@ def test_the_self_test_leaves_no_trace_in_counts(machine: Npu) -> None:
     assert machine.launches > 12
     assert open_device("xrt").totals.launches == 12
     assert open_device("xrt").totals.instruction_syncs == 1
+
+
+def test_a_product_of_the_self_tests_own_shape_brings_its_stream(
+    double: Npu, everything_built: None
+) -> None:
+    a, b = random_int8(1, 32, 48), random_int8(2, 48, 32)
+    npu_matmul(a, b, device="xrt", kernel=KERNEL)
+    assert last_call().instruction_syncs == 1
 
 
 Spoil = Callable[[Model, Kernel], Model]

@@ -100,10 +100,11 @@ class Contexts:
                 log.info("closed a hardware context and trying again: %s", error)
 
     def _evict(self) -> bool:
-        """Close the context that was used longest ago and has nothing in flight."""
-        for name, context in self._open.items():
-            if not IN_FLIGHT.commands_of(context):
-                del self._open[name]
-                context.close()
-                return True
-        return False
+        """Close the context that was used longest ago, of those with nothing in flight; where all
+        are busy, the oldest as soon as it is not."""
+        idle = [context for context in self._open.values() if not IN_FLIGHT.of(context)]
+        context = next(iter(idle or self._open.values()), None)
+        if context is None or not IN_FLIGHT.drain(IN_FLIGHT.of(context)):
+            return False
+        self.discard(context)
+        return True

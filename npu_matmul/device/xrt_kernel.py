@@ -91,11 +91,13 @@ class XrtKernel(LoadedKernel):
             buffers = [buffers for _, buffers in launches]
             return self._fly(list(zip(prepared, buffers, strict=True)), owner)
 
-    def rebuild(self, broken: Context) -> None:
-        """Make the context anew, unless another launch that failed with it has done so."""
+    def rebuild(self, broken: Context | None) -> None:
+        """Make the context anew (None: the one there is), unless another launch that failed in it
+        has done so."""
         with self._lock:
-            self.device.contexts.discard(broken)
-            self.device.contexts.get(self.overlay)
+            contexts = self.device.contexts
+            contexts.discard(broken or contexts.get(self.overlay))
+            contexts.get(self.overlay)
 
     def known_product(self, launch_all: LaunchAll | None = None) -> str | None:
         """The self-test, without a trace in counts and kept streams: None, or what is wrong."""
@@ -261,10 +263,10 @@ class Submission:
 
     def start_again(self, failed: Flight | None) -> Flight:
         """Rebuild the context that it failed in, and launch once more."""
+        context = None if failed is None else failed.context
         if failed is not None:
-            context = failed.context
             failed.release()
-            self.kernel.rebuild(context)
+        self.kernel.rebuild(context)
         return self.kernel.start(self.launches, self, relaunches=len(self.launches))
 
     def decline(self, error: Exception) -> None:

@@ -101,14 +101,15 @@ class Flights:
             self._flights.remove(flight)
             self.unknown.append(flight)
 
-    def commands_of(self, context: object) -> int:
-        return sum(flight.commands for flight in self.current() if flight.context is context)
+    def of(self, context: object) -> list[Flight]:
+        """Those of one context."""
+        return [flight for flight in self.current() if flight.context is context]
 
     def wait_for_room(self, context: object, commands: int, timeout_s: float) -> None:
         """Return when a context has no more than so many commands in flight: the driver takes four,
         and submitting a fifth would block inside XRT."""
         patience = _Patience(timeout_s)
-        while self.commands_of(context) > commands:
+        while sum(flight.commands for flight in self.of(context)) > commands:
             if not patience.pause():
                 raise DeviceError(f"the NPU has not ended a launch for {timeout_s:g} s")
 

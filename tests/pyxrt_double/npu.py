@@ -1,7 +1,8 @@
 """The machine behind the double: memory, hardware contexts, command queues, and what fails.
 
-Time passes only when somebody asks for a command's state: each question but the first ends the
-oldest command of that context. So every test sees launches that are still under way.
+Time passes only when somebody asks for a command's state: each question but a command's first ends
+the oldest command of that context, or every n-th question does. So every test sees launches that
+are still under way.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Npu:
         self.open_fails = ""
         self.faults: dict[int, str] = {}  # by number of the launch, from 1
         self.context_faults: deque[str] = deque()  # texts to raise instead of making a context
+        self.asks_a_step = 1
         self.launches = 0
         self.chains = 0
         self.calls: Counter[str] = Counter()
@@ -67,6 +69,7 @@ class Npu:
         self.lock = threading.RLock()  # the genuine binding holds the interpreter's
         self.contexts: weakref.WeakSet[ContextState] = weakref.WeakSet()
         self.events: list[str] = []
+        self.pending_when_made: list[int] = []  # commands in flight when a context was made
         self._slots = itertools.count(1)
         self._random = np.random.default_rng(7)
         self.groups: dict[int, tuple[int, int]] = {}  # opaque number -> slot, bank
@@ -92,6 +95,7 @@ class Npu:
             raise RuntimeError(self.context_faults.popleft())
         if len(self.contexts) >= self.context_limit:
             raise RuntimeError("DRM_IOCTL_AMDXDNA_CREATE_HWCTX IOCTL failed (err=-2): No such file")
+        self.pending_when_made.append(sum(len(context.queue) for context in self.contexts))
         context = ContextState(self, next(self._slots), table)
         self.contexts.add(context)
         self.events.append("context made")
@@ -106,6 +110,7 @@ class ContextState:
         self.kernels: dict[str, int] = dict(table["kernels"])
         self.queue: deque[Command] = deque()
         self.broken = False
+        self.asked = 0
         overlay = overlay_of_text(table["design"], "overlay.mlir")
         self.machine = Machine(overlay, models(kernel_of(table["manifest"])))
         self.data_group, self.instruction_group, self.no_group = (
@@ -123,7 +128,9 @@ class ContextState:
         """The state of a command; time passes."""
         with self.npu.lock:
             command.asked += 1
-            if command.asked > 1 and self.queue and not self.npu.vanished:
+            self.asked += command.asked > 1
+            due = command.asked > 1 and self.asked % self.npu.asks_a_step == 0
+            if due and self.queue and not self.npu.vanished:
                 self._step()
             return command.state
 
