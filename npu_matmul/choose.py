@@ -8,10 +8,11 @@ from npu_matmul.tiler import TileGrid
 
 
 def choose_kernel(
-    kernel: str | Kernel | None, types: tuple[str, str, str], problem: tuple[int, int, int]
+    kernel: str | Kernel | None, types: tuple[str, str, str], problem: tuple[int, ...]
 ) -> tuple[Kernel, str]:
-    """The kernel for element types (A, B, C) and a problem (M, K, N), and the reason: the one asked
-    for, else the one whose cores have the least padded work each, then the fewest launches.
+    """The kernel for element types (A, B, C) and a problem (M, K, N), or (M, K, N, terms), and the
+    reason: the one asked for, else the one whose cores have the least padded work each, then the
+    fewest launches.
 
     Raises ``UnknownKernel``, ``ManifestError`` or ``KernelNotBuilt``.
 

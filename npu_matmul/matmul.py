@@ -143,9 +143,9 @@ def pack_b(
     if not isinstance(opened, NpuDevice) or b.size == 0:
         matrix = np.array(operand.matrix, order="C")
         return PackedMatrix(opened, None, how, b.shape, b.dtype, matrix, operand.scale)
-    problem = 1, *operand.matrix.shape
+    problem = 1, *b.shape, how.terms
     chosen, _ = choose_kernel(kernel, how.types, problem)
-    content = pack_resident(opened.load(chosen), TileGrid(chosen, *problem), operand.matrix)
+    content = pack_resident(opened.load(chosen), TileGrid(chosen, *problem), operand)
     return PackedMatrix(opened, chosen, how, b.shape, b.dtype, content, operand.scale)
 
 

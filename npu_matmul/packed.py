@@ -27,11 +27,17 @@ class PackedMatrix:
     shape: tuple[int, int]
     dtype: np.dtype[Any]
     content: Buffer | NDArray[Any] = field(repr=False)
-    scale: NDArray[np.float64] | None = field(repr=False, default=None)
+    scale: NDArray[Any] | None = field(repr=False, default=None)
 
     @property
     def ndim(self) -> int:
         return 2
+
+    @property
+    def buffer(self) -> Buffer:
+        """Where it lies on an NPU."""
+        assert isinstance(self.content, Buffer)
+        return self.content
 
     def operand(self) -> NDArray[Any]:
         """The matrix (terms * K, N) in the kernel's element type."""
@@ -39,7 +45,7 @@ class PackedMatrix:
             return self.content
         assert self.kernel is not None
         depth, columns = self.shape
-        grid = TileGrid(self.kernel, 1, self.precision.terms * depth, columns)
+        grid = TileGrid(self.kernel, 1, depth, columns, self.precision.terms)
         return unpack_b(self.content.host.view(self.kernel.b_dtype), grid)
 
     def __repr__(self) -> str:

@@ -15,8 +15,8 @@ class CallReport:
     ``device`` is where it was computed, which ``reason`` explains. ``arithmetic`` says how
     products were summed, where devices or models differ. ``seconds`` are host seconds by stage; on
     the emulated device they say nothing about an NPU. ``padding`` is the fraction of
-    multiplications wasted on padding. Syncs and bytes are of data buffers; an instruction stream
-    moves once, when it is first used, and is counted in ``instruction_syncs``.
+    multiplications wasted on padding. Syncs, bytes and allocations are of data buffers; an
+    instruction stream moves once, when it is first used, and is counted in ``instruction_syncs``.
     """
 
     device: str
@@ -32,6 +32,8 @@ class CallReport:
     bytes_from_device: int
     instruction_syncs: int
     instruction_bytes: int
+    allocations: int
+    allocated_bytes: int
     seconds: dict[str, float]
     padding: float
 

@@ -164,6 +164,8 @@ def test_every_sync_and_launch_is_counted(npu: NpuDevice) -> None:
         bytes_from_device=2 * c,
         instruction_syncs=1,
         instruction_bytes=len(ready.stream),
+        allocations=3,
+        allocated_bytes=a + b + c,
     )
     assert counters.as_dict() == want.as_dict() == npu.totals.as_dict()
 
