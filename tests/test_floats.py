@@ -143,7 +143,7 @@ def test_a_packed_matrix_gives_the_same_bits_and_moves_no_weights(
     if device == "emulated":
         kernel = packed.kernel
         assert kernel is not None
-        depth = -(-40 * PRECISIONS[precision].terms // kernel.tile.k) * kernel.tile.k
+        depth = PRECISIONS[precision].terms * -(-40 // kernel.tile.k) * kernel.tile.k
         rows = -(-20 // kernel.block[0]) * kernel.block[0]
         assert last_call().bytes_to_device == rows * depth * kernel.a_dtype.itemsize
         assert whole > last_call().bytes_to_device

@@ -251,31 +251,6 @@ def test_a_source_of_any_memory_layout_is_packed_alike(
     assert matrix.tobytes() == before
 
 
-WORD = np.dtype(np.uint64)
-
-
-@pytest.mark.parametrize("rows", [16, 13])
-def test_a_matrix_of_whole_aligned_rows_is_not_copied(rows: int) -> None:
-    matrix = random_int8(5, rows, 32)
-    assert np.shares_memory(tiler._whole_tiles(matrix, 32, WORD), matrix)
-
-
-@pytest.mark.parametrize(
-    "source", ["Fortran order", "reversed", "unaligned", "every second element"]
-)
-def test_a_matrix_that_cannot_be_read_in_words_is_copied_once(source: str) -> None:
-    matrix = SOURCES[source](random_int8(6, 16, 32))
-    whole = tiler._whole_tiles(matrix, 32, WORD)
-    assert not np.shares_memory(whole, matrix)
-    assert_equal_bits(whole.view(np.int8), np.array(matrix, order="C"))
-
-
-def test_a_matrix_that_needs_padding_is_widened_with_zeros() -> None:
-    matrix = random_int8(7, 16, 29)
-    whole = tiler._whole_tiles(matrix, 32, WORD).view(np.int8)
-    assert_equal_bits(whole, np.pad(matrix, ((0, 0), (0, 3))))
-
-
 def test_random_bfloat16_is_packed_without_rounding() -> None:
     kernel = KERNELS["bf16"]
     bits = np.random.default_rng(8).integers(0, 1 << 16, (37, 41)).astype(np.uint16)
