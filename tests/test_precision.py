@@ -115,6 +115,48 @@ def test_quantising_fills_each_lane_and_is_within_half_a_step(axis: int, dtype: 
     assert (error <= scale * (0.5 + 127 * 1.5 * np.finfo(operand.scale.dtype).eps)).all()
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, BF16, np.int8])
+def test_scale_and_elements_are_float32_arithmetic(axis: int, dtype: Any) -> None:
+    x = (np.random.default_rng(5).standard_normal((21, 70)) * 9).astype(dtype)
+    x[:, 3] = x[4] = 0
+    operand = quantise(x, axis=axis, name="A")
+    wide = x.astype(np.float32)
+    largest = np.abs(wide).max(axis, keepdims=True)
+    none = largest == 0
+    largest[none] = 127
+    assert operand.scale is not None
+    assert_equal_bits(operand.scale, largest / np.float32(127))
+    inverse = np.float32(127) / largest
+    assert_equal_bits(operand.matrix, np.rint(wide * inverse).clip(-127, 127).astype(np.int8))
+
+
+@pytest.mark.parametrize("exponent", [-149, -140, -128, -127, -126, -120, -61, 61, 120, 127])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_what_leads_float32_out_of_its_range_is_quantised_in_float64(
+    axis: int, exponent: int
+) -> None:
+    """A row of extreme numbers among others: each element is the nearest step, each step right."""
+    x = np.random.default_rng(6).uniform(-1, 1, (5, 40)).astype(np.float32)
+    x[2] = np.ldexp(x[2] / np.abs(x[2]).max() * np.float32(1.99), exponent)
+    given = x if axis == 1 else x.T
+    operand = quantise(given, axis=axis, name="A")
+    assert operand.scale is not None and operand.scale.dtype == np.float64
+    wide = given.astype(np.float64)
+    largest = np.abs(wide).max(axis, keepdims=True)
+    assert_equal_bits(operand.scale, largest / 127)
+    assert np.abs(operand.matrix).max(axis).tolist() == [127] * 5
+    error = np.abs(operand.matrix * operand.scale - wide)
+    assert (error <= operand.scale * (0.5 + 1e-12)).all()
+
+
+def test_a_float64_so_small_that_its_inverse_overflows_keeps_its_nearest_step() -> None:
+    x = np.array([[2.0**-1070, -(2.0**-1074), 0], [2.0**-1020, 2.0**-1022, -(2.0**-1019)]])
+    operand = quantise(x, axis=1, name="A")
+    assert operand.scale is not None and np.isfinite(operand.scale).all()
+    assert (np.abs(operand.matrix * operand.scale - x) <= operand.scale / 2).all()
+
+
 def test_a_lane_of_zeros_stays_exactly_zero() -> None:
     x = np.array([[0.0, -0.0], [1e-300, 2e-300], [5e-324, 0.0]])
     operand = quantise(x, axis=1, name="A")
