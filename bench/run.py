@@ -1,4 +1,8 @@
-"""Runs the benchmarks, prints their tables and writes ``bench.json`` with the environment."""
+"""The developer's comparisons: host stages, precisions and strategies of this checkout.
+
+Prints their tables and writes a JSON file with the environment. ``npu-matmul bench`` measures the
+cpu device against other libraries.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ from rich.console import Console
 from rich.table import Table
 from timing import environment, write_json
 
+from npu_matmul.bench.environment import summary
+
 console = Console()
 
 
@@ -23,8 +29,7 @@ console = Console()
 @click.option("--json", "path", type=click.Path(path_type=Path), default="bench.json")
 def main(quick: bool, path: Path) -> None:
     """Counts and host seconds of the strategies, and host stages against NumPy."""
-    machine = environment()
-    console.print(f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}\n")
+    console.print(summary(environment()) + "\n", highlight=False)
     with console.status("host stages") as status:
         stages = host.run()
         threshold = host_below.run()
