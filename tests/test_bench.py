@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from npu_matmul.bench import command, contenders, plots, session, tables, targets
+from npu_matmul.bench import command, contenders, plots, session, shapes, tables, targets, timing
 from npu_matmul.bench import environment as env
 from npu_matmul.bench.contenders import BASELINE, OWN_AVX2, OWN_DYNAMIC, OWN_INT8, MissingExtra
 from npu_matmul.bench.session import Plan, Results
@@ -69,11 +70,11 @@ def product_row(
     }
 
 
-def results_of(rates: dict[str, float] = RATES, shapes: Any = NAMED["whisper-base"]) -> Results:
+def results_of(rates: dict[str, float] = RATES, of: Any = NAMED["whisper-base"]) -> Results:
     """As measured, with those speeds at each shape."""
     results = Results(env.environment(), "the rule", "the operands")
     for threads in (1, 2):
-        for shape in shapes:
+        for shape in of:
             rows = [product_row(name, shape, threads, rates) for name in rates]
             peaks = [
                 {
@@ -108,6 +109,12 @@ def results_of(rates: dict[str, float] = RATES, shapes: Any = NAMED["whisper-bas
         for name in (OWN_INT8, OWN_DYNAMIC)
     ]
     return results
+
+
+@pytest.mark.parametrize("module", [shapes, tables, targets, timing])
+def test_examples_in_docstrings_hold(module: Any) -> None:
+    ran = doctest.testmod(module)
+    assert ran.attempted and not ran.failed
 
 
 # shapes and options
@@ -271,8 +278,9 @@ def test_small_products_and_targets_fit_80_columns() -> None:
     results = results_of()
     text = printed(tables.small_table(results.small))
     assert ["64", "3.10", "5.00", "1.61", "exact"] in [line.split() for line in text.splitlines()]
-    text = " ".join(printed(tables.target_table(targets.judge(results))).split())
+    text = " ".join(printed(tables.target_table(targets.judge(results), results.operands)).split())
     assert "int8 / np f32 (SkylakeX) 7.50x 4.00x 4.70x not reached*" in text
+    assert "operands: the operands" in text
     assert "int8, 16 cube, whole call 2.0 us 1.9 us reached" in text
 
 
@@ -310,7 +318,7 @@ def test_what_was_not_measured_is_neither_reached_nor_not() -> None:
     rates = {name: rate for name, rate in RATES.items() if "torch" not in name}
     row = target(results_of(rates), "int8 / torch._int_mm")
     assert row["reached"] is None and "no torch._int_mm in this run" in row["note"]
-    others = targets.judge(results_of(shapes=[(64, 64, 64)]))
+    others = targets.judge(results_of(of=[(64, 64, 64)]))
     assert [row["reached"] for row in others[:10]] == [None] * 10
 
 

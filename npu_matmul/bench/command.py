@@ -67,13 +67,13 @@ def show(results: Results, plan: Plan, console: Console) -> None:
         console.print(tables.small_table(results.small))
     targets = judge(results)
     if any(row["reached"] is not None for row in targets):
-        console.print(tables.target_table(targets))
+        console.print(tables.target_table(targets, results.operands))
     for line in _notes(results, plan, targets):
         console.print(line, highlight=False, markup=False)
 
 
 def _notes(results: Results, plan: Plan, targets: Sequence[dict[str, Any]]) -> list[str]:
-    notes = [f"{summary(results.environment)}.", f"{results.rule}. Operands: {results.operands}."]
+    notes = [f"{summary(results.environment)}.", f"{results.rule}."]
     notes += results.skipped
     notes += [f"{row['target']}: {row['note']}" for row in targets if row["reached"] is None]
     if any(tables.verdict(row).endswith("*") for row in targets):

@@ -13,6 +13,7 @@ from npu_matmul.bench.contenders import MissingExtra
 from npu_matmul.bench.environment import summary
 from npu_matmul.bench.session import Results
 from npu_matmul.bench.shapes import shape_text
+from npu_matmul.bench.tables import three_digits
 from npu_matmul.bench.writing import whole_file
 
 if TYPE_CHECKING:
@@ -275,7 +276,7 @@ def _factor(ratio: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:#.3g} ms"
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{three_digits(seconds * 1e3)} ms"
 
 
 def _stage_label(row: Row) -> str:

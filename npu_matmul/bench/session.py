@@ -65,7 +65,7 @@ def measure(
 ) -> Results:
     """All of the plan; ``show`` is told what is being done, ``finished`` gets the rows and peaks
     of each shape."""
-    held = "one set, in cache" if plan.in_cache else f"at least {plan.pool_bytes:,} B, in turn"
+    held = "in cache" if plan.in_cache else f"{plan.pool_bytes >> 20} MiB in turn"
     results = Results(environment(), timing.RULE, held)
     results.skipped += skipped_probes()
     for threads in plan.threads:

@@ -31,7 +31,7 @@ def products_table(rows: Sequence[Row], peaks: Sequence[Row]) -> Table:
         for row in group:
             table.add_row(
                 _name(row),
-                _mark(row, _three_digits(row["seconds"] * 1e3)),
+                _mark(row, three_digits(row["seconds"] * 1e3)),
                 f"{row['gops']:.1f}",
                 f"{row['times_np_f32']:.2f}",
                 "" if row["of_peak"] is None else f"{row['of_peak']:.0%}",
@@ -60,9 +60,9 @@ def small_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def target_table(rows: Sequence[Row]) -> Table:
+def target_table(rows: Sequence[Row], operands: str) -> Table:
     """Each target beside the worst shape and what the probed peak allows."""
-    table = _table("targets, at the worst whisper-base shape")
+    table = _table(f"targets, at the worst whisper-base shape; operands: {operands}")
     table.add_column("target")
     for heading in ("asked", "measured", "allowed"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -94,6 +94,14 @@ def accuracy_text(accuracy: Row) -> str:
     return f"{accuracy['wrong_values']:,} wrong" if accuracy["wrong_values"] else "exact"
 
 
+def three_digits(value: float) -> str:
+    """
+    >>> [three_digits(value) for value in (0.0345, 7.0, 177.0, 1234.5)]
+    ['0.0345', '7.00', '177', '1234']
+    """
+    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"
+
+
 def disturbed(peaks: Sequence[Row]) -> str | None:
     """A warning when the probes of several threads did not get their cores; else None."""
     single = {row["kind"]: row["gops"] for row in peaks if row["threads"] == 1}
@@ -114,10 +122,6 @@ def _name(row: Row) -> str:
 
 def _mark(row: Row, text: str) -> str:
     return text if row["steady"] else f"~{text}"
-
-
-def _three_digits(value: float) -> str:
-    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"
 
 
 def _table(title: str) -> Table:

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from npu_matmul.bench.environment import THREAD_VARIABLES, fastest_cpus
 
-REST_S = 0.02  # OpenBLAS's threads spin longest: 2**26 cycles
+REST_S = 0.03  # OpenBLAS's threads spin for 2**26 cycles (its THREAD_TIMEOUT): 22 ms at 3 GHz
 PATH_VARIABLE = "NPU_MATMUL_CPU_PATH"
 
 
