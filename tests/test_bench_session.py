@@ -37,7 +37,6 @@ def quick() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "TURN_S", 0.0005)
         patch.setattr(timing, "MAX_ROUNDS", 6)
-        patch.setattr(peak, "STEPS", 1000)
         yield patch
 
 

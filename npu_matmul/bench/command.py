@@ -75,7 +75,8 @@ def show(results: Results, plan: Plan, console: Console) -> None:
 def _notes(results: Results, plan: Plan, targets: Sequence[dict[str, Any]]) -> list[str]:
     notes = [f"{summary(results.environment)}.", f"{results.rule}."]
     notes += results.skipped
-    notes += [f"{row['target']}: {row['note']}" for row in targets if row["reached"] is None]
+    if any(row["reached"] is not None for row in targets):
+        notes += [f"{row['target']}: {row['note']}" for row in targets if row["reached"] is None]
     if any(tables.verdict(row).endswith("*") for row in targets):
         notes.append("* beyond what this CPU's probed peak allows against this baseline")
     if not all(row["steady"] for row in (*results.rows, *results.peaks, *results.small)):

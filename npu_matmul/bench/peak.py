@@ -21,7 +21,7 @@ from numba.extending import intrinsic
 
 from npu_matmul.bench.environment import last_level_cache_bytes
 
-STEPS = 2_000_000  # of the loop in one call: over 4 ms, so that starting threads is nothing
+INSTRUCTIONS = 100_000_000  # of one call: over 10 ms, so that starting threads is nothing
 SMALL_COPY_BYTES = 3 << 20  # of each array: a (1500, 512) float32 matrix, within the last cache
 
 
@@ -104,17 +104,21 @@ def skipped_probes() -> list[str]:
 
 
 def probe_work(probe: Probe, pool: ThreadPoolExecutor | None, threads: int) -> Callable[[], Any]:
-    """One call: ``STEPS`` steps on each of so many threads."""
+    """One call: the loop on each of so many threads."""
     loop = _compiled(probe)
     loop(1)
     if pool is None:
-        return lambda: loop(STEPS)
-    return lambda: list(pool.map(loop, [STEPS] * threads))
+        return lambda: loop(_steps(probe))
+    return lambda: list(pool.map(loop, [_steps(probe)] * threads))
 
 
 def operations(probe: Probe, threads: int) -> int:
     """Multiplies and adds of one call."""
-    return STEPS * probe.accumulators * probe.operations * threads
+    return _steps(probe) * probe.accumulators * probe.operations * threads
+
+
+def _steps(probe: Probe) -> int:
+    return INSTRUCTIONS // probe.accumulators
 
 
 def copy_works(

@@ -72,7 +72,14 @@ def _ratio(rows: list[Row], peaks: list[Row], product: str, over: str, asked: fl
         if (shape, mine[shape]["peak"]) in ceilings
     ]
     missing = product if not mine else over
-    return _row(name, asked, "x", ratios, max(allowed, default=None), f"no {missing} in this run")
+    return _row(
+        name,
+        asked,
+        "x",
+        ratios,
+        max(allowed, default=None),
+        f"no {missing} on one core in this run",
+    )
 
 
 def _of_peak(rows: list[Row]) -> Row:
