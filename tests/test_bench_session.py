@@ -97,8 +97,9 @@ def test_small_products_stages_and_copies_are_measured_too(results: Results) -> 
     ]
     assert all(row["sets"] == 1 for row in results.small)  # in cache
     assert {row["product"] for row in results.stages} == {f.name for f in forms("npu_matmul")}
-    for row in results.stages:
-        assert row["seconds"] and sum(row["seconds"].values()) <= 1.5 * row["wall_s"]
+    for row in results.stages:  # an exact product as small as this is not timed by stage
+        assert bool(row["seconds"]) == (row["product"] != OWN_INT8)
+        assert sum(row["seconds"].values()) <= 1.5 * row["wall_s"]
     assert {row["where"] for row in results.bandwidth} == {"cache", "memory"}
 
 
