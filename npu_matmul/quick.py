@@ -14,7 +14,7 @@ from numba.core import types
 
 from npu_matmul.device import Device
 from npu_matmul.host import gemm
-from npu_matmul.host.product import Panels, address
+from npu_matmul.host.product import Panels
 from npu_matmul.precision import EXACT
 from npu_matmul.report import CallReport
 
@@ -39,7 +39,7 @@ class QuickProduct:
         path = b.path
         most_rows = path.small // max(1, b.depth * b.columns)
         sizes = b.depth, b.columns, b.words.shape[0], most_rows, path.fed_bytes
-        self._plan = np.array([address(b.words), *sizes], np.int64)
+        self._plan = np.array([b.address, *sizes], np.int64)
         self._panels = b  # keeps the address valid
         self._device = device
         self._sums = partial(self._first, 0)
