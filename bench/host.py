@@ -164,6 +164,15 @@ def _packing(x: Matrix, kernel: Kernel) -> Iterator[Stage]:
             ),
             lambda place=place, factors=factors: _tiled(_quantised(x, factors), tiled, *place),
         )
+    if m == 16:
+        turned = np.asfortranarray(x)
+        yield Stage(
+            f"quantise and pack B.T, {m}",
+            fused,
+            x.nbytes + x.size,
+            lambda: _into(out, lambda: pack_b(dataclasses.replace(b, source=turned), grid_b, out)),
+            lambda: _tiled(_quantised(turned, b.inverse), tiled, *tiles_b),
+        )
     yield Stage(
         f"unpack B, {m}",
         whole,

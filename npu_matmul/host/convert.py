@@ -27,13 +27,16 @@ from numpy.typing import NDArray
 from npu_matmul.host.vectors import (
     REVISION,
     convert_row,
+    element_bytes,
     float_of_bits,
     keep_largest,
     largest_magnitude,
+    transpose_block,
 )
 
 ROWS_AT_ONCE = 8
-BUFFER_BYTES = 1 << 16  # of what must be copied to be read: it stays in the cache
+BUFFER_BYTES = 1 << 18  # of what must be copied to be read: it stays in the cache
+BLOCK = 8  # rows and columns that are exchanged at once
 STORED_AS: dict[str, np.dtype[Any]] = {
     name: np.dtype(kind)
     for name, kind in (
@@ -216,20 +219,71 @@ def _buffered(
     tile: tuple[int, int],
     fill: bool,
 ) -> Iterator[tuple[NDArray[Any], int, int]]:
-    rows, columns = matrix.shape[0] - top, matrix.shape[1] - left
-    width = -(-columns // tile[1]) * tile[1]
-    tiles = max(1, BUFFER_BYTES // (width * dtype.itemsize * tile[0]))
-    height = min(tiles, -(-rows // tile[0])) * tile[0]
-    buffer = np.zeros((height, width), dtype)
-    for first in range(top, matrix.shape[0], height):
-        part = matrix[first : first + height, left:]
-        inside = buffer[: len(part), :columns]
-        if not fill:
-            inside[...] = part
-            buffer[len(part) :] = 0
-        yield buffer[: -(-len(part) // tile[0]) * tile[0]], first, left
-        if fill:
-            part[...] = inside
+    high, wide = _buffer_shape(matrix[top:, left:], tile, dtype.itemsize)
+    buffer = np.empty((high, wide), dtype)
+    for i in range(top, matrix.shape[0], high):
+        for j in range(left, matrix.shape[1], wide):
+            part = matrix[i : i + high, j : j + wide]
+            rows, columns = part.shape
+            used = buffer[: _whole(rows, tile[0]), : _whole(columns, tile[1])]
+            if not fill:
+                _copy(part, used[:rows, :columns])
+                used[rows:] = used[:, columns:] = 0
+            yield used, i, j
+            if fill:
+                _copy(used[:rows, :columns], part)
+
+
+def _buffer_shape(matrix: NDArray[Any], tile: tuple[int, int], itemsize: int) -> tuple[int, int]:
+    """Whole tiles of at most ``BUFFER_BYTES`` (or one), long in the direction in which the elements
+    of the matrix follow one another."""
+    along = 0 if in_rows(matrix.T) and not in_rows(matrix) else 1
+    sizes, room = [_whole(*pair) for pair in zip(matrix.shape, tile, strict=True)], BUFFER_BYTES
+    shape = list(tile)
+    for axis in (along, 1 - along):
+        fitting = room // (itemsize * shape[1 - axis] * tile[axis]) * tile[axis]
+        shape[axis] = max(tile[axis], min(sizes[axis], fitting))
+    return shape[0], shape[1]
+
+
+def _whole(size: int, tile: int) -> int:
+    return -(-size // tile) * tile
+
+
+def _copy(source: NDArray[Any], target: NDArray[Any]) -> None:
+    """``target[...] = source``; blocks of columns become blocks of rows (or back) as vectors."""
+    if in_rows(source):
+        source, target = source.T, target.T
+    turned = in_rows(source.T) and in_rows(target) and source.dtype == target.dtype
+    rows, columns = (size - size % BLOCK for size in source.shape)
+    if not (turned and rows and columns):
+        target[...] = source
+        return
+    transposer(type_name(source.dtype))(
+        address(source), source.strides[1], address(target), target.strides[0], rows, columns
+    )
+    target[rows:] = source[rows:]
+    target[:rows, columns:] = source[:rows, columns:]
+
+
+@cache
+def transposer(element_type: str) -> Any:
+    """The compiled ``turn(source, source_stride, target, target_stride, rows, columns)``: columns,
+    whose elements follow one another at ``source``, become columns of rows; multiples of ``BLOCK``.
+    """
+    revision, size = REVISION, element_bytes(element_type)
+
+    @numba.njit(cache=True, nogil=True)
+    def turn(source, source_stride, target, target_stride, rows, columns):
+        assert revision
+        for j in range(0, columns, BLOCK):
+            for i in range(0, rows, BLOCK):
+                transpose_block(
+                    element_type, BLOCK, source + j * source_stride + i * size, source_stride,
+                    target + i * target_stride + j * size, target_stride,
+                )  # fmt: skip
+
+    return turn
 
 
 def convert(

@@ -156,6 +156,31 @@ def largest_magnitude(context, element_type, columns, source):
 
 
 @compiled
+def transpose_block(context, element_type, lanes, source, source_stride, target, target_stride):
+    """Write a square block of ``lanes`` rows, a power of two, with rows and columns exchanged."""
+    element, size = _ELEMENTS[element_type.literal_value], lanes.literal_value
+
+    def codegen(context, builder, signature, args):
+        start, source_stride, out, target_stride = args[2:]
+        rows = [_Rows(builder, i, 1, size) for i in range(size)]
+        lines = [row.load(start, source_stride, element) for row in rows]
+        low_and_high = [
+            [x for i in lanes for x in (i, size + i)]
+            for lanes in (range(size // 2), range(size // 2, size))
+        ]
+        # a perfect shuffle of the rows is one bit of their index exchanged with one of the lanes'
+        for _ in range(size.bit_length() - 1):
+            pairs = zip(lines[: size // 2], lines[size // 2 :], strict=True)
+            lines = [_picked(builder, a, b, mask) for a, b in pairs for mask in low_and_high]
+        for row, line in zip(rows, lines, strict=True):
+            row.store(line, out, target_stride)
+        return context.get_dummy_value()
+
+    addresses = source, source_stride, target, target_stride
+    return types.void(element_type, lanes, *addresses), codegen
+
+
+@compiled
 def add_partials(context, element_type, columns, total, partials, stride, count):
     """Add ``count`` rows to the row ``total``, in their order; modulo 2**32 for int32."""
     element = _ELEMENTS[element_type.literal_value]
@@ -308,16 +333,20 @@ def _plus(builder: Any, start: Value, elements: Value, bytes_each: int) -> Value
 
 def _lanes(builder: Any, value: Value, places: Sequence[int]) -> Value:
     """The lanes of a vector at these places."""
+    return _picked(builder, value, ir.Constant(value.type, ir.Undefined), places)
+
+
+def _picked(builder: Any, a: Value, b: Value, places: Sequence[int]) -> Value:
+    """Lanes of two vectors, those of the second numbered after those of the first."""
     mask = ir.Constant(ir.VectorType(_INT32, len(places)), [_INT32(i) for i in places])
-    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
+    return builder.shuffle_vector(a, b, mask)
 
 
 def _joined(builder: Any, parts: list[Value]) -> Value:
     while len(parts) > 1:
         lanes = range(2 * parts[0].type.count)
-        mask = ir.Constant(ir.VectorType(_INT32, len(lanes)), [_INT32(i) for i in lanes])
         pairs = zip(parts[::2], parts[1::2], strict=True)
-        parts = [builder.shuffle_vector(low, high, mask) for low, high in pairs]
+        parts = [_picked(builder, low, high, lanes) for low, high in pairs]
     return parts[0]
 
 
