@@ -48,21 +48,24 @@ def main(quick: bool, path: Path) -> None:
 
 def _stage_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(
-        title="host stages: NumPy's time / ours", box=box.SIMPLE_HEAD, title_justify="left"
+        title="host stages: speed of a plain copy of as many bytes, and of NumPy, is 1",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
     )
     table.add_column("stage")
-    for heading in ("shape", "us", "numpy", "numpy,\nwords", "plain\ncopy", "equal"):
+    for heading in ("matrix", "us", "of a\ncopy", "goal", "of\nNumPy", "equal"):
         table.add_column(heading, justify="right")
     for row in rows:
         seconds = row["seconds"]
         ours = seconds["npu_matmul"]
-        ratios = [
-            f"{seconds[k] / ours:.2f}x" if k in seconds else ""
-            for k in ("numpy", "numpy, words", "copy")
-        ]
-        shape = "x".join(map(str, row["shape"]))
         table.add_row(
-            row["stage"], shape, f"{ours * 1e6:.0f}", *ratios, "yes" if row["equal"] else "NO"
+            row["stage"],
+            "x".join(map(str, row["shape"])),
+            f"{ours * 1e6:.0f}",
+            f"{seconds['copy'] / ours:.2f}",
+            f"{row['goal']:.2f}",
+            f"{seconds['numpy'] / ours:.1f}",
+            "yes" if row["equal"] else "NO",
         )
     return table
 

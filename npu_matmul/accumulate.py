@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.host.convert import convert
-
-BLOCK = 4096  # elements of the total that stay in the nearest cache while all partials are added
+from npu_matmul.host.convert import address, convert, type_name
+from npu_matmul.host.vectors import REVISION, add_partials
 
 
 def accumulate(total: NDArray[Any], partials: NDArray[Any]) -> None:
@@ -26,8 +26,11 @@ def accumulate(total: NDArray[Any], partials: NDArray[Any]) -> None:
     """
     assert total.dtype == partials.dtype
     assert total.shape in (partials.shape, partials.shape[1:])
-    if total.size:
-        _add(total.reshape(-1), partials.reshape(-1, total.size))
+    assert total.flags.c_contiguous and partials.flags.c_contiguous
+    if partials.size:
+        count = partials.size // total.size
+        add = _adder(type_name(total.dtype))
+        add(address(total), total.size, address(partials), total.nbytes, count)
 
 
 def clip_to_int8(
@@ -43,11 +46,13 @@ def clip_to_int8(
     return out
 
 
-@numba.njit(cache=True, nogil=True)
-def _add(total, partials):
-    for start in range(0, total.size, BLOCK):
-        block = total[start : start + BLOCK]
-        for p in range(partials.shape[0]):
-            partial = partials[p, start : start + BLOCK]
-            for i in range(block.size):
-                block[i] += partial[i]
+@cache
+def _adder(element_type: str) -> Any:
+    revision = REVISION
+
+    @numba.njit(cache=True, nogil=True)
+    def add(total, size, partials, stride, count):
+        assert revision
+        add_partials(element_type, size, total, partials, stride, count)
+
+    return add

@@ -28,7 +28,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.host.convert import STORED_AS, convert, magnitudes, plain_scales, type_name
+from npu_matmul.host.convert import convert, magnitudes, plain_scales, stored_as, type_name
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 Scales = tuple[NDArray[Any], NDArray[Any]]  # of rows and columns, both flat and of one float type
@@ -39,17 +39,21 @@ SMALLEST_SCALE = np.finfo(np.float64).smallest_normal  # of float64: below, 127 
 class Operand:
     """A matrix as given, and how it becomes one of a kernel's element type.
 
-    ``read_as`` is the type it is read in, ``terms`` the types it is written in: one, or three that
+    ``read_as`` is the type it is read in, ``write_as`` the one it is written in, or three that
     stand side by side along K, which is ``axis``. A quantised one has a ``scale`` that undoes it,
     (M, 1) of A or (1, N) of B, and the ``inverse`` of each row or column.
     """
 
     source: NDArray[Any]
     read_as: str
-    terms: tuple[str, ...]
+    write_as: str
     axis: int
     scale: NDArray[Any] | None = None
     inverse: NDArray[Any] | None = None
+
+    @property
+    def terms(self) -> int:
+        return self.write_as.count("|") + 1
 
     @property
     def factors(self) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
@@ -59,13 +63,13 @@ class Operand:
     @cached_property
     def matrix(self) -> NDArray[Any]:
         """The converted matrix, (M, terms * K) of A or (terms * K, N) of B; made when asked for."""
-        if self.terms == (self.source.dtype.name,) and self.inverse is None:
+        if self.write_as == type_name(self.source.dtype) and self.inverse is None:
             return self.source
-        shape = list(self.source.shape)
-        shape[self.axis] *= len(self.terms)
-        whole = np.empty(shape, STORED_AS[self.terms[0]])
-        for term, part in zip(self.terms, np.split(whole, len(self.terms), self.axis), strict=True):
-            convert(self.source, part, self.read_as, term, *self.factors)
+        rows, columns = shape = self.source.shape
+        times = (1, self.terms) if self.axis == 1 else (self.terms, 1)
+        whole = np.empty((rows * times[0], columns * times[1]), stored_as(self.write_as))
+        first, apart = whole[:rows, :columns], shape[self.axis] * whole.strides[self.axis]
+        convert(self.source, first, self.read_as, self.write_as, *self.factors, apart)
         return whole
 
 
@@ -111,8 +115,8 @@ def split_bf16(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     >>> float(abs(high.astype(np.float64) + low.astype(np.float64) - np.pi)[0]) < 2**-16
     True
     """
-    low = _rounded(_rows(x), 1, "bfloat16 low").matrix
-    return to_bf16(x), low.reshape(x.shape)
+    high, low = np.split(_rounded(_rows(x), 0, "bfloat16|bfloat16 low").matrix, 2)
+    return high.reshape(x.shape), low.reshape(x.shape)
 
 
 def quantise(x: NDArray[Any], axis: int, name: str) -> Operand:
@@ -134,7 +138,7 @@ def quantise(x: NDArray[Any], axis: int, name: str) -> Operand:
         read_as = "float64"
     else:
         read_as = "bfloat16" if x.dtype == BF16 else "float32"
-    return Operand(x, read_as, ("int8",), axis, np.expand_dims(scale, axis), inverse)
+    return Operand(x, read_as, "int8", axis, np.expand_dims(scale, axis), inverse)
 
 
 def _scales_in_float64(
@@ -186,24 +190,25 @@ def _rows(x: NDArray[Any]) -> NDArray[Any]:
 
 def converted(matrix: NDArray[Any], scale: NDArray[Any] | None = None) -> Operand:
     """A matrix that is in a kernel's element type already; ``scale`` is what undoes it."""
-    return Operand(matrix, matrix.dtype.name, (matrix.dtype.name,), 0, scale)
+    name = type_name(matrix.dtype)
+    return Operand(matrix, name, name, 0, scale)
 
 
 def _as_is(x: NDArray[Any]) -> Operand:
     return converted(x)
 
 
-def _rounded(x: NDArray[Any], axis: int, *terms: str) -> Operand:
+def _rounded(x: NDArray[Any], axis: int, terms: str = "bfloat16") -> Operand:
     read_as = "float32" if x.dtype == np.int8 else type_name(x.dtype)
-    return Operand(x, read_as, terms or ("bfloat16",), axis)
+    return Operand(x, read_as, terms, axis)
 
 
 # Three terms make one product of three times the K: [low, high, high] of A beside
 # [high; low; high] of B, the small products first. The highs that meet a low are made 0 where they
 # are not finite: a low of 0 must not turn an infinity, which the product of both highs passes on,
 # into NaN.
-_TERMS_OF_A = "bfloat16 low", "bfloat16 finite", "bfloat16"
-_TERMS_OF_B = "bfloat16 finite", "bfloat16 low", "bfloat16"
+_TERMS_OF_A = "bfloat16 low|bfloat16 finite|bfloat16"
+_TERMS_OF_B = "bfloat16 finite|bfloat16 low|bfloat16"
 
 EXACT = Precision("exact", "int8", "int32", _as_is, _as_is)
 PRECISIONS = {
@@ -214,8 +219,8 @@ PRECISIONS = {
         "bf16x3",
         "bfloat16",
         "float32",
-        lambda x: _rounded(x, 1, *_TERMS_OF_A),
-        lambda x: _rounded(x, 0, *_TERMS_OF_B),
+        lambda x: _rounded(x, 1, _TERMS_OF_A),
+        lambda x: _rounded(x, 0, _TERMS_OF_B),
         terms=3,
     ),
     "int8": Precision(

@@ -18,7 +18,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.host.convert import STORED_AS, address, pieces, type_name
+from npu_matmul.host.convert import address, pieces, stored_as, type_name
 from npu_matmul.host.vectors import REVISION, convert_block, element_bytes
 from npu_matmul.kernel import Kernel
 from npu_matmul.precision import Operand
@@ -133,18 +133,20 @@ def pack_b(b: NDArray[Any] | Operand, grid: TileGrid, out: NDArray[Any]) -> None
     _pack(b, grid.b_order, 0, out, _Layout((tile.k, tile.n), (block.s, block.t)))
 
 
-def unpack_a(packed: NDArray[Any], grid: TileGrid) -> NDArray[Any]:
+def unpack_a(packed: NDArray[Any], grid: TileGrid, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """A (M, terms * K) again from what ``pack_a`` made of it."""
     tile, block = grid.kernel.tile, grid.kernel.mmul
-    out = np.empty((grid.M, grid.terms * grid.K), packed.dtype)
+    shape = grid.M, grid.terms * grid.K
+    out = np.empty(shape, packed.dtype) if out is None else out
     _unpack(packed, grid.a_order, 1, out, _Layout((tile.m, tile.k), (block.r, block.s)), grid.terms)
     return out
 
 
-def unpack_b(packed: NDArray[Any], grid: TileGrid) -> NDArray[Any]:
+def unpack_b(packed: NDArray[Any], grid: TileGrid, out: NDArray[Any] | None = None) -> NDArray[Any]:
     """B (terms * K, N) again from what ``pack_b`` made of it."""
     tile, block = grid.kernel.tile, grid.kernel.mmul
-    out = np.empty((grid.terms * grid.K, grid.N), packed.dtype)
+    shape = grid.terms * grid.K, grid.N
+    out = np.empty(shape, packed.dtype) if out is None else out
     _unpack(packed, grid.b_order, 0, out, _Layout((tile.k, tile.n), (block.s, block.t)), grid.terms)
     return out
 
@@ -180,10 +182,9 @@ def _pack(
     layout: _Layout,
 ) -> None:
     name = type_name(out.dtype)
-    operand = given if isinstance(given, Operand) else Operand(given, name, (name,), axis)
-    assert STORED_AS[operand.terms[0]] == out.dtype
-    for term, places in zip(operand.terms, _split(order, len(operand.terms), axis), strict=True):
-        layout.pack(operand.source, operand.read_as, places, out, term, *operand.factors)
+    operand = given if isinstance(given, Operand) else Operand(given, name, name, axis)
+    assert stored_as(operand.write_as) == out.dtype
+    layout.pack(operand, order, axis, out)
 
 
 def _unpack(
@@ -214,21 +215,20 @@ class _Layout:
     block: tuple[int, int]
 
     def pack(
-        self,
-        matrix: NDArray[Any],
-        read_as: str,
-        order: NDArray[np.int64],
-        out: NDArray[Any],
-        write_as: str,
-        row_factors: NDArray[Any] | None,
-        column_factors: NDArray[Any] | None,
+        self, operand: Operand, order: NDArray[np.int64], axis: int, out: NDArray[Any]
     ) -> None:
-        down, across = (-(-matrix.shape[axis] // self.tile[axis]) for axis in (0, 1))
-        if order.shape != (down, across):  # on a grid of cores some tiles are all padding
-            tiles = out.reshape(-1, self.tile[0] * self.tile[1])
-            tiles[order[down:]] = tiles[order[:down, across:]] = 0
-        move = self._mover(read_as, write_as, order, out, row_factors, column_factors, packing=True)
-        for part, y, x in pieces(matrix, read_as, self.tile):
+        """Terms lie along ``axis``, which is K: each tile as far from that of the term before."""
+        matrix = operand.source
+        down, across = (-(-matrix.shape[i] // self.tile[i]) for i in (0, 1))
+        first, second = (order, order[:, across:]) if axis == 1 else (order, order[down:])
+        unused = order[down:] if axis == 1 else order[:, across:]
+        tile_elements = self.tile[0] * self.tile[1]
+        if unused.size:  # on a grid of cores some tiles are all padding
+            out.reshape(-1, tile_elements)[unused] = 0
+        apart = int(second[0, 0] - first[0, 0]) * tile_elements * out.itemsize if second.size else 0
+        factors = operand.factors
+        move = self._mover(operand.read_as, operand.write_as, order, out, *factors, apart)
+        for part, y, x in pieces(matrix, operand.read_as, self.tile):
             move(part, y, x)
 
     def unpack(
@@ -254,19 +254,20 @@ class _Layout:
         packed: NDArray[Any],
         row_factors: NDArray[Any] | None,
         column_factors: NDArray[Any] | None,
-        packing: bool = False,
+        apart: int | None = None,
     ) -> Callable[[NDArray[Any], int, int], None]:
-        """What moves whole tiles of a matrix, given with the row and column they begin at."""
+        """What moves whole tiles of a matrix, given with the row and column they begin at: packs
+        them if it is told how far ``apart`` terms lie, else unpacks them."""
         given = {"rows": row_factors, "columns": column_factors}
         factors = " ".join(name for name, numbers in given.items() if numbers is not None)
         by_row, by_column = map(_padded, (row_factors, column_factors), self.tile)
-        loop = _tile_loop(read_as, write_as, factors, *self.tile, *self.block, packing)
+        loop = _tile_loop(read_as, write_as, factors, *self.tile, *self.block, apart is not None)
         order = np.ascontiguousarray(order)
 
         def move(part: NDArray[Any], y: int, x: int) -> None:
             loop(
                 address(part), part.strides[0], *part.shape, address(packed), order, y, x,
-                _place(by_row, y), _place(by_column, x),
+                _place(by_row, y), _place(by_column, x), apart or 0,
             )  # fmt: skip
 
         return move
@@ -310,8 +311,9 @@ def _tile_loop(
 
     @numba.njit(cache=True, nogil=True)
     def move(
-        matrix, stride, rows, columns, packed, order, first_row, first_column, by_row, by_column
-    ):
+        matrix, stride, rows, columns, packed, order, first_row, first_column,
+        by_row, by_column, apart,
+    ):  # fmt: skip
         assert revision
         for i in range(0, rows, r):
             tile_row, row = (first_row + i) // high, by_row + i * factor_bytes
@@ -324,7 +326,7 @@ def _tile_loop(
                     if packing:
                         convert_block(
                             source_type, target_type, factors, r, s,
-                            outside, stride, inside, None, row, column,
+                            outside, stride, inside, None, row, column, apart,
                         )  # fmt: skip
                     else:
                         convert_block(

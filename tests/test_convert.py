@@ -78,7 +78,7 @@ def finite_of(x: Matrix) -> Matrix:
 
 def converted(x: Matrix, target: str, *factors: Matrix | None) -> Matrix:
     """What ``convert`` writes, into the middle of bytes that must stay."""
-    dtype = module.STORED_AS[target]
+    dtype = module.stored_as(target)
     edge = 64
     whole = np.full(x.size * dtype.itemsize + 2 * edge, UNTOUCHED, np.uint8)
     out = whole[edge:-edge].view(dtype).reshape(x.shape)

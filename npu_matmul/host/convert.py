@@ -27,13 +27,16 @@ from numpy.typing import NDArray
 from npu_matmul.host.vectors import (
     REVISION,
     convert_row,
+    element_bytes,
     float_of_bits,
     keep_largest,
     largest_magnitude,
+    transpose_block,
 )
 
-ROWS_AT_ONCE = 4
-BUFFER_BYTES = 1 << 16  # of what must be copied to be read: it stays in the cache
+ROWS_AT_ONCE = 8
+BUFFER_BYTES = 1 << 18  # of what must be copied to be read: it stays in the cache
+BLOCK = 8  # rows and columns that are exchanged at once
 STORED_AS: dict[str, np.dtype[Any]] = {
     name: np.dtype(kind)
     for name, kind in (
@@ -42,11 +45,9 @@ STORED_AS: dict[str, np.dtype[Any]] = {
         ("float32", np.float32),
         ("float64", np.float64),
         ("bfloat16", ml_dtypes.bfloat16),
-        ("bfloat16 low", ml_dtypes.bfloat16),
-        ("bfloat16 finite", ml_dtypes.bfloat16),
     )
 }
-_NAMES = {dtype: name for name, dtype in STORED_AS.items() if " " not in name}
+_NAMES = {dtype: name for name, dtype in STORED_AS.items()}
 # Bits of 2**-60 and 2**60: sums are below 2**31, so that a sum times one scale has all its bits.
 _LEAST_PLAIN, _MOST_PLAIN = np.uint32((127 - 60) << 23), np.uint32((127 + 60) << 23)
 
@@ -54,9 +55,10 @@ _LEAST_PLAIN, _MOST_PLAIN = np.uint32((127 - 60) << 23), np.uint32((127 + 60) <<
 @cache
 def converter(source_type: str, target_type: str, factors: str = "") -> Any:
     """The compiled ``convert(source, source_stride, target, target_stride, rows, columns,
-    row_factors, column_factors)``; types and factors are those of ``vectors.convert_block``.
+    row_factors, column_factors, apart)``; types and factors are those of
+    ``vectors.convert_block``.
 
-    Both factors are addresses, 0 where there are none.
+    Both factors are addresses, 0 where there are none; ``apart`` can be left out.
 
     >>> x, scale = np.array([[1.0, -2.5]], np.float32), np.array([2.0], np.float32)
     >>> out = np.zeros((1, 2), np.int8)
@@ -69,13 +71,15 @@ def converter(source_type: str, target_type: str, factors: str = "") -> Any:
     revision = REVISION
 
     @numba.njit(cache=True, nogil=True)
-    def convert(source, source_stride, target, target_stride, rows, columns, by_row, by_column):
+    def convert(
+        source, source_stride, target, target_stride, rows, columns, by_row, by_column, apart=0
+    ):
         assert revision
         for i in range(rows):
             convert_row(
                 source_type, target_type, factors, columns,
                 source + i * source_stride, target + i * target_stride,
-                by_row + i * factor_bytes, by_column,
+                by_row + i * factor_bytes, by_column, apart,
             )  # fmt: skip
 
     return convert
@@ -165,6 +169,15 @@ def type_name(dtype: np.dtype[Any]) -> str:
     return "float32" if dtype == np.float16 else _NAMES[dtype]
 
 
+def stored_as(element_type: str) -> np.dtype[Any]:
+    """What NumPy calls a type of these loops, or several that are written at once.
+
+    >>> stored_as("bfloat16|bfloat16 low").name
+    'bfloat16'
+    """
+    return STORED_AS[element_type.split("|")[0].split()[0]]
+
+
 def pieces(
     matrix: NDArray[Any], element_type: str, tile: tuple[int, int] = (1, 1), fill: bool = False
 ) -> Iterator[tuple[NDArray[Any], int, int]]:
@@ -181,7 +194,7 @@ def pieces(
     if not matrix.size:
         return
     (rows, columns), (height, width) = matrix.shape, tile
-    dtype = STORED_AS[element_type]
+    dtype = stored_as(element_type)
     whole_rows, whole_columns = rows - rows % height, columns - columns % width
     if matrix.dtype != dtype or not in_rows(matrix):
         whole_rows = whole_columns = 0
@@ -206,20 +219,71 @@ def _buffered(
     tile: tuple[int, int],
     fill: bool,
 ) -> Iterator[tuple[NDArray[Any], int, int]]:
-    rows, columns = matrix.shape[0] - top, matrix.shape[1] - left
-    width = -(-columns // tile[1]) * tile[1]
-    tiles = max(1, BUFFER_BYTES // (width * dtype.itemsize * tile[0]))
-    height = min(tiles, -(-rows // tile[0])) * tile[0]
-    buffer = np.zeros((height, width), dtype)
-    for first in range(top, matrix.shape[0], height):
-        part = matrix[first : first + height, left:]
-        inside = buffer[: len(part), :columns]
-        if not fill:
-            inside[...] = part
-            buffer[len(part) :] = 0
-        yield buffer[: -(-len(part) // tile[0]) * tile[0]], first, left
-        if fill:
-            part[...] = inside
+    high, wide = _buffer_shape(matrix[top:, left:], tile, dtype.itemsize)
+    buffer = np.empty((high, wide), dtype)
+    for i in range(top, matrix.shape[0], high):
+        for j in range(left, matrix.shape[1], wide):
+            part = matrix[i : i + high, j : j + wide]
+            rows, columns = part.shape
+            used = buffer[: _whole(rows, tile[0]), : _whole(columns, tile[1])]
+            if not fill:
+                _copy(part, used[:rows, :columns])
+                used[rows:] = used[:, columns:] = 0
+            yield used, i, j
+            if fill:
+                _copy(used[:rows, :columns], part)
+
+
+def _buffer_shape(matrix: NDArray[Any], tile: tuple[int, int], itemsize: int) -> tuple[int, int]:
+    """Whole tiles of at most ``BUFFER_BYTES`` (or one), long in the direction in which the elements
+    of the matrix follow one another."""
+    along = 0 if in_rows(matrix.T) and not in_rows(matrix) else 1
+    sizes, room = [_whole(*pair) for pair in zip(matrix.shape, tile, strict=True)], BUFFER_BYTES
+    shape = list(tile)
+    for axis in (along, 1 - along):
+        fitting = room // (itemsize * shape[1 - axis] * tile[axis]) * tile[axis]
+        shape[axis] = max(tile[axis], min(sizes[axis], fitting))
+    return shape[0], shape[1]
+
+
+def _whole(size: int, tile: int) -> int:
+    return -(-size // tile) * tile
+
+
+def _copy(source: NDArray[Any], target: NDArray[Any]) -> None:
+    """``target[...] = source``; blocks of columns become blocks of rows (or back) as vectors."""
+    if in_rows(source):
+        source, target = source.T, target.T
+    turned = in_rows(source.T) and in_rows(target) and source.dtype == target.dtype
+    rows, columns = (size - size % BLOCK for size in source.shape)
+    if not (turned and rows and columns):
+        target[...] = source
+        return
+    transposer(type_name(source.dtype))(
+        address(source), source.strides[1], address(target), target.strides[0], rows, columns
+    )
+    target[rows:] = source[rows:]
+    target[:rows, columns:] = source[:rows, columns:]
+
+
+@cache
+def transposer(element_type: str) -> Any:
+    """The compiled ``turn(source, source_stride, target, target_stride, rows, columns)``: columns,
+    whose elements follow one another at ``source``, become columns of rows; multiples of ``BLOCK``.
+    """
+    revision, size = REVISION, element_bytes(element_type)
+
+    @numba.njit(cache=True, nogil=True)
+    def turn(source, source_stride, target, target_stride, rows, columns):
+        assert revision
+        for j in range(0, columns, BLOCK):
+            for i in range(0, rows, BLOCK):
+                transpose_block(
+                    element_type, BLOCK, source + j * source_stride + i * size, source_stride,
+                    target + i * target_stride + j * size, target_stride,
+                )  # fmt: skip
+
+    return turn
 
 
 def convert(
@@ -229,11 +293,14 @@ def convert(
     target_type: str | None = None,
     row_factors: NDArray[Any] | None = None,
     column_factors: NDArray[Any] | None = None,
+    apart: int = 0,
 ) -> None:
     """Convert a matrix into another of its shape, both of any memory layout.
 
-    Types are those of the arrays unless given. Factors multiply on the way; one-dimensional,
-    contiguous, and of the type that is computed in, as in ``vectors.convert_block``.
+    Types are those of the arrays unless given. Factors multiply on the way; they are
+    one-dimensional, contiguous, and of the type that is computed in, as in
+    ``vectors.convert_block``. Of several targets ``out`` is the first; the others lie ``apart``
+    bytes from each other, and the elements of their rows must follow one another.
 
     >>> out = np.zeros((1, 2), np.float32)
     >>> scales = np.array([2], np.float32), np.array([1, 0.5], np.float32)
@@ -248,12 +315,13 @@ def convert(
     by_row, by_column = (0 if numbers is None else address(numbers) for numbers in given.values())
     step = 0 if row_factors is None else row_factors.itemsize
     loop = converter(source_type, target_type, factors)
+    assert not apart or in_rows(out)
     for source, first, _ in pieces(x, source_type):
         part = out[first : first + len(source)]
         for target, i, _ in pieces(part, target_type, fill=True):
             loop(
                 address(source[i:]), source.strides[0], address(target), target.strides[0],
-                *target.shape, by_row + (first + i) * step, by_column,
+                *target.shape, by_row + (first + i) * step, by_column, apart,
             )  # fmt: skip
 
 
@@ -267,7 +335,7 @@ def magnitudes(x: NDArray[Any], axis: int) -> NDArray[Any]:
     if not in_rows(x) and in_rows(x.T):
         x, axis = x.T, 1 - axis
     kind = "float32" if x.dtype == np.int8 else type_name(x.dtype)
-    bits = np.zeros(x.shape[1 - axis], f"u{STORED_AS[kind].itemsize}")
+    bits = np.zeros(x.shape[1 - axis], f"u{stored_as(kind).itemsize}")
     for part, first, _ in pieces(x, kind):
         find, found = column_magnitudes(kind), bits
         if axis == 1:
@@ -275,4 +343,4 @@ def magnitudes(x: NDArray[Any], axis: int) -> NDArray[Any]:
         find(address(part), part.strides[0], *part.shape, found)
     if kind == "bfloat16":
         bits, kind = bits.astype(np.uint32) << np.uint32(16), "float32"
-    return bits.view(STORED_AS[kind])
+    return bits.view(stored_as(kind))

@@ -9,6 +9,7 @@ compile-time constants.
 Types are ``"int8"``, ``"int32"``, ``"float32"``, ``"float64"``, ``"bfloat16"``, and two that are
 only written: ``"bfloat16 low"``, what rounding to bf16 leaves, rounded too (0 where the rounded
 number is not finite), and ``"bfloat16 finite"``, the rounded number, 0 where it is not finite.
+A target may be several types joined by ``"|"``, written at once, ``apart`` bytes from each other.
 """
 
 from __future__ import annotations
@@ -50,13 +51,13 @@ Value = Any  # of LLVM
 
 def element_bytes(name: str) -> int:
     """Bytes of one element of a type."""
-    return _bytes(_ELEMENTS[name])
+    return _bytes(_ELEMENTS[name.split("|")[0]])
 
 
 @compiled
 def convert_block(
     context, source_type, target_type, factors, rows, lanes,
-    source, source_stride, target, target_stride, row_factors, column_factors,
+    source, source_stride, target, target_stride, row_factors, column_factors, apart=None,
 ):  # fmt: skip
     """Read a block, multiply it by factors, convert it, and write it.
 
@@ -81,31 +82,30 @@ def convert_block(
         conversion.emit(builder, height, width, *values[5:])
         return context.get_dummy_value()
 
-    return types.void(
-        *given, rows, lanes,
-        source, source_stride, target, target_stride, row_factors, column_factors,
-    ), codegen  # fmt: skip
+    addresses = source, source_stride, target, target_stride, row_factors, column_factors
+    return types.void(*given, rows, lanes, *addresses, _given(apart)), codegen
 
 
 @compiled
 def convert_row(
     context, source_type, target_type, factors,
-    columns, source, target, row_factor, column_factors,
+    columns, source, target, row_factor, column_factors, apart=None,
 ):  # fmt: skip
     """One row of any number of columns, as :func:`convert_block`."""
     given = source_type, target_type, factors
     conversion = _Conversion(*(constant.literal_value for constant in given))
 
     def codegen(context, builder, signature, args):
-        size, x, out, by_row, by_column = args[3:]
+        size, x, out, by_row, by_column, *apart = args[3:]
 
         def emit(lanes: int, x: Value, out: Value, by_column: Value) -> None:
-            conversion.emit(builder, 1, lanes, x, None, out, None, by_row, by_column)
+            conversion.emit(builder, 1, lanes, x, None, out, None, by_row, by_column, *apart)
 
         _along(builder, size, list(zip((x, out, by_column), conversion.sizes, strict=True)), emit)
         return context.get_dummy_value()
 
-    return types.void(*given, columns, source, target, row_factor, column_factors), codegen
+    addresses = source, target, row_factor, column_factors
+    return types.void(*given, columns, *addresses, _given(apart)), codegen
 
 
 @compiled
@@ -156,6 +156,55 @@ def largest_magnitude(context, element_type, columns, source):
 
 
 @compiled
+def transpose_block(context, element_type, lanes, source, source_stride, target, target_stride):
+    """Write a square block of ``lanes`` rows, a power of two, with rows and columns exchanged."""
+    element, size = _ELEMENTS[element_type.literal_value], lanes.literal_value
+
+    def codegen(context, builder, signature, args):
+        start, source_stride, out, target_stride = args[2:]
+        rows = [_Rows(builder, i, 1, size) for i in range(size)]
+        lines = [row.load(start, source_stride, element) for row in rows]
+        low_and_high = [
+            [x for i in lanes for x in (i, size + i)]
+            for lanes in (range(size // 2), range(size // 2, size))
+        ]
+        # a perfect shuffle of the rows is one bit of their index exchanged with one of the lanes'
+        for _ in range(size.bit_length() - 1):
+            pairs = zip(lines[: size // 2], lines[size // 2 :], strict=True)
+            lines = [_picked(builder, a, b, mask) for a, b in pairs for mask in low_and_high]
+        for row, line in zip(rows, lines, strict=True):
+            row.store(line, out, target_stride)
+        return context.get_dummy_value()
+
+    addresses = source, source_stride, target, target_stride
+    return types.void(element_type, lanes, *addresses), codegen
+
+
+@compiled
+def add_partials(context, element_type, columns, total, partials, stride, count):
+    """Add ``count`` rows to the row ``total``, in their order; modulo 2**32 for int32."""
+    element = _ELEMENTS[element_type.literal_value]
+
+    def codegen(context, builder, signature, args):
+        size, total, partials, stride, count = args[1:]
+
+        def emit(lanes: int, total: Value, partials: Value) -> None:
+            row = _Rows(builder, 0, 1, lanes)
+            value = cgutils.alloca_once_value(builder, row.load(total, None, element))
+            with cgutils.for_range(builder, count) as loop:
+                place = builder.add(partials, builder.mul(loop.index, stride))
+                add = builder.fadd if element == _FLOAT else builder.add
+                sum_ = add(builder.load(value), row.load(place, None, element))
+                builder.store(sum_, value)
+            row.store(builder.load(value), total, None)
+
+        _along(builder, size, [(total, _bytes(element)), (partials, _bytes(element))], emit)
+        return context.get_dummy_value()
+
+    return types.void(element_type, columns, total, partials, stride, count), codegen
+
+
+@compiled
 def float_of_bits(context, bits):
     """The float32 or float64 that a uint32 or uint64 holds the bits of."""
     result = types.float32 if bits.bitwidth == 32 else types.float64
@@ -166,33 +215,41 @@ def float_of_bits(context, bits):
     return result(bits), codegen
 
 
+def _given(argument: Any) -> Any:
+    """The type of an argument that may be left out."""
+    return types.Omitted(None) if argument is None else argument
+
+
 class _Conversion:
     """From one element type to another, with factors on the way."""
 
     def __init__(self, read: str, write: str, factors: str) -> None:
-        self.read, self.write, self.factors = read, write, factors
+        self.read, self.writes, self.factors = read, write.split("|"), factors
 
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Bytes of an element of the source, of the target, and of a factor."""
-        factor_bytes = 8 if "float64" in (self.read, self.write) else 4
-        return element_bytes(self.read), element_bytes(self.write), factor_bytes
+        factor_bytes = 8 if "float64" in (self.read, self.writes[0]) else 4
+        return element_bytes(self.read), element_bytes(self.writes[0]), factor_bytes
 
     def emit(
         self, builder: Any, height: int, width: int, start: Value, source_stride: Value | None,
         out: Value, target_stride: Value | None, by_row: Value, by_column: Value,
+        apart: Value | None = None,
     ) -> None:  # fmt: skip
         # halves are joined to one vector, so a power of two of rows, else row by row
         step = height if height & (height - 1) == 0 else 1
         for first in range(0, height, step):
             memory = _Rows(builder, first, step, width)
             value = memory.load(start, source_stride, _ELEMENTS[self.read])
-            value = _widened(builder, value, self.read, self.write)
+            value = _widened(builder, value, self.read, self.writes[0])
             if "rows" in self.factors:
                 value = builder.fmul(value, memory.row_factors(by_row, value.type.element))
             if "columns" in self.factors:
                 value = builder.fmul(value, memory.column_factors(by_column, value.type.element))
-            memory.store(_narrowed(builder, value, self.write), out, target_stride)
+            for i, kind in enumerate(self.writes):
+                target = builder.add(out, builder.mul(apart, _INT64(i))) if i else out
+                memory.store(_narrowed(builder, value, kind), target, target_stride)
 
 
 class _Rows:
@@ -276,16 +333,20 @@ def _plus(builder: Any, start: Value, elements: Value, bytes_each: int) -> Value
 
 def _lanes(builder: Any, value: Value, places: Sequence[int]) -> Value:
     """The lanes of a vector at these places."""
+    return _picked(builder, value, ir.Constant(value.type, ir.Undefined), places)
+
+
+def _picked(builder: Any, a: Value, b: Value, places: Sequence[int]) -> Value:
+    """Lanes of two vectors, those of the second numbered after those of the first."""
     mask = ir.Constant(ir.VectorType(_INT32, len(places)), [_INT32(i) for i in places])
-    return builder.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
+    return builder.shuffle_vector(a, b, mask)
 
 
 def _joined(builder: Any, parts: list[Value]) -> Value:
     while len(parts) > 1:
         lanes = range(2 * parts[0].type.count)
-        mask = ir.Constant(ir.VectorType(_INT32, len(lanes)), [_INT32(i) for i in lanes])
         pairs = zip(parts[::2], parts[1::2], strict=True)
-        parts = [builder.shuffle_vector(low, high, mask) for low, high in pairs]
+        parts = [_picked(builder, low, high, lanes) for low, high in pairs]
     return parts[0]
 
 
@@ -367,11 +428,16 @@ def _bf16(builder: Any, value: Value) -> Value:
     if value.type.element == _DOUBLE:
         value = _odd_float(builder, value)
     bits = builder.bitcast(value, _like(value, _INT32))
-    even = builder.and_(builder.lshr(bits, _all(bits, 16)), _all(bits, 1))
-    rounded = builder.add(builder.add(bits, _all(bits, 0x7FFF)), even)
     quiet = builder.or_(builder.and_(bits, _all(bits, 0x80000000)), _all(bits, 0x7FC00000))
-    chosen = builder.select(builder.fcmp_unordered("uno", value, value), quiet, rounded)
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    chosen = builder.select(is_nan, quiet, _rounded_at_16(builder, bits))
     return builder.trunc(builder.lshr(chosen, _all(bits, 16)), _like(value, _INT16))
+
+
+def _rounded_at_16(builder: Any, bits: Value) -> Value:
+    """To nearest, ties to even; the lower 16 bits are rubbish then."""
+    even = builder.and_(builder.lshr(bits, _all(bits, 16)), _all(bits, 1))
+    return builder.add(builder.add(bits, _all(bits, 0x7FFF)), even)
 
 
 def _odd_float(builder: Any, value: Value) -> Value:
@@ -403,9 +469,12 @@ def _bf16_low(builder: Any, value: Value) -> Value:
     high = _bf16(builder, value)
     wide = _float_of_bf16(builder, high)
     if value.type.element == _DOUBLE:
-        wide = builder.fpext(wide, value.type)
-    low = _bf16(builder, builder.fsub(value, wide))
-    return builder.select(_is_finite(builder, high), low, _all(low, 0))
+        rest = _odd_float(builder, builder.fsub(value, builder.fpext(wide, value.type)))
+    else:
+        rest = builder.fsub(value, wide)
+    bits = _rounded_at_16(builder, builder.bitcast(rest, _like(rest, _INT32)))
+    low = builder.trunc(builder.lshr(bits, _all(bits, 16)), high.type)
+    return builder.select(_is_finite(builder, high), low, _all(low, 0))  # else rest may be NaN
 
 
 _TO_BF16 = {"bfloat16": _bf16, "bfloat16 low": _bf16_low, "bfloat16 finite": _bf16_finite}
