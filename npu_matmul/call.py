@@ -4,6 +4,7 @@ took."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,13 +16,14 @@ from npu_matmul.device import (
     Counters,
     Device,
     DeviceError,
+    DeviceUnavailable,
     HostDevice,
     NpuDevice,
     open_device,
 )
 from npu_matmul.kernel import Kernel, load_variants
 from npu_matmul.packed import PackedMatrix
-from npu_matmul.precision import Operand, Precision, Scales, finish, scales_of
+from npu_matmul.precision import Operand, Precision, Scales, converted, scales_of
 from npu_matmul.report import CallReport
 from npu_matmul.strategies import STRATEGIES, Product, Stages
 from npu_matmul.tiler import TileGrid
@@ -32,7 +34,8 @@ _given_up: set[str] = set()
 
 @dataclass
 class Call:
-    """See the module's docstring. ``result`` is the element type of what comes out."""
+    """See the module's docstring. ``result`` is the element type of what comes out; ``out`` is
+    where a single product may be written straight away."""
 
     device: Device
     precision: Precision
@@ -44,6 +47,7 @@ class Call:
     arithmetic: str = ""
     padding: float = 0.0
     on_host: bool = False
+    out: NDArray[Any] | None = None
     stages: Stages = field(default_factory=Stages)
 
     def __post_init__(self) -> None:
@@ -65,7 +69,8 @@ class Call:
         if isinstance(kernel, str):
             load_variants(kernel)  # a name that does not exist is an error on every device
         if isinstance(self.device, HostDevice):
-            self.reason = f"device {self.device.name!r} computes without kernels and launches"
+            computes = f"device {self.device.name!r} computes without kernels and launches"
+            self.reason = self.reason or computes
             return
         if self._is_small(a, b):
             return
@@ -92,7 +97,9 @@ class Call:
         """The product, or each product of the stack, of operands of at least two dimensions."""
         if b.ndim == 2:
             rows = a.reshape(int(np.prod(a.shape[:-1])), a.shape[-1])
-            return self.matrix_product(rows, b).reshape(*a.shape[:-1], b.shape[1])
+            return self.matrix_product(rows, b, self._target(rows, b)).reshape(
+                *a.shape[:-1], b.shape[1]
+            )
         assert not isinstance(b, PackedMatrix)
         stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         a = np.broadcast_to(a, stack + a.shape[-2:])
@@ -113,14 +120,14 @@ class Call:
             out = self._result(a, b) if out is None else out
             out[...] = 0
             return out
+        if self.on_host or isinstance(self.device, HostDevice):
+            return self._on_host(a, b, out)
         with self.stages.stage("convert"):
             left = self.precision.a(a)
             right = b if isinstance(b, PackedMatrix) else self.precision.b(b)
             scales = None
             if left.scale is not None and right.scale is not None:
                 scales = scales_of(left.scale, right.scale)
-        if self.on_host or isinstance(self.device, HostDevice):
-            return self._on_cpu(left, right, out, scales)
         out = self._result(a, b) if out is None else out
         try:
             return self._on_npu(left, right, out, scales)
@@ -128,7 +135,7 @@ class Call:
             if self.on_error == "raise":
                 raise
             self._give_up(error)
-            return self._on_cpu(left, right, out, scales)
+            return self._on_host(a, b, out)
 
     def _result(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any]:
         return np.empty((a.shape[0], b.shape[1]), self.result)
@@ -145,22 +152,31 @@ class Call:
         product = Product(loaded, grid, a, given, self.stages, out=out, scales=scales)
         return STRATEGIES[self.strategy](product)
 
-    def _on_cpu(
-        self, a: Operand, b: Operand | PackedMatrix, out: NDArray[Any] | None, scales: Scales | None
+    def _on_host(
+        self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix, out: NDArray[Any] | None
     ) -> NDArray[Any]:
         host = self.device if isinstance(self.device, HostDevice) else open_device("cpu")
         assert isinstance(host, HostDevice)
-        with self.stages.stage("convert"):
-            left, right = a.matrix, b.operand() if isinstance(b, PackedMatrix) else b.matrix
-        self.padding, self.arithmetic = 0.0, host.arithmetic(left.dtype)
+        how = self.precision
+        with self.stages.stage("pack"):
+            if not isinstance(b, PackedMatrix):
+                packed = host.pack(how.b(b))
+            elif b.device is host:
+                packed = b.content
+            else:
+                packed = host.pack(converted(b.operand(), b.scale))
         with self.stages.stage("compute"):
-            sums = host.product(left, right)
-        with self.stages.stage("finish"):
-            if out is None and scales is None and sums.dtype == self.result:
-                return sums
-            out = np.empty(sums.shape, self.result) if out is None else out
-            finish(sums, out, scales)
-            return out
+            result, self.arithmetic = host.multiply(a, packed, how, self.result, out)
+        self.padding = 0.0
+        return result
+
+    def _target(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any] | None:
+        """``out`` as (M, N), where it is one piece of memory of that size and apart from A."""
+        shape = a.shape[0], b.shape[1]
+        out = self.out
+        if out is None or out.size != shape[0] * shape[1] or not out.flags.c_contiguous:
+            return None
+        return None if np.may_share_memory(a, out) else out.reshape(shape)
 
     def _give_up(self, error: DeviceError) -> None:
         """Say, once per device, that its calls end on the CPU; the report says so every time."""
@@ -186,6 +202,24 @@ class Call:
             padding=self.padding,
             **counters.as_dict(),
         )
+
+
+def call_on(
+    open_it: Callable[[], Device], precision: Precision, result: np.dtype[Any], on_error: str
+) -> Call:
+    """A call on the device that ``open_it`` opens; on the CPU where there is no such device and
+    ``on_error`` is "cpu"."""
+    try:
+        return Call(open_it(), precision, result, on_error)
+    except DeviceUnavailable as error:
+        if on_error != "cpu":
+            raise
+        first_line = str(error).splitlines()[0]
+        if first_line not in _given_up:
+            _given_up.add(first_line)
+            log.warning("computing on the CPU, as on_error='cpu' asks: %s", error)
+        reason = f"computed on the CPU: {first_line}"
+        return Call(open_device("cpu"), precision, result, on_error, reason=reason)
 
 
 def _check_same_kernel(packed_for: Kernel, kernel: str | Kernel | None) -> None:

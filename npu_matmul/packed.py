@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.device import Buffer, Device
+from npu_matmul.host.product import HostMatrix, Panels
 from npu_matmul.kernel import Kernel
-from npu_matmul.precision import Precision
+from npu_matmul.precision import EXACT, Precision
+from npu_matmul.quick import QuickProduct
 from npu_matmul.tiler import TileGrid, unpack_b
 
 
@@ -18,16 +20,22 @@ from npu_matmul.tiler import TileGrid, unpack_b
 class PackedMatrix:
     """A matrix B (K, N), made by ``pack_b`` and used in B's place, on the device and with the
     kernel it was packed for. ``dtype`` is that of the matrix it was made from, ``precision`` how
-    it was
-    converted."""
+    it was converted. ``quick`` is the short way for small exact products on the host, where there
+    is one."""
 
     device: Device
     kernel: Kernel | None
     precision: Precision
     shape: tuple[int, int]
     dtype: np.dtype[Any]
-    content: Buffer | NDArray[Any] = field(repr=False)
+    content: Buffer | HostMatrix | NDArray[Any] = field(repr=False)
     scale: NDArray[Any] | None = field(repr=False, default=None)
+    quick: QuickProduct | None = field(repr=False, default=None, init=False)
+
+    def __post_init__(self) -> None:
+        matrix = self.content.content if isinstance(self.content, HostMatrix) else None
+        if self.precision is EXACT and isinstance(matrix, Panels):
+            object.__setattr__(self, "quick", QuickProduct(self.device, matrix))
 
     @property
     def ndim(self) -> int:
@@ -41,6 +49,8 @@ class PackedMatrix:
 
     def operand(self) -> NDArray[Any]:
         """The matrix (terms * K, N) in the kernel's element type."""
+        if isinstance(self.content, HostMatrix):
+            return self.content.matrix()
         if not isinstance(self.content, Buffer):
             return self.content
         assert self.kernel is not None

@@ -188,9 +188,14 @@ def _rows(x: NDArray[Any]) -> NDArray[Any]:
     return x if x.ndim == 2 else x.reshape(1, -1)
 
 
+def converted(matrix: NDArray[Any], scale: NDArray[Any] | None = None) -> Operand:
+    """A matrix that is in a kernel's element type already; ``scale`` is what undoes it."""
+    name = type_name(matrix.dtype)
+    return Operand(matrix, name, name, 0, scale)
+
+
 def _as_is(x: NDArray[Any]) -> Operand:
-    name = type_name(x.dtype)
-    return Operand(x, name, name, 0)
+    return converted(x)
 
 
 def _rounded(x: NDArray[Any], axis: int, terms: str = "bfloat16") -> Operand:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from npu_matmul.instructions import Stream, decode
 from npu_matmul.kernel import Kernel
+from npu_matmul.precision import Operand, Precision
 from npu_matmul.stream_rules import check_stream
 from npu_matmul.target import WORD_BYTES
 
@@ -106,6 +107,13 @@ class Device(ABC):
         for counters in self._recording.__dict__.get("stack", ()):
             counters.add(amounts)
 
+    def require_open(self) -> None:
+        """Raise :class:`DeviceError` once the device was closed."""
+        if self.closed:
+            raise DeviceError(
+                f"device {self.name!r} was closed; open it again: open_device({self.name!r})"
+            )
+
     def close(self) -> None:
         """Release what the device holds; ``open_device`` makes a new one afterwards."""
         self.closed = True
@@ -127,12 +135,20 @@ class HostDevice(Device):
     """A device that computes products itself, without tiles, buffers or launches."""
 
     @abstractmethod
-    def product(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-        """(M, K) @ (K, N): int8 as INT32 modulo 2**32, bf16 as f32."""
+    def pack(self, b: Operand) -> Any:
+        """A converted matrix B in the device's own form, for :meth:`multiply`."""
 
     @abstractmethod
-    def arithmetic(self, dtype: np.dtype[Any]) -> str:
-        """How products of this element type are summed, for the report."""
+    def multiply(
+        self,
+        a: NDArray[Any],
+        b: Any,
+        how: Precision,
+        result: np.dtype[Any],
+        out: NDArray[Any] | None = None,
+    ) -> tuple[NDArray[Any], str]:
+        """A (M, K) as the caller has it times a packed B (K, N) as ``result``, in ``out`` if that
+        is given; and how products were summed, for the report."""
 
 
 class NpuDevice(Device):
@@ -152,6 +168,7 @@ class NpuDevice(Device):
     def alloc(self, nbytes: int) -> Buffer:
         """A new buffer of ``nbytes``, a positive multiple of 4; its contents are undefined on both
         sides."""
+        self.require_open()
         if nbytes <= 0 or nbytes % WORD_BYTES:
             raise BufferSizeError(
                 f"a buffer of {nbytes} B: the size must be a positive multiple of {WORD_BYTES} B"
@@ -287,6 +304,7 @@ class Run(ABC):
 class _Prepared:
     """A stream that was checked, and the device's own form of it."""
 
+    stream: Stream
     argument_bytes: dict[int, int]
     instructions: Any
 
@@ -303,10 +321,20 @@ class LoadedKernel(ABC):
         self._lock = threading.RLock()
 
     def launch(self, stream: bytes, buffers: Sequence[Buffer]) -> Run:
-        """Start one launch. Raises ``StreamError`` for a bad stream, :class:`BufferSizeError` for
-        small buffers."""
+        """Start one launch. Raises ``StreamError`` for a bad stream, or one whose transfers race on
+        these buffers, :class:`BufferSizeError` for small ones, :class:`DeviceError` for those of
+        another device."""
+        for buffer in buffers:
+            if buffer.device is not self.device:
+                raise DeviceError(
+                    f"{buffer.name} belongs to another device {buffer.device.name!r} than kernel "
+                    f"{self.kernel.name!r} was loaded on; allocate it with that one's alloc"
+                )
+        self.device.require_open()
         with self._lock:
             prepared = self._prepare(stream)
+            if _share_memory(buffers):
+                check_stream(prepared.stream, _first_words(buffers))
             for argument, needed in prepared.argument_bytes.items():
                 if argument >= len(buffers) or buffers[argument].nbytes < needed:
                     given = (
@@ -331,7 +359,8 @@ class LoadedKernel(ABC):
         decoded = decode(stream)
         check_stream(decoded)
         self.device.count(instruction_syncs=1, instruction_bytes=len(stream))
-        prepared = _Prepared(decoded.argument_bytes(), self._load_instructions(stream, decoded))
+        instructions = self._load_instructions(stream, decoded)
+        prepared = _Prepared(decoded, decoded.argument_bytes(), instructions)
         self._streams[stream] = prepared
         if len(self._streams) > PREPARED_STREAMS:
             self._streams.popitem(last=False)
@@ -348,6 +377,17 @@ class LoadedKernel(ABC):
 
     @abstractmethod
     def _start(self, instructions: Any, buffers: Sequence[Buffer]) -> Run: ...
+
+
+def _share_memory(buffers: Sequence[Buffer]) -> bool:
+    """Whether any two are views of the same words."""
+    hosts = [buffer.host for buffer in buffers]
+    return any(np.may_share_memory(a, b) for i, a in enumerate(hosts) for b in hosts[:i])
+
+
+def _first_words(buffers: Sequence[Buffer]) -> dict[int, int]:
+    """Where each buffer argument begins, in words of the host's memory."""
+    return {n: b.host.ctypes.data // WORD_BYTES for n, b in enumerate(buffers)}
 
 
 _open: dict[str, Device] = {}

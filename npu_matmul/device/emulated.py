@@ -44,10 +44,16 @@ class EmulatedDevice(NpuDevice):
         return EmulatedBuffer(self, poison, memory)
 
     def load(self, kernel: Kernel) -> EmulatedKernel:
+        self.require_open()
         with self._loading:
             if kernel not in self._loaded:
                 self._loaded[kernel] = EmulatedKernel(self, kernel)
             return self._loaded[kernel]
+
+    def close(self) -> None:
+        super().close()
+        with self._loading:
+            self._loaded.clear()
 
 
 class EmulatedBuffer(Buffer):
