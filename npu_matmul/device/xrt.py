@@ -18,7 +18,7 @@ import weakref
 from typing import Any
 
 from npu_matmul.build.cache import is_built
-from npu_matmul.device import DeviceError, DeviceUnavailable, NpuDevice, check_size
+from npu_matmul.device import Buffer, DeviceError, DeviceUnavailable, NpuDevice
 from npu_matmul.device.xrt_contexts import Contexts
 from npu_matmul.device.xrt_errors import (
     AllocationFailed,
@@ -82,9 +82,11 @@ class XrtDevice(NpuDevice):
             self._built.add(kernel)
         return kernel in self._built
 
-    def alloc(self, nbytes: int) -> XrtBuffer:
-        self.require_open()
-        check_size(nbytes)
+    def is_free(self, buffer: Buffer) -> bool:
+        assert isinstance(buffer, XrtBuffer)
+        return not IN_FLIGHT.may_touch([buffer.memory])
+
+    def _alloc(self, nbytes: int) -> XrtBuffer:
         with self.launching:
             memory = self._memory(nbytes, self.api.bo.flags.host_only, self._data_group())
         return XrtBuffer(self, memory.array()[:], f"buffer {next(self._numbers)}", memory)
@@ -136,7 +138,8 @@ class XrtDevice(NpuDevice):
             with reported(doing, AllocationFailed):
                 return Memory(self.api.bo(self.handle, nbytes, flags, group))
         except AllocationFailed:
-            gc.collect()  # what only a circle keeps gives its memory back
+            self._pool.clear()  # what is kept for later calls, or by a circle, makes room
+            gc.collect()
             with reported(doing, AllocationFailed):
                 return Memory(self.api.bo(self.handle, nbytes, flags, group))
 

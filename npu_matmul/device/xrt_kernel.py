@@ -158,7 +158,11 @@ class XrtKernel(LoadedKernel):
         context = self.device.contexts.get(self.overlay)
         memory = frozenset(b.memory for _, given in launches for b in xrt_buffers(given))
         commands = min(2, len(launches))
-        IN_FLIGHT.require_free(memory, owner)
+        if IN_FLIGHT.may_touch(memory, owner):
+            raise DeviceError(
+                "a launch that did not end may still use this buffer; allocate another, or restart "
+                "the process"
+            )
         IN_FLIGHT.wait_for_room(context, CONTEXT_COMMANDS - commands, self.TIMEOUT_S)
         with reported(f"launching kernel {self.kernel.name!r}", LaunchNotStarted):
             runs = [self._run(context, *launch) for launch in launches]

@@ -56,6 +56,9 @@ class XrtBuffer(Buffer):
             self._part = self.device.api.bo(self.memory.bo, self.nbytes, self.offset_bytes)
         return self._part
 
+    def forget(self) -> None:
+        """Nothing to do: hardware does not check what is read."""
+
     def _view(self, offset_bytes: int, nbytes: int) -> XrtBuffer:
         name = f"{self.name}[{offset_bytes}:{offset_bytes + nbytes}]"
         host = self.host[offset_bytes : offset_bytes + nbytes]

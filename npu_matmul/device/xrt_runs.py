@@ -113,15 +113,13 @@ class Flights:
             if not patience.pause():
                 raise DeviceError(f"the NPU has not ended a launch for {timeout_s:g} s")
 
-    def require_free(self, memory: Iterable[object], owner: object) -> None:
-        """Raise when a launch that never ended may still write memory that is to be used again."""
+    def may_touch(self, memory: Iterable[object], owner: object = None) -> bool:
+        """Whether a launch that never ended, and is not ``owner``'s, may still use this memory."""
         memory = set(memory)
-        for flight in self.current():
-            if flight.abandoned and flight.owner is not owner and memory & flight.memory:
-                raise DeviceError(
-                    "a launch that did not end may still write this buffer; allocate another, or "
-                    "restart the process"
-                )
+        return any(
+            flight.abandoned and flight.owner is not owner and memory & flight.memory
+            for flight in self.current()
+        )
 
     def drain(self, flights: Iterable[Flight] | None = None, timeout_s: float = DRAIN_S) -> bool:
         """Wait until these (default: all) have ended, for so long at most; whether they have."""

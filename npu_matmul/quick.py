@@ -1,0 +1,95 @@
+"""Small exact products with a packed B, with as little Python around them as possible.
+
+A product of 64 x 64 x 64 takes about a microsecond; so do a few lines of Python. What can be
+settled when B is packed is settled here; a call then checks its two arrays and runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from numba.core import types
+
+from npu_matmul.device import Device
+from npu_matmul.host import gemm
+from npu_matmul.host.product import Panels
+from npu_matmul.precision import EXACT
+from npu_matmul.report import CallReport
+
+_WALKS: dict[str, tuple[Any, Any]] = {
+    "avx512vnni": (gemm.vnni_small_sums, gemm.vnni_small_clipped),
+    "avx2": (gemm.avx2_small_sums, gemm.avx2_small_clipped),
+}
+_INT8, _INT32, _INT32_TYPE = np.dtype(np.int8), np.dtype(np.int32), np.int32
+
+
+@dataclass(frozen=True)
+class Quick:
+    """``run(a, out, dtype)`` computes ``out = a @ b`` and returns True, or returns False and leaves
+    ``out`` as it was, where the call is not of the common, small kind.
+
+    That kind: int8 A (M, K); ``out`` (M, N) int8, or INT32 and ``dtype=np.int32``, with
+    neighbouring columns; they do not overlap, and there is little work.
+    """
+
+    run: Callable[[Any, Any, Any], bool]
+    report: CallReport
+    b: Panels  # whose address ``run`` reads
+
+
+def quick_product(device: Device, b: Panels) -> Quick:
+    """The short way for a B that ``device`` has packed."""
+    path = b.path
+    most_rows = path.small // max(1, b.depth * b.columns)
+    sizes = b.depth, b.columns, b.words.shape[0], most_rows, path.fed_bytes
+    plan = np.array([b.address, *sizes], np.int64)
+
+    sums: Any = None
+    clipped: Any = None
+
+    def first(which: int, *args: Any) -> bool:
+        """Compile both products, which a matrix that has no small ones need not wait for."""
+        nonlocal sums, clipped
+        sums, clipped = _compiled(path.name)
+        return bool((sums, clipped)[which](*args))
+
+    sums, clipped = partial(first, 0), partial(first, 1)
+
+    # A function and its variables: calls of objects and their attributes would take longer.
+    def run(a: Any, out: Any, dtype: Any) -> bool:
+        try:
+            if a.dtype is not _INT8 or not out.flags.writeable or device.closed:
+                return False
+            if dtype is _INT32_TYPE:
+                return out.dtype is _INT32 and sums(a, plan, out)
+            return dtype is None and out.dtype is _INT8 and clipped(a, plan, out)
+        except (AttributeError, TypeError):  # not arrays, or not of two dimensions
+            return False
+
+    report = CallReport(
+        device=device.name,
+        precision=EXACT.name,
+        arithmetic=f"INT32, exact ({path.name})",
+        reason=f"device {device.name!r} computes without kernels; too small to time by stage",
+    )
+    return Quick(run, report, b)
+
+
+@cache
+def _compiled(path: str) -> tuple[Any, Any]:
+    """Both products of a path, called without numba's look at the types of the arguments, which
+    takes a third of a 16 x 16 x 16 product's time. The caller checks element types; what numba
+    calls unboxing checks dimensions."""
+    plan = types.Array(types.int64, 1, "C")
+    a = types.Array(types.int8, 2, "A")
+    found = []
+    elements: tuple[Any, Any] = types.int32, types.int8
+    for walk, element in zip(_WALKS[path], elements, strict=True):
+        signature = a, plan, types.Array(element, 2, "A")
+        walk.compile(signature)
+        found.append(walk.overloads[signature].entry_point)
+    return found[0], found[1]
