@@ -91,6 +91,8 @@ def npu(request: pytest.FixtureRequest) -> Iterator[NpuDevice]:
     if request.param == "double":
         request.getfixturevalue("double")
         request.getfixturevalue("everything_built")
+        patch = request.getfixturevalue("monkeypatch")
+        patch.setenv(xrt.SELF_TEST_VARIABLE, "0")  # test_xrt_faults.py has tests of it
     name = "emulated" if request.param == "emulated" else "xrt"
     open_device(name).close()
     device = open_device(name)

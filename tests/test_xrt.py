@@ -450,7 +450,7 @@ stream = launch_stream(kernel, cover(TileGrid(kernel, 16, 16, 16))[0].shape)
 a, c = device.alloc(256), device.alloc(1024)
 a.host[:] = 1
 a.sync_to_device()
-xrt_runs.Flights.drain.__defaults__ = (None, 0.05)
+xrt_runs.DRAIN_S = 0.05
 {action}
 """
 EXITS = {

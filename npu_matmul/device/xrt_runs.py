@@ -121,10 +121,11 @@ class Flights:
             for flight in self.current()
         )
 
-    def drain(self, flights: Iterable[Flight] | None = None, timeout_s: float = DRAIN_S) -> bool:
-        """Wait until these (default: all) have ended, for so long at most; whether they have."""
+    def drain(self, flights: Iterable[Flight] | None = None) -> bool:
+        """Wait until these (default: all) have ended, but no longer than ``DRAIN_S``; whether they
+        have."""
         wanted = None if flights is None else set(map(id, flights))
-        patience = _Patience(timeout_s)
+        patience = _Patience(DRAIN_S)
         while any(wanted is None or id(f) in wanted for f in self.current()):
             if not patience.pause():
                 return False
