@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from test_doctor import GOOD
 
+from npu_matmul.build.toolchain import INSTALL_MLIR_AIE, INSTALL_PEANO
 from npu_matmul.cli import app
 from npu_matmul.device import DEVICE_VARIABLE, DEVICES
+from npu_matmul.doctor.checks import examine
+from npu_matmul.doctor.packages import LIMITS, install_xrt
 from npu_matmul.kernel import load_kernel
 from npu_matmul.strategies import expected
 from npu_matmul.tiler import TileGrid
@@ -61,3 +65,21 @@ def test_every_file_of_its_reading_list_exists() -> None:
     section = README.split("## Read the code")[1]
     for name in re.findall(r"`([\w/]+\.py)`", section):
         assert (ROOT / "npu_matmul" / name).is_file(), name
+
+
+def test_every_line_of_the_doctor_it_names_exists() -> None:
+    section = " ".join(README.split("## On a Ryzen AI machine")[1].split("\n## ")[0].split())
+    told = re.findall(r"(?:passes|Now|finds a) ((?:`[\w -]+`(?:, | and |,? )?)+)", section)
+    named = {name for part in told for name in re.findall(r"`([\w -]+)`", part)}
+    lines = {line.name for line in examine(GOOD)}
+    assert named <= lines
+    assert len(named) >= 9
+
+
+def test_what_it_tells_to_install_is_what_the_doctor_tells() -> None:
+    for system, version in (("ubuntu", "26.04"), ("arch", ""), ("fedora", "")):
+        assert f"`{install_xrt(system, version)}`" in README
+    for command in install_xrt("ubuntu", "24.04").split(" && "):
+        assert f"`{command}`" in README
+    for command in (INSTALL_MLIR_AIE, INSTALL_PEANO, LIMITS.split(",")[0]):
+        assert f"   {command}\n" in README
