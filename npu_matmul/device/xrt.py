@@ -115,7 +115,7 @@ class XrtDevice(NpuDevice):
 
     def decline(self, error: Exception) -> None:
         """Leave the NPU alone until the process ends."""
-        if not _declined:
+        if not _declined and not self.closed:
             _declined.append(
                 "the NPU failed twice in a row and this process leaves it alone: start the process "
                 f"anew, or use device='cpu'. What happened: {error}"

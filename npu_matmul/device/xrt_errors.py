@@ -59,11 +59,10 @@ class DeviceDeclined(DeviceUnavailable):
 
 @dataclass(frozen=True)
 class Failure:
-    """How a launch ended that did not complete; ``ours`` when it had not ended at our timeout."""
+    """How a launch ended that did not complete: its state, and what that means."""
 
     state: int
     text: str
-    ours: bool = False
 
     def error(self, kernel: str, tried: str) -> LaunchFailed:
         """The exception to raise; ``tried`` says what was done about it."""
@@ -103,7 +102,7 @@ def ended(state: int) -> Failure | None:
 
 
 def overdue(timeout_s: float) -> Failure:
-    return Failure(TIMEOUT, f"it had not ended after {timeout_s:g} s", ours=True)
+    return Failure(TIMEOUT, f"it had not ended after {timeout_s:g} s")
 
 
 _CAUSES = (

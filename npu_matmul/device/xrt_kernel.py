@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,7 @@ class XrtKernel(LoadedKernel):
     def __init__(self, device: XrtDevice, kernel: Kernel) -> None:
         super().__init__(device, kernel)
         self._lock = device.launching  # one for all kernels: contexts are shared between them
+        self._times_forgotten = 0
         target = device.target.name
         if target not in kernel.targets:
             raise KernelNotBuilt(
@@ -102,18 +104,20 @@ class XrtKernel(LoadedKernel):
     def known_product(self, launch_all: LaunchAll | None = None) -> str | None:
         """The self-test, without a trace in counts and kept streams: None, or what is wrong."""
         with self._lock, self.device.uncounted():
-            context = self.device.contexts.get(self.overlay)
-            kept = self._streams.copy()
+            self.device.contexts.get(self.overlay)  # so that buffers are of its memory group
+            kept, forgotten = self._streams, self._times_forgotten
+            self._streams = kept.copy()
             try:
                 return self_test(self, launch_all)
             finally:
-                same = self.device.contexts.get(self.overlay) is context
-                self._streams = kept if same else type(kept)()
+                if self._times_forgotten == forgotten:
+                    self._streams = kept
 
     def forget_streams(self) -> None:
         """Drop the streams that are kept for later launches; those under way keep their own."""
         with self._lock:
-            self._streams.clear()
+            self._streams = OrderedDict()
+            self._times_forgotten += 1
 
     def _register(self, built: Built) -> Registered:
         """Make the device know an overlay, which must name the kernel that is meant."""
