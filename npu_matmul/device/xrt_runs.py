@@ -96,7 +96,8 @@ class Flights:
             return list(self._flights)
 
     def start_failed(self, flight: Flight) -> None:
-        """Keep what XRT would not start: before XRT 2.26 it may be ended for destroying it."""
+        """Keep what XRT would not start: XRT 2.20 takes it for one that was, and would end the
+        process for destroying it."""
         with self._lock:
             self._flights.remove(flight)
             self.unknown.append(flight)

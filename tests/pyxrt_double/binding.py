@@ -258,8 +258,9 @@ def make_binding(npu: Npu, without: tuple[str, ...] = ()) -> types.ModuleType:
             if not self._seen_ended:
                 raise RuntimeError("bad command state, can't launch")
             command = Command([self._launch()])
+            self._seen_ended = False  # even where submitting fails: so it is in XRT 2.20
             self._state.submit(command)
-            self._command, self._seen_ended = command, False
+            self._command = command
 
         def state(self) -> ert_cmd_state:
             if self._command is None:
