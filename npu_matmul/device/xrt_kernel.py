@@ -168,7 +168,7 @@ class XrtKernel(LoadedKernel):
                 "the process"
             )
         IN_FLIGHT.wait_for_room(context, CONTEXT_COMMANDS - commands, self.TIMEOUT_S)
-        with reported(f"launching kernel {self.kernel.name!r}", LaunchNotStarted):
+        with reported("the driver did not take it", LaunchNotStarted):
             runs = [self._run(context, *launch) for launch in launches]
             chain = self._chain(context, runs[:-1])
             flight = Flight(context, owner, runs, chain, memory, commands, tuple(launches))
@@ -234,15 +234,15 @@ class XrtKernel(LoadedKernel):
         device = self.device
         with self._lock:
             if device.chains is None:
-                device.chains = hasattr(device.api, "runlist")
-                if device.chains:
-                    problem = self._try_chain()
-                    device.chains = problem is None
-                    if problem is not None:
-                        log.warning("launching one by one, as chains do not work: %s", problem)
+                problem = self._try_chain()
+                device.chains = problem is None
+                if problem is not None:
+                    log.info("launching one by one, as chains do not work: %s", problem)
             return device.chains
 
     def _try_chain(self) -> str | None:
+        if not hasattr(self.device.api, "runlist"):
+            return "this pyxrt has no runlist"
         context = self.device.contexts.get(self.overlay)
 
         def chained(launches: Iterable[tuple[bytes, Sequence[Buffer]]]) -> None:
