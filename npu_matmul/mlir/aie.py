@@ -1,7 +1,8 @@
 """The ``aie`` dialect, as far as object-FIFO designs use it (syntax of mlir-aie, April 2026).
 
 Names of operations and properties are mlir-aie's own, so that what is printed here is what the
-standard toolchain reads. Anything not defined here is refused by the parser.
+standard toolchain reads. Anything defined neither here nor in :mod:`npu_matmul.mlir.aie_lowered`
+is refused by the parser.
 """
 
 from __future__ import annotations
@@ -12,12 +13,14 @@ from xdsl.dialects.builtin import (
     I32,
     I64,
     ArrayAttr,
+    DenseIntOrFPElementsAttr,
     IndexType,
     IntegerAttr,
     MemRefType,
     StringAttr,
     SymbolNameConstraint,
     SymbolRefAttr,
+    TensorType,
     i64,
 )
 from xdsl.dialects.utils import EnumAttribute
@@ -47,10 +50,11 @@ from xdsl.irdl.declarative_assembly_format import (
     ParsingState,
     PrintingState,
     RegionVariable,
+    TypeDirective,
     VariadicOperandVariable,
     irdl_custom_directive,
 )
-from xdsl.parser import Parser
+from xdsl.parser import AttrParser, Parser
 from xdsl.printer import Printer
 from xdsl.traits import (
     IsTerminator,
@@ -119,34 +123,38 @@ class SubviewType(ParametrizedAttribute, TypeAttribute):
     element: MemRefType
 
 
-def _parse_dim(parser: Parser) -> DimAttr:
+def parse_field(parser: AttrParser, name: str) -> int:
+    """``name = N``."""
+    parser.parse_keyword(name)
+    parser.parse_punctuation("=")
+    return parser.parse_integer(allow_boolean=False, allow_negative=False)
+
+
+def parse_dim(parser: Parser) -> DimAttr:
     parser.parse_punctuation("<")
-    parser.parse_keyword("size")
-    parser.parse_punctuation("=")
-    size = parser.parse_integer(allow_boolean=False, allow_negative=False)
+    size = parse_field(parser, "size")
     parser.parse_punctuation(",")
-    parser.parse_keyword("stride")
-    parser.parse_punctuation("=")
-    stride = parser.parse_integer(allow_boolean=False, allow_negative=False)
+    stride = parse_field(parser, "stride")
     parser.parse_punctuation(">")
     return DimAttr(IntegerAttr(size, i64), IntegerAttr(stride, i64))
+
+
+def format_dim(dim: DimAttr) -> str:
+    return f"<size = {dim.size.value.data}, stride = {dim.stride.value.data}>"
 
 
 def _parse_dims(parser: Parser, keyword: str) -> ArrayAttr[DimAttr]:
     if parser.parse_optional_keyword(keyword) is None:
         return ArrayAttr([])
     return ArrayAttr(
-        parser.parse_comma_separated_list(Parser.Delimiter.SQUARE, lambda: _parse_dim(parser))
+        parser.parse_comma_separated_list(Parser.Delimiter.SQUARE, lambda: parse_dim(parser))
     )
 
 
 def _print_dims(printer: Printer, keyword: str, dims: Sequence[DimAttr]) -> None:
     if not dims:
         return
-    entries = ", ".join(
-        f"<size = {d.size.value.data}, stride = {d.stride.value.data}>" for d in dims
-    )
-    printer.print_string(f" {keyword} [{entries}]")
+    printer.print_string(f" {keyword} [{', '.join(map(format_dim, dims))}]")
 
 
 @irdl_custom_directive
@@ -214,6 +222,31 @@ class ArgumentRegion(CustomDirective):
         printer.print_region(region, print_entry_block_args=False)
 
 
+@irdl_custom_directive
+class InitialValue(CustomDirective):
+    """``= dense<..>`` after a buffer's type, or nothing."""
+
+    kind: TypeDirective
+    value: AttributeVariable
+
+    def parse(self, parser: Parser, state: ParsingState) -> None:
+        if parser.parse_optional_punctuation("=") is None:
+            return
+        parser.parse_keyword("dense")
+        found = state.result_types[self.kind.inner.index]  # type: ignore[union-attr]
+        assert found is not None
+        memref = found[0]
+        assert isinstance(memref, MemRefType)
+        tensor = TensorType(memref.element_type, memref.get_shape())
+        self.value.set(state, parser.parse_dense_int_or_fp_elements_attr(tensor))
+
+    def print(self, printer: Printer, state: PrintingState, op: IRDLOperation) -> None:
+        value = self.value.get(op)
+        if value is None:
+            return
+        printer.print_string(" = " + str(value).rpartition(" : ")[0])
+
+
 @irdl_op_definition
 class DeviceOp(IRDLOperation):
     name = "aie.device"
@@ -252,11 +285,17 @@ class BufferOp(IRDLOperation):
     tile = operand_def(IndexType())
     sym_name = prop_def(StringAttr)
     address = opt_prop_def(IntegerAttr[I32])
+    mem_bank = opt_prop_def(IntegerAttr[I32])
+    initial_value = opt_prop_def(DenseIntOrFPElementsAttr)
     buffer = result_def(MemRefType)
 
     traits = traits_def(SymbolOpInterface())
+    custom_directives = (InitialValue,)
     irdl_options = (ParsePropInAttrDict(),)
-    assembly_format = "`(` $tile `)` attr-dict `:` type($buffer)"
+    assembly_format = (
+        "`(` $tile `)` attr-dict `:` type($buffer) "
+        "custom<InitialValue>(ref(type($buffer)), $initial_value)"
+    )
 
 
 @irdl_op_definition
@@ -352,6 +391,7 @@ class CoreOp(IRDLOperation):
     tile = operand_def(IndexType())
     stack_size = opt_prop_def(IntegerAttr[I32])
     dynamic_objfifo_lowering = opt_prop_def(IntegerAttr)
+    link_files = opt_prop_def(ArrayAttr[StringAttr])
     body = region_def()
     result = result_def(IndexType())
 

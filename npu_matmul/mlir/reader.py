@@ -8,16 +8,18 @@ region).
 from __future__ import annotations
 
 from xdsl.context import Context
-from xdsl.dialects import arith, builtin, func, memref, scf
+from xdsl.dialects import arith, builtin, cf, func, memref, scf
 from xdsl.dialects.builtin import FileLineColLoc, IntAttr, ModuleOp, StringAttr
 from xdsl.ir import Operation, Region, SSAValue
 from xdsl.parser import Parser
 from xdsl.utils.exceptions import DiagnosticException, ParseError
 
+from npu_matmul.mlir import aie_lowered
 from npu_matmul.mlir.aie import Aie, DeviceOp
 from npu_matmul.mlir.aiex import Aiex
 
 SHOWN_CHARACTERS = 600
+_STANDARD = (builtin.Builtin, arith.Arith, scf.Scf, cf.Cf, func.Func, memref.MemRef)
 
 
 class DesignError(ValueError):
@@ -50,8 +52,12 @@ def read_design(text: str, name: str = "design.mlir") -> DeviceOp:
     'npu1'
     """
     context = Context()
-    for dialect in (builtin.Builtin, arith.Arith, scf.Scf, func.Func, memref.MemRef, Aie, Aiex):
+    for dialect in (*_STANDARD, Aie, Aiex):
         context.load_dialect(dialect)
+    for operation in aie_lowered.OPERATIONS:
+        context.load_op(operation)
+    for attribute in aie_lowered.ATTRIBUTES:
+        context.load_attr_or_type(attribute)
     try:
         module = _LocatingParser(context, text, name).parse_module()
     except ParseError as error:
