@@ -233,7 +233,7 @@ class InitialValue(CustomDirective):
         if parser.parse_optional_punctuation("=") is None:
             return
         parser.parse_keyword("dense")
-        found = state.result_types[self.kind.inner.index]  # type: ignore[union-attr]
+        found = state.result_types[self.kind.inner.index]  # type: ignore[attr-defined]
         assert found is not None
         memref = found[0]
         assert isinstance(memref, MemRefType)
