@@ -75,7 +75,7 @@ class _Reading:
 
     def __init__(self, device: aie.DeviceOp, refused: list[Violation] | None) -> None:
         self.device = device.device.data.value
-        self.target, self.columns = _partition(self.device)
+        self.target, self.columns = partition_of(self.device)
         self.refused = refused
         self.tiles: dict[SSAValue, Tile] = {}
         self.fifos: dict[str, Fifo] = {}
@@ -88,7 +88,7 @@ class _Reading:
     def add(self, op: Operation) -> None:
         match op:
             case aie.TileOp():
-                self.tiles[op.result] = _tile(op, self.target, self.columns)
+                self.tiles[op.result] = tile_of_op(op, self.target, self.columns)
             case aie.ObjectFifoOp():
                 fifo = self.fifos[op.sym_name.data] = _fifo(op, self.tiles)
                 self._refuse(fifo_violations(fifo))
@@ -146,6 +146,8 @@ class _Reading:
         name, tile = op.sym_name.data, self.tiles[op.tile]
         self.parameters[name] = Parameter(name, tile, address, elements, dtype)
         self.values[op.buffer] = name
+        if op.initial_value is not None:
+            raise DesignError(f"{place(op)}: @{name}: initial values are not supported here")
         self._refuse(parameter_violations(self.parameters[name], self.target, place(op)))
 
 
@@ -208,13 +210,15 @@ def _refuse_attributes(op: Operation) -> None:
         )
 
 
-def _partition(name: str) -> tuple[Target, int]:
+def partition_of(name: str) -> tuple[Target, int]:
+    """Family and number of columns of a device name: ``npu1_1col`` is one column of npu1."""
     base, _, columns = name.partition("_")
     target = TARGETS[base]
     return target, int(columns.removesuffix("col")) if columns else target.columns
 
 
-def _tile(op: aie.TileOp, target: Target, columns: int) -> Tile:
+def tile_of_op(op: aie.TileOp, target: Target, columns: int) -> Tile:
+    """Where an ``aie.tile`` is; it must be in the partition."""
     tile = Tile(op.col.value.data, op.row.value.data)
     if not (0 <= tile.column < columns and 0 <= tile.row < target.rows):
         raise DesignError(

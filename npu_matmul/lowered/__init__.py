@@ -1,0 +1,11 @@
+"""The emulated NPU on what the toolchain made of a design: locks, descriptors, flows, core code.
+
+The object-FIFO level (:mod:`npu_matmul.emulator`) runs a design as its author means it; here its
+lowered module is run as it is written, at the addresses that the allocator gave. Both are driven by
+the same instruction streams and call the same models of C symbols.
+
+Files, in reading order: ``module`` (a lowered module as plain data), ``reading`` (from MLIR to it),
+``rules`` and ``holding`` (what is wrong with it before anything runs), ``order`` (what happened
+before what), ``memory``, ``locks``, ``streams``, ``dma``, ``core`` (what there is and who uses it),
+``machine`` (all of it together), ``schedules`` (who moves when).
+"""

@@ -1,0 +1,93 @@
+"""How much each block of a core's program holds: a count over its control flow, without running it.
+
+Locks that a DMA channel takes and gives in one hand-over belong together: of such a group a core
+acquires what the channel releases, and gives it back. Each block must be entered holding the same
+number whichever way one comes. Where lowering dropped an acquire (see
+:mod:`npu_matmul.balance`), it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from xdsl.ir import Block
+
+from npu_matmul.lowered.module import CoreCode, Lock, LoweredModule
+from npu_matmul.lowered.reading import use_lock
+from npu_matmul.mlir import aie_lowered as ops
+from npu_matmul.mlir.reader import place
+from npu_matmul.violation import Violation
+
+Group = tuple[Lock, ...]
+Held = dict[Group, int]
+
+
+def lock_groups(module: LoweredModule) -> list[Group]:
+    """The locks of each ring of buffers: the smallest sets that no hand-over leaves."""
+    group_of: dict[Lock, Group] = {}
+    for span in module.spans:
+        if span.acquires is None or span.releases is None:
+            continue
+        pair = span.acquires.lock, span.releases.lock
+        merged: Group = tuple(
+            dict.fromkeys(lock for end in pair for lock in group_of.get(end, (end,)))
+        )
+        for lock in merged:
+            group_of[lock] = merged
+    return list(dict.fromkeys(group_of.values()))
+
+
+def unbalanced_cores(module: LoweredModule) -> Iterator[Violation]:
+    """Where a core's program holds a different number than on another way to the same place."""
+    group_of = {lock: group for group in lock_groups(module) for lock in group}
+    for core in module.cores:
+        yield from _unbalanced(core, module, group_of)
+
+
+def _unbalanced(
+    core: CoreCode, module: LoweredModule, group_of: dict[Lock, Group]
+) -> Iterator[Violation]:
+    entered: dict[Block, Held] = {core.body.blocks[0]: {}}
+    pending = [core.body.blocks[0]]
+    reported: set[Group] = set()
+    while pending:
+        block = pending.pop()
+        held = dict(entered[block])
+        for op in block.ops:
+            if not isinstance(op, ops.UseLockOp):
+                continue
+            use = use_lock(op, module.values)
+            group = group_of.get(use.lock)
+            if group is None:
+                continue
+            held[group] = held.get(group, 0) + (use.amount if use.acquires else -use.amount)
+            if held[group] < 0 and group not in reported:
+                reported.add(group)
+                found = f"it releases {use.lock} without holding anything of {_names(group)}"
+                where = f"{use.place}: {core.tile}"
+                yield Violation("balance", where, found, "acquire it first, in every step")
+        held = {group: count for group, count in held.items() if count}
+        last = block.last_op
+        for following in () if last is None else last.successors:
+            if following not in entered:
+                entered[following] = held
+                pending.append(following)
+                continue
+            other = entered[following]
+            for group in [g for g in {**held, **other} if held.get(g, 0) != other.get(g, 0)]:
+                if group in reported:
+                    continue
+                reported.add(group)
+                counts = sorted({held.get(group, 0), other.get(group, 0)}, reverse=True)
+                start = following.first_op
+                where = f"{'' if start is None else place(start)}: {core.tile}"
+                found = (
+                    f"this block is entered holding {counts[0]} of {_names(group)}, and "
+                    f"holding {counts[1]}: an acquire or a release is missing on one of the ways"
+                )
+                cure = "in the design, balance acquire and release in each block: peel the first "
+                yield Violation("balance", where, found, f"{cure}step out of the loop")
+
+
+def _names(group: Group) -> str:
+    return " and ".join(map(str, group))
