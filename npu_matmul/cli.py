@@ -1,4 +1,4 @@
-"""The command line: ``npu-matmul demo | kernels | devices | emit | check``."""
+"""The command line: ``npu-matmul demo | kernels | devices | emit | check | verify``."""
 
 from __future__ import annotations
 
@@ -231,6 +231,55 @@ def check(what: str | None, variant: str | None, target: str | None, scheme: str
         sys.exit(1)
 
 
+@app.command()
+@click.argument("module", metavar="FILE.mlir", type=click.Path(path_type=Path))
+@click.option(
+    "--insts",
+    type=click.Path(path_type=Path),
+    help="An instruction stream: of the module's sequence, or the launch to run without one.",
+)
+@click.option(
+    "--schedules",
+    "count",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Orders in which the parts of the array come to move: 12 fixed ones, then random ones.",
+)
+@click.option("--seed", type=click.IntRange(0), help="Of operands and schedules; default: drawn.")
+def verify(module: Path, insts: Path | None, count: int, seed: int | None) -> None:
+    """Run a design, or what the toolchain made of it, and compare it with NumPy's product.
+
+    Exit code 1 when it is wrong under any schedule, 2 when it cannot be read.
+    """
+    import secrets
+
+    from npu_matmul.verify import report
+    from npu_matmul.verify.run import verify_text
+
+    text, stream = _read(module).decode(errors="replace"), _read(insts) if insts else None
+    seed = secrets.randbelow(1_000_000) if seed is None else seed
+    with _progress("schedules") as progress:
+        task = progress.add_task("", total=count)
+
+        def advanced(done: int, total: int, schedule: str) -> None:
+            progress.update(task, completed=done, total=total, description=schedule)
+
+        verdict = verify_text(
+            text, module.name, insts=stream, count=count, seed=seed, progress=advanced
+        )
+    report.show(verdict, console)
+    if not verdict.ok:
+        sys.exit(1)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
 def _variants(name: str | None, variant: str | None) -> list[Kernel]:
     """The named variant, all variants of a kernel, or those of every kernel."""
     if name is not None and variant is not None:
@@ -283,12 +332,12 @@ class _Bars:
         self._progress.update(self._bars[strategy], completed=done)
 
 
-def _progress() -> Progress:
+def _progress(what: str = "products") -> Progress:
     return Progress(
         TextColumn("{task.description:12}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("products"),
+        TextColumn(what),
         TimeElapsedColumn(),
         console=console,
     )

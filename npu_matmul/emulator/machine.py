@@ -128,7 +128,7 @@ class Machine:
         if channel is None:
             name = f"the DMA of @{fifo.name} from {fifo.producer}"
             moves = _move(sides.leaving[fifo.name], sides.arriving[fifo.name], fifo)
-            return Actor(name, moves, kind="DMA")
+            return Actor(name, moves, kind=f"{fifo.producer.kind} DMA")
         if channel.direction == "S2MM":
             ends = [sides.leaving[fifo.name]]
         else:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from xdsl.dialects import cf, func, memref
 from xdsl.ir import Block, Operation, SSAValue
 
+from npu_matmul.emulator import EmulationError
 from npu_matmul.emulator.actors import Condition
 from npu_matmul.emulator.symbols import Model
 from npu_matmul.lowered.locks import LockError, LockState
@@ -28,6 +29,11 @@ from npu_matmul.mlir import aie
 from npu_matmul.mlir import aie_lowered as ops
 from npu_matmul.mlir.reader import DesignError, place
 from npu_matmul.overlay import Tile
+
+
+class AlignmentError(EmulationError):
+    """A C function gets a buffer that its vector loads and stores cannot address."""
+
 
 REMEMBERED = 64  # operations by which a core's wait is told from another one at the same lock
 
@@ -177,6 +183,12 @@ class CoreProgram:
         regions = [values[operand] for operand in step.operands]
         for region, access in zip(regions, step.symbol.access, strict=True):
             self._require(region, f"passes @{step.name} the buffer")
+            if (region.buffer.address or 0) % self._module.target.vector_bytes:
+                raise AlignmentError(
+                    f"{self.name} at {step.place} passes @{step.name} {region.buffer} at address "
+                    f"{region.buffer.address}: its vectors need a multiple of "
+                    f"{self._module.target.vector_bytes}, or hardware drops the low bits"
+                )
             if "r" in access:
                 region.memory.read(self.clock, region.memory.where(region.buffer))
         if self._pace.fine:

@@ -41,7 +41,25 @@ def unbalanced_cores(module: LoweredModule) -> Iterator[Violation]:
     """Where a core's program holds a different number than on another way to the same place."""
     group_of = {lock: group for group in lock_groups(module) for lock in group}
     for core in module.cores:
+        yield from _unanswered(core, module, group_of)
         yield from _unbalanced(core, module, group_of)
+
+
+def _unanswered(
+    core: CoreCode, module: LoweredModule, group_of: dict[Lock, Group]
+) -> Iterator[Violation]:
+    """A core acquires locks that a channel releases, and releases those that one acquires."""
+    given = {span.releases.lock for span in module.spans if span.releases is not None}
+    taken = {span.acquires.lock for span in module.spans if span.acquires is not None}
+    for op in core.body.walk():
+        if isinstance(op, ops.UseLockOp):
+            use = use_lock(op, module.values)
+            if use.lock in group_of and use.lock not in (given if use.acquires else taken):
+                verbs = ("acquires", "releases") if use.acquires else ("releases", "acquires")
+                found = f"it {verbs[0]} {use.lock}, which no channel {verbs[1]}"
+                others = [str(lock) for lock in group_of[use.lock] if lock is not use.lock]
+                cure = f"{' or '.join(others)} may be meant"
+                yield Violation("locks", f"{use.place}: {core.tile}", found, cure)
 
 
 def _unbalanced(
@@ -68,7 +86,7 @@ def _unbalanced(
                 yield Violation("balance", where, found, "acquire it first, in every step")
         held = {group: count for group, count in held.items() if count}
         last = block.last_op
-        for following in () if last is None else last.successors:
+        for following in () if last is None else reversed(last.successors):
             if following not in entered:
                 entered[following] = held
                 pending.append(following)

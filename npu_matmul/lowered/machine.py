@@ -34,6 +34,7 @@ from npu_matmul.mlir.reader import DesignError
 from npu_matmul.overlay import Channel, Tile
 from npu_matmul.target import WORD_BYTES
 
+FEW = 8
 SHOWN = 24  # actors of a deadlock, or differences from the rest state, that an error names
 
 Part = CoreProgram | DmaChannel | StreamChannel
@@ -232,9 +233,9 @@ class LoweredMachine:
         memory.write(self._clock, np.array([word]))
         memory.words[word] = np.uint32(operation.value & 0xFFFF_FFFF)
 
-    def _describe(self, clock: Clock, buffer: Buffer | None) -> tuple[str, str]:
+    def _describe(self, clock: Clock, buffer: Buffer | None, word: int) -> tuple[str, str]:
         """Who touches memory, where in the module and holding what; which locks guard it."""
-        guards = () if buffer is None else self.module.guards(buffer)
+        guards = () if buffer is None else self.module.guards(buffer, word)
         locks = f"; {' and '.join(map(str, guards))} hand it over" if guards else ""
         part = self._parts.get(clock)
         if isinstance(part, CoreProgram):
@@ -272,19 +273,18 @@ class LoweredMachine:
             )
 
     def _stuck(self, actors: Sequence[Actor]) -> str:
-        """Each actor that is not as at rest, and what it waits for."""
+        """What each actor waits for; of those that wait as at rest, only the first few."""
         state = dict(self._state())
-        moved = [
-            actor
-            for actor in actors
-            if not actor.finished and state.get(actor.name) != self._rest.get(actor.name, "")
-        ]
-        return _shortened([f"  {actor}" for actor in moved or actors])
+        waiting = [actor for actor in actors if not actor.finished]
+        waiting.sort(key=lambda a: state.get(a.name) == self._rest.get(a.name, ""))
+        moved = [a for a in waiting if state.get(a.name) != self._rest.get(a.name, "")]
+        return _shortened([f"  {actor}" for actor in waiting], max(len(moved), FEW))
 
 
-def _shortened(lines: list[str]) -> str:
-    more = len(lines) - SHOWN
-    return "\n".join(lines[:SHOWN] + ([f"  and {more} more"] if more > 0 else []))
+def _shortened(lines: list[str], most: int = SHOWN) -> str:
+    shown = lines[: min(most, SHOWN)]
+    more = len(lines) - len(shown)
+    return "\n".join(shown + ([f"  and {more} more"] if more else []))
 
 
 def _shim_ports(module: LoweredModule) -> list[Port]:

@@ -33,7 +33,8 @@ class RaceError(EmulationError):
 
 
 class TileMemory:
-    """``describe`` tells, for errors, whose access it is and where it stands."""
+    """``describe`` tells, for errors, whose access to which word of a buffer it is, and where it
+    stands."""
 
     def __init__(
         self,
@@ -41,7 +42,7 @@ class TileMemory:
         buffers: Sequence[Buffer],
         clocks: Sequence[Clock],
         reaching: list[int],
-        describe: Callable[[Clock, Buffer | None], tuple[str, str]],
+        describe: Callable[[Clock, Buffer | None, int], tuple[str, str]],
         nbytes: int,
     ) -> None:
         self.tile = tile
@@ -123,8 +124,9 @@ class TileMemory:
         buffer = self.buffer_at(address)
         where = f"byte {address} of {self.tile}"
         if buffer is not None:
-            where = f"byte {address - (buffer.address or 0)} of {buffer} in {self.tile}"
-        who, locks = self._describe(clock, buffer)
+            address -= buffer.address or 0
+            where = f"byte {address} of {buffer} in {self.tile}"
+        who, locks = self._describe(clock, buffer, max(address, 0) // WORD_BYTES)
         name = "" if other == NOBODY else str(self._clocks[other])
         if fault == NEVER_WRITTEN:
             why = "which nobody has written"

@@ -231,11 +231,14 @@ class LoweredModule:
         """All hand-overs that repeat, channel by channel, in the order in which they run."""
         return tuple(span for program in self.programs.values() for span in _spans(program))
 
-    def guards(self, buffer: Buffer) -> tuple[Lock, ...]:
-        """The locks that hand over a buffer, or a part of it."""
+    def guards(self, buffer: Buffer, word: int | None = None) -> tuple[Lock, ...]:
+        """The locks that hand over a buffer; with ``word``, only those that hand this one over."""
         found: dict[Lock, None] = {}
         for span in self.spans:
-            if any(descriptor.buffer is buffer for descriptor in span.descriptors):
+            if any(
+                descriptor.buffer is buffer and (word is None or word in descriptor.words)
+                for descriptor in span.descriptors
+            ):
                 for use in (span.acquires, span.releases):
                     if use is not None:
                         found[use.lock] = None

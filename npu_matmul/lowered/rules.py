@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import pairwise
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from npu_matmul.lowered.module import (
     LoweredModule,
     Port,
     Program,
+    UseLock,
 )
 from npu_matmul.memory_map import STACK, Range
 from npu_matmul.memory_rules import overlaps
@@ -44,6 +46,7 @@ def mistakes(module: LoweredModule) -> Iterator[Violation]:
     """Streams that go nowhere; locks whose counts do not fit what they guard."""
     yield from _wiring(module)
     yield from _double_writes(module)
+    yield from _uncovered(module)
     yield from _hand_overs(module)
     yield from unbalanced_cores(module)
 
@@ -238,6 +241,25 @@ def _wiring(module: LoweredModule) -> Iterator[Violation]:
             yield Violation("wiring", f"@{name}", found, "connect it to the array")
 
 
+def _uncovered(module: LoweredModule) -> Iterator[Violation]:
+    """What comes into a buffer, or leaves it, must be all of it."""
+    touching: dict[tuple[Buffer, str], list[Descriptor]] = {}
+    for program in module.programs.values():
+        for descriptor in program.descriptors:
+            key = descriptor.buffer, program.port.direction
+            touching.setdefault(key, []).append(descriptor)
+    for (buffer, direction), descriptors in touching.items():
+        moved = np.zeros(-(-buffer.bytes // WORD_BYTES), np.bool_)
+        for descriptor in descriptors:
+            moved[descriptor.words[descriptor.words != PADDING]] = True
+        if not moved.all():
+            verb = "read" if direction == "MM2S" else "write"
+            where = f"{descriptors[0].place}: {buffer} in {buffer.tile}"
+            found = f"its descriptors {verb} {int(moved.sum()):,} of its {moved.size:,} words, "
+            found += f"the word {int(np.argmin(moved)):,} never"
+            yield Violation("pattern", where, found, "correct offset, length, sizes or strides")
+
+
 def _double_writes(module: LoweredModule) -> Iterator[Violation]:
     for program in module.programs.values():
         for descriptor in program.descriptors:
@@ -253,25 +275,33 @@ def _double_writes(module: LoweredModule) -> Iterator[Violation]:
 def _hand_overs(module: LoweredModule) -> Iterator[Violation]:
     """What a channel takes it gives back, and as much is about as its chain goes round."""
     for span in module.spans:
+        for earlier, later in pairwise([d for d in span.descriptors if d.acquire is not None]):
+            where = f"{earlier.place}: {span.port}"
+            found = f"it acquires {_of(earlier.acquire)} and releases nothing before {later.place}"
+            yield Violation("locks", where, found, "release a lock in each descriptor")
         taken = 0 if span.acquires is None else span.acquires.amount
         given = 0 if span.releases is None else span.releases.amount
         if taken != given:
             where = f"{span.descriptors[-1].place}: {span.port}"
-            acquired = "no lock" if span.acquires is None else str(span.acquires.lock)
-            released = "no lock" if span.releases is None else str(span.releases.lock)
-            found = f"it acquires {taken} of {acquired} and releases {given} of {released}"
+            found = f"it acquires {_of(span.acquires)} and releases {_of(span.releases)}"
             yield Violation("locks", where, found, "hand over as much as was taken")
     group_of = {lock: group for group in lock_groups(module) for lock in group}
     rounds: Counter[tuple[tuple[Lock, ...], Port]] = Counter()
+    reported: set[tuple[Lock, ...]] = set()
     for span in module.spans:
         if span.acquires is not None and span.acquires.lock in group_of:
             rounds[group_of[span.acquires.lock], span.port] += span.acquires.amount
     for (group, port), amount in rounds.items():
         total = sum(lock.initial for lock in group)
-        if amount != total:
+        if amount != total and group not in reported:
+            reported.add(group)
             starts = " and ".join(f"{lock} at {lock.initial}" for lock in group)
             lock = max(group, key=lambda lock: lock.initial)
             where = f"{lock.place}: {lock} of {lock.tile}"
             found = f"{starts}: {total} in all, where {port} goes round {amount}"
             cure = "start the lock of the empty side at what the chain of descriptors holds"
             yield Violation("locks", where, found, cure)
+
+
+def _of(use: UseLock | None) -> str:
+    return "nothing" if use is None else f"{use.amount} of {use.lock}"

@@ -33,28 +33,31 @@ class Schedule:
 FIXED = Schedule("fixed", round_robin, Pace())
 
 
-def schedules(count: int, seed: int) -> Iterator[Schedule]:
+def schedules(count: int, seed: int, coarse: bool = False) -> Iterator[Schedule]:
     """So many schedules: the fixed kinds first, then random ones from ``seed`` on.
+
+    ``coarse`` ones move words in larger pieces, for modules with large buffers.
 
     >>> [schedule.name for schedule in schedules(4, 7)][:3]
     ['fixed', 'reversed', 'core last']
     """
-    named = [FIXED, Schedule("reversed", _reversed, Pace(depth_words=1, straight=False))]
+    named = [FIXED, Schedule("reversed", _reversed, Pace(depth_words=4, straight=coarse))]
     for kind in KINDS:
         named.append(Schedule(f"{kind} last", _starving(kind), Pace()))
         named.append(Schedule(f"{kind} first", _preferring(kind), Pace(fine=True)))
     yield from named[:count]
     for number in range(count - len(named)):
-        yield random_schedule(seed + number)
+        yield random_schedule(seed + number, coarse)
 
 
-def random_schedule(seed: int) -> Schedule:
+def random_schedule(seed: int, coarse: bool = False) -> Schedule:
     """An order drawn at every turn, in which some actors are slower than others."""
     draw = random.Random(seed)
+    straight = draw.random() < (0.9 if coarse else 0.5)
     pace = Pace(
-        depth_words=draw.choice((1, 2, 4, 8, 16, 32)),
-        chunk_words=draw.choice((1, 3, 8, 32, 64, None)),
-        straight=draw.random() < 0.5,
+        depth_words=32 if coarse else draw.choice((1, 2, 4, 8, 16, 32)),
+        chunk_words=draw.choice((256, 2048, None) if coarse else (1, 3, 8, 32, 64, None)),
+        straight=straight,
         fine=draw.random() < 0.75,
     )
     speeds: dict[Actor, float] = {}

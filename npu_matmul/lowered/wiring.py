@@ -13,18 +13,24 @@ from xdsl.dialects import cf, func
 from xdsl.ir import Block, BlockArgument, Operation, SSAValue
 
 from npu_matmul.lowered.module import Buffer, CoreCode, Flow, LoweredModule, Port
+from npu_matmul.overlay import Tile
 
 
 @dataclass(frozen=True)
 class Way:
-    """A shim channel at the end of a way through the array, and the flows passed on it."""
+    """A shim channel at the end of a way through the array, the flows passed on it, and the
+    offsets in memtile buffers at which what passed was put down or taken up."""
 
     end: Port
     flows: tuple[Flow, ...]
+    offsets: tuple[int, ...]
 
     @property
     def places(self) -> str:
         return " and ".join(flow.place for flow in self.flows)
+
+
+_NOWHERE = Port(Tile(0, 0), "MM2S", 0)
 
 
 def arguments(core: CoreCode, module: LoweredModule, symbol: str, position: int) -> list[Buffer]:
@@ -39,19 +45,19 @@ def arguments(core: CoreCode, module: LoweredModule, symbol: str, position: int)
 
 def sources(buffer: Buffer, module: LoweredModule) -> list[Way]:
     """The shim channels whose words end in a buffer."""
-    return list(_ways(buffer, module, "S2MM", (), set()))
+    return list(_ways(buffer, module, "S2MM", Way(_NOWHERE, (), ()), set()))
 
 
 def destinations(buffer: Buffer, module: LoweredModule) -> list[Way]:
     """The shim channels that a buffer's words leave the array by."""
-    return list(_ways(buffer, module, "MM2S", (), set()))
+    return list(_ways(buffer, module, "MM2S", Way(_NOWHERE, (), ()), set()))
 
 
 def _ways(
     buffer: Buffer,
     module: LoweredModule,
     direction: str,
-    passed: tuple[Flow, ...],
+    so_far: Way,
     seen: set[Buffer],
 ) -> Iterator[Way]:
     """``direction`` is that of the channels which touch the buffer on the way."""
@@ -69,11 +75,13 @@ def _ways(
                 near, far = far, near
             if near != port:
                 continue
+            flows = (*so_far.flows, flow)
             if far.tile.kind == "shim":
-                yield Way(far, (*passed, flow))
+                yield Way(far, flows, so_far.offsets)
             elif far in module.programs:
                 for descriptor in module.programs[far].descriptors:
-                    yield from _ways(descriptor.buffer, module, direction, (*passed, flow), seen)
+                    way = Way(far, flows, (*so_far.offsets, descriptor.offset))
+                    yield from _ways(descriptor.buffer, module, direction, way, seen)
 
 
 def _buffers(value: SSAValue, module: LoweredModule, seen: set[SSAValue]) -> Iterator[Buffer]:

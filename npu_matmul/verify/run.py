@@ -22,6 +22,7 @@ from npu_matmul.emulator.machine import Machine
 from npu_matmul.emulator.shim import DeviceMemory
 from npu_matmul.instructions import StreamError
 from npu_matmul.kernel import Kernel
+from npu_matmul.lowered.core import AlignmentError
 from npu_matmul.lowered.locks import LockError
 from npu_matmul.lowered.machine import LoweredCounters, LoweredMachine
 from npu_matmul.lowered.memory import RaceError
@@ -41,14 +42,18 @@ Progress = Callable[[int, int, str], None]  # done, of how many, the schedule th
 
 @dataclass
 class Verdict:
-    """What was run, and what is wrong; ``reference`` says what values were compared with."""
+    """What was run, and what is wrong; ``reference`` says what values were compared with.
+
+    Counters are of all schedules together. A seed gives the operands, and the random schedules.
+    """
 
     name: str
     level: str
     reference: str
     seed: int
+    product: Product | None = None
     schedules: list[str] = field(default_factory=list)
-    values: int = 0
+    bytes_compared: int = 0
     counters: LoweredCounters = field(default_factory=LoweredCounters)
     problems: list[Problem] = field(default_factory=list)
 
@@ -98,9 +103,10 @@ def verify_text(
     one it is the launch that is run. Raises ``DesignError`` for what cannot be read.
     """
     subject = Subject(read_design(text, name), name, insts)
-    verdict = Verdict(name, subject.level, subject.reference, seed, problems=subject.problems)
+    verdict = Verdict(name, subject.level, subject.reference, seed, subject.product)
+    verdict.problems += subject.problems
     if subject.runnable:
-        _run_all(subject, verdict, list(schedules(count, seed)), progress)
+        _run_all(subject, verdict, list(schedules(count, seed, subject.coarse)), progress)
     return verdict
 
 
@@ -115,20 +121,23 @@ def _run_all(
         progress(number, len(planned), schedule.name)
         if subject.product is None:  # the same operands for all, so that results compare
             random = np.random.default_rng(verdict.seed)
+        verdict.schedules.append(schedule.name)
+        machine: Machine | LoweredMachine | None = None
+        results: list[NDArray[np.uint8]] = []
         try:
             machine = subject.boot(schedule)
             steps: dict[Tile, int] = {}
-            results = []
             for trial in trials:
                 results += _launch(machine, trial, subject, steps, random, verdict)
         except (EmulationError, StreamError, DesignError, _Wrong) as error:
             verdict.problems.append(module_problem(_kind(error), str(error), schedule.name))
-            verdict.schedules.append(schedule.name)
             break
-        _add(verdict.counters, machine)
-        verdict.schedules.append(schedule.name)
+        finally:
+            if machine is not None:
+                _add(verdict.counters, machine)
         if subject.product is None:
             witness = witness or results
+            verdict.bytes_compared += sum(found.size for found in results) if number else 0
             if any((a != b).any() for a, b in zip(witness, results, strict=True)):
                 text = f"the results differ from those under {verdict.schedules[0]}"
                 verdict.problems.append(module_problem("values", text, schedule.name))
@@ -203,12 +212,13 @@ def _compare(
                 f"product is {want[first]}; {wrong.size:,} of {want.size:,} elements of @{name} "
                 "are wrong"
             )
-        verdict.values += want.size
+        verdict.bytes_compared += want.nbytes
 
 
 def _kind(error: Exception) -> str:
     kinds = {
         RaceError: "race",
+        AlignmentError: "alignment",
         LockError: "lock",
         Deadlock: "deadlock",
         RestStateError: "rest state",

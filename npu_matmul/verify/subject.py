@@ -5,16 +5,22 @@ What is wrong with it as it stands, or with the stream that came with it, is not
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from npu_matmul.emulator.machine import Machine
-from npu_matmul.instructions import Operation, StreamError, decode
+from npu_matmul.instructions import (
+    Operation,
+    StreamError,
+    WriteDescriptor,
+    decode,
+    step_operations,
+)
 from npu_matmul.kernel import Kernel
 from npu_matmul.lowered.core import Symbol
 from npu_matmul.lowered.machine import LoweredMachine
-from npu_matmul.lowered.module import LoweredModule
+from npu_matmul.lowered.module import Buffer, LoweredModule
 from npu_matmul.lowered.reading import is_lowered, lowered_of
 from npu_matmul.lowered.rules import mistakes, refusals
 from npu_matmul.lowered.schedules import Schedule
@@ -22,8 +28,12 @@ from npu_matmul.lowered.wiring import Way, arguments, destinations, sources
 from npu_matmul.mlir import aie
 from npu_matmul.mlir.elaborate import overlay_of, sequence_of
 from npu_matmul.mlir.reader import DesignError
+from npu_matmul.overlay import Overlay, Tile
+from npu_matmul.sequence import Sequence as RuntimeSequence
 from npu_matmul.verify.product import NoProduct, Product, find_product, find_symbols
 from npu_matmul.verify.traffic import Trial, made_up_trials, trial_of_sequence, trial_of_stream
+
+FINE_WORDS = 1024  # of one descriptor: longer ones are moved in larger pieces
 
 
 @dataclass(frozen=True)
@@ -77,13 +87,22 @@ class Subject:
         models = {name: symbol.model for name, symbol in self.symbols.items()}
         return Machine(self.overlay, models, settle=schedule.settle)
 
+    @property
+    def coarse(self) -> bool:
+        """Whether its transfers are too long to be moved word by word."""
+        programs = () if self.module is None else self.module.programs.values()
+        lengths = [d.words.size for program in programs for d in program.descriptors]
+        return max(lengths, default=0) > FINE_WORDS
+
     def _plan(self, device: aie.DeviceOp, insts: bytes | None) -> None:
         has_sequence = any(isinstance(op, aie.RuntimeSequenceOp) for op in device.body.block.ops)
         if has_sequence:
-            trial = trial_of_sequence(sequence_of(device), self.overlay, self.product)
+            sequence = sequence_of(device)
+            trial = trial_of_sequence(sequence, self.overlay, self.product)
             self.own.append(trial)
             if insts is not None:
-                self.problems += stream_problems(trial.stream.encode(), insts)
+                places = operation_places(sequence, self.overlay)
+                self.problems += stream_problems(trial.stream.encode(), insts, places)
         elif insts is not None:
             trial = trial_of_stream("the given stream", decode(insts), self.overlay, self.product)
             self.own.append(trial)
@@ -105,8 +124,11 @@ def _found_symbols(
         raise DesignError(str(error)) from None
 
 
-def stream_problems(ours: bytes, theirs: bytes) -> list[Problem]:
-    """Where a given instruction stream differs from the one that was assembled here."""
+def stream_problems(ours: bytes, theirs: bytes, places: Sequence[str] = ()) -> list[Problem]:
+    """Where a given instruction stream first differs from the one that was assembled here.
+
+    ``places`` says where the operations of the latter come from.
+    """
     if ours == theirs:
         return []
     try:
@@ -117,33 +139,68 @@ def stream_problems(ours: bytes, theirs: bytes) -> list[Problem]:
     pairs = zip(want, given.operations, strict=False)
     shorter = min(len(want), len(given.operations))
     first = next((n for n, (a, b) in enumerate(pairs) if a != b), shorter)
-    text = (
-        f"operation {first}: the given stream has {_operation(given.operations, first)}, the "
-        f"assembled one {_operation(want, first)}"
-    )
+    where = f"{places[first]}: " if first < len(places) else ""
+    text = f"{where}operation {first}: {_difference(want, given.operations, first)}"
     return [Problem("stream", "stream", text)]
 
 
-def _operation(operations: tuple[Operation, ...], number: int) -> str:
-    return str(operations[number]) if number < len(operations) else "no more operations"
+def _difference(want: tuple[Operation, ...], given: tuple[Operation, ...], number: int) -> str:
+    """How an operation of the given stream differs from the assembled one."""
+    if number >= len(want) or number >= len(given):
+        longer = "the given stream goes on" if len(given) > len(want) else "the given stream ends"
+        return f"{longer}; it has {len(given)} operations, the assembled one {len(want)}"
+    ours, theirs = want[number], given[number]
+    if type(ours) is not type(theirs):
+        return f"the given stream has {theirs}, the assembled one {ours}"
+    parts = dict(vars(ours)), dict(vars(theirs))
+    if isinstance(ours, WriteDescriptor) and isinstance(theirs, WriteDescriptor):
+        parts = vars(ours) | vars(ours.descriptor), vars(theirs) | vars(theirs.descriptor)
+    fields = [
+        f"{name} {parts[1][name]} where the assembled one has {value}"
+        for name, value in parts[0].items()
+        if value != parts[1][name] and name != "descriptor"
+    ]
+    return f"{type(ours).__name__} of the given stream has {', '.join(fields)}"
+
+
+def operation_places(sequence: RuntimeSequence, overlay: Overlay) -> list[str]:
+    """Where each operation of a sequence's stream stands in its text."""
+    return [
+        place
+        for step, place in zip(sequence.steps, sequence.places, strict=True)
+        for _ in step_operations(step, sequence, overlay)
+    ]
 
 
 def _wrong_ways(module: LoweredModule, product: Product) -> Iterator[Problem]:
-    """Flows that bring a core what another one should have, or take C out elsewhere."""
+    """The first flow that brings a core what another one should have, or takes its C elsewhere."""
     names = {port: name for name, port in module.allocations.items()}
-    codes = {core.tile: core for core in module.cores}
+    pieces: dict[str, list[tuple[int, ...]]] = {name: [] for name in product.c}
     for row, cores in enumerate(product.cores):
         for column, tile in enumerate(cores):
-            wanted = (product.a[row], product.b[column], product.c[column])
+            wanted = product.a[row], product.b[column], product.c[column]
             for position, want in enumerate(wanted):
-                for symbol in product.symbols:
-                    for buffer in arguments(codes[tile], module, symbol, position):
-                        ways = (destinations if position == 2 else sources)(buffer, module)
-                        text = _wrong_way(ways, names, want)
-                        if text:
-                            operand = "ABC"[position]
-                            yield module_problem("wiring", f"{operand} of {tile}, {buffer}, {text}")
-                            return
+                for buffer in product_buffers(module, product, tile, position):
+                    ways = (destinations if position == 2 else sources)(buffer, module)
+                    text = _wrong_way(ways, names, want)
+                    if position == 2 and not text:
+                        pieces[want].append(ways[0].offsets)
+                        if pieces[want] != sorted(pieces[want]):
+                            text = f"lands in @{want} before that of the core row before it"
+                            text += f", by the flows at {ways[0].places}"
+                    if text:
+                        what = f"{buffer.place}: {'ABC'[position]} of {tile}, {buffer},"
+                        yield module_problem("wiring", f"{what} {text}")
+                        return
+
+
+def product_buffers(
+    module: LoweredModule, product: Product, tile: Tile, position: int
+) -> Iterator[Buffer]:
+    """What a core passes to the functions that multiply, as A, B or C."""
+    core = next(core for core in module.cores if core.tile == tile)
+    for symbol in product.symbols:
+        yield from arguments(core, module, symbol, position)
 
 
 def _wrong_way(ways: list[Way], names: dict[Any, str], want: str) -> str:

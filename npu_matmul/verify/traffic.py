@@ -53,7 +53,9 @@ class Trial:
         return set(range(len(self.arguments))) - written
 
 
-def trial_of_sequence(sequence: Sequence, overlay: Overlay, product: Product | None) -> Trial:
+def trial_of_sequence(
+    sequence: Sequence, overlay: Overlay, product: Product | None, name: str = ""
+) -> Trial:
     """The launch that a runtime sequence is; its stream is assembled here."""
     reads: Moves = defaultdict(list)
     writes: Moves = defaultdict(list)
@@ -69,7 +71,7 @@ def trial_of_sequence(sequence: Sequence, overlay: Overlay, product: Product | N
             tile = overlay.parameters[step.parameter].tile
             if product.parameters.get(tile) == step.parameter:
                 steps[tile] = step.value
-    return Trial(f"@{sequence.name}", stream, sequence.arguments, reads, writes, steps)
+    return Trial(name or f"@{sequence.name}", stream, sequence.arguments, reads, writes, steps)
 
 
 def trial_of_stream(name: str, stream: Stream, overlay: Overlay, product: Product | None) -> Trial:
@@ -105,7 +107,8 @@ def made_up_trials(product: Product, overlay: Overlay) -> Iterator[Trial]:
         sizes = [(3, 2), (5, 1), (1, 3), (7, 1), (2, 2), (4, 1)]
     for steps, blocks in sizes:
         sequence = _product_sequence(product, steps, blocks)
-        yield trial_of_sequence(sequence, overlay, product)
+        name = f"of {steps} steps in K and {blocks} tiles of C per core"
+        yield trial_of_sequence(sequence, overlay, product, name)
 
 
 def _product_sequence(product: Product, steps: int, blocks: int) -> Sequence:
@@ -135,7 +138,7 @@ def _product_sequence(product: Product, steps: int, blocks: int) -> Sequence:
             for lane, channel in enumerate(channels)
         ]
     written += [Wait(channel) for channel in product.c]
-    return Sequence(f"K of {steps} steps, {blocks} blocks", arguments, tuple(written))
+    return Sequence("made_up", arguments, tuple(written))
 
 
 def _words(step: Transfer, itemsize: int) -> NDArray[np.int64]:
