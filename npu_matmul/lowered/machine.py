@@ -56,7 +56,10 @@ class LoweredMachine:
         module: LoweredModule,
         symbols: Mapping[str, Symbol],
         schedule: Schedule = FIXED,
+        external: Mapping[str, NDArray[np.generic]] | None = None,
     ) -> None:
+        """``external`` has the contents of external buffers, which the host fills before it starts
+        the array."""
         for violation in refusals(module):
             raise DesignError(str(violation))
         self.module = module
@@ -76,6 +79,9 @@ class LoweredMachine:
         shims = {port: next(clocks) for port in ports}
         cores = {core.tile: next(clocks) for core in module.cores}
         self._memories = self._build_memories(own, cores)
+        for name, data in (external or {}).items():
+            buffer = module.buffers[name]
+            self._memories[buffer.tile].fill(buffer, data)
         self.channels = [self._dma(program, own[program.port]) for program in programs]
         self.shims = [self._shim(port, shims[port]) for port in ports]
         self.cores = [
@@ -128,13 +134,6 @@ class LoweredMachine:
         """A buffer's elements as they are now, by its name."""
         found = self.module.buffers[buffer]
         return self._memories[found.tile].array(found)
-
-    def fill(self, buffer: str, data: NDArray[np.generic]) -> None:
-        """Write an external buffer, as the host's program does before it starts the array."""
-        found = self.module.buffers[buffer]
-        memory = self._memories[found.tile]
-        memory.array(found)[:] = data
-        memory.write(self._clock, memory.where(found))
 
     def _streams(self) -> tuple[dict[Port, Inlet], dict[Port, Outlet]]:
         ports = {*self.module.programs, *_shim_ports(self.module)}

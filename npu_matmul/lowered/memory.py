@@ -45,7 +45,7 @@ class TileMemory:
         describe: Callable[[Clock, Buffer | None, int], tuple[str, str]],
         nbytes: int,
     ) -> None:
-        self.tile = tile
+        self.name = "the host's memory" if buffers[0].external else str(tile)
         self.bytes = np.full(nbytes, POISON, np.uint8)
         self.words = self.bytes.view(np.uint32)
         self.history = History(self.words.size, reaching)
@@ -55,8 +55,13 @@ class TileMemory:
         self._where: dict[str, Words] = {}
         for buffer in buffers:
             if buffer.initial is not None:
-                self.array(buffer)[:] = buffer.initial
-                self._settle(self.where(buffer))
+                self.fill(buffer, buffer.initial)
+
+    def fill(self, buffer: Buffer, data: NDArray[Any]) -> None:
+        """Contents from before anything runs: known to all."""
+        self.array(buffer)[:] = data
+        self.history.writer[self.where(buffer)] = 0
+        self.history.written[self.where(buffer)] = True
 
     def array(self, buffer: Buffer) -> NDArray[Any]:
         """A buffer's elements, in place."""
@@ -114,18 +119,13 @@ class TileMemory:
                 return buffer
         return None
 
-    def _settle(self, where: Words) -> None:
-        """Written before anything ran: known to all."""
-        self.history.writer[where] = 0
-        self.history.written[where] = True
-
     def _raise(self, clock: Clock, verb: str, fault: int, word: int, other: int) -> None:
         address = word * WORD_BYTES
         buffer = self.buffer_at(address)
-        where = f"byte {address} of {self.tile}"
+        where = f"byte {address} of {self.name}"
         if buffer is not None:
             address -= buffer.address or 0
-            where = f"byte {address} of {buffer} in {self.tile}"
+            where = f"byte {address} of {buffer} in {self.name}"
         who, locks = self._describe(clock, buffer, max(address, 0) // WORD_BYTES)
         name = "" if other == NOBODY else str(self._clocks[other])
         if fault == NEVER_WRITTEN:
