@@ -26,7 +26,7 @@ LAYERS = [
     ("pure", ["mlir.reader", "mlir.elaborate", "tiler", "accumulate", "precision", "operands"]),
     ("pure", ["design", "schedule", "instructions", "stream_rules", "streams", "emulator."]),
     ("pure", ["wiring_rules", "transfer_rules", "layout_rules", "memory_rules", "design_rules"]),
-    ("pure", ["kernel_rules", "lowering", "memory_map", "balance", "lowered."]),
+    ("pure", ["kernel_rules", "lowering", "memory_map", "balance", "lowered.", "verify."]),
     ("device seam", ["device"]),
     ("devices", ["device."]),
     ("strategies", ["strategies", "choose"]),

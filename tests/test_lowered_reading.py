@@ -126,7 +126,7 @@ def test_padding_stands_around_each_loop() -> None:
 
 REFUSED = {
     "an operation that is not known": (
-        ("aie.flow(%shim, DMA : 0, %mem", "aie.cascade_flow(%shim, %mem)\n  aie.flow(%shim, DMA : 0, %mem"),
+        ("  %empty = aie.lock", "  aie.cascade_flow(%shim, %mem)\n  %empty = aie.lock"),
         "cascade_flow",
     ),
     "a routed module": (
@@ -134,7 +134,7 @@ REFUSED = {
         "switchbox",
     ),
     "an attribute that is not known": (
-        ("aie.flow(%shim, DMA : 0, %mem, DMA : 0)", "aie.flow(%shim, DMA : 0, %mem, DMA : 0) {x = 1}"),
+        ("%mem, DMA : 0)\n", "%mem, DMA : 0) {x = 1}\n"),
         "attribute 'x' is not supported",
     ),
     "a flow of another port": (
@@ -172,7 +172,7 @@ REFUSED = {
         "a block of a chain without an aie.dma_bd",
     ),
     "a lock used by nothing": (
-        ("aie.use_lock(%empty, AcquireGreaterEqual, 1)\n", "aie.use_lock(%empty, AcquireGreaterEqual, 0)\n"),
+        ("(%empty, AcquireGreaterEqual, 1)", "(%empty, AcquireGreaterEqual, 0)"),
         "@empty is used with 0; at least 1 is needed",
     ),
     "an allocation beyond the shim": (
@@ -180,8 +180,8 @@ REFUSED = {
         "must be one of the 2 of a shim",
     ),
     "packets that carry data": (
-        ("  aie.shim_dma_allocation @in", "  aie.packet_flow(3) {\n aie.packet_source<%mem, DMA : 1>\n"
-         "aie.packet_dest<%shim, DMA : 1>\n }\n  aie.shim_dma_allocation @in"),
+        ("  %empty = aie.lock", "  aie.packet_flow(3) {\n aie.packet_source<%mem, DMA : 1>\n"
+         "aie.packet_dest<%shim, DMA : 1>\n }\n  %empty = aie.lock"),
         "packets of port DMA are not supported",
     ),
 }  # fmt: skip

@@ -16,6 +16,7 @@ from npu_matmul.violation import Violation
 
 GEMM = text("gemm_one_core")
 SIXTEEN = text("sixteen_cores")
+C_FULL = '{init = 0 : i32, sym_name = "c_cons_lock_0"'
 A_EMPTY = '{init = 2 : i32, sym_name = "a_cons_prod_lock_0"'
 
 
@@ -44,7 +45,9 @@ REFUSALS = {
     ),
     "lock without a number": (("aie.lock(%mem, 0)", "aie.lock(%mem)"), "locks", "without a number"),
     "lock beyond the tile": (("aie.lock(%mem, 0)", "aie.lock(%mem, 64)"), "locks", "locks 0 to 63"),
-    "lock number taken": (("aie.lock(%mem, 1)", "aie.lock(%mem, 0)"), "locks", "is @empty's already"),
+    "lock number taken": (
+        ("aie.lock(%mem, 1)", "aie.lock(%mem, 0)"), "locks", "is @empty's already",
+    ),
     "lock that starts too high": (("{init = 1", "{init = 64"), "locks", "a lock holds 0 to 63"),
     "channel beyond the tile": (
         ("aie.dma_start(S2MM, 0", "aie.dma_start(S2MM, 6"), "channels", "channels 0 to 5",
@@ -183,11 +186,11 @@ MISTAKES = {
         "locks", A_EMPTY[13:], "1 in all, where core (0, 2) S2MM 0 goes round 2",
     ),
     "a full side that does not start at none": (
-        [('{init = 0 : i32, sym_name = "c_cons_lock_0"', '{init = 1 : i32, sym_name = "c_cons_lock_0"')],
+        [(C_FULL, C_FULL.replace("0", "1", 1))],
         "locks", 'sym_name = "c_prod_lock_0"', "3 in all, where core (0, 2) MM2S 0 goes round 2",
     ),
     "a descriptor that gives more than it takes": (
-        [("aie.use_lock(%b_cons_cons_lock_0, Release, 1)", "aie.use_lock(%b_cons_cons_lock_0, Release, 2)")],
+        [("(%b_cons_cons_lock_0, Release, 1)", "(%b_cons_cons_lock_0, Release, 2)")],
         "locks", "aie.dma_bd(%b_cons_buff_0", "acquires 1 of @b_cons_prod_lock_0 and releases 2 of",
     ),
     "a core that releases less than it holds": (
@@ -195,8 +198,7 @@ MISTAKES = {
         "balance", "%27 = arith.cmpi slt", "entered holding 1 of @b_cons_prod_lock_0",
     ),
     "a core that releases what it does not hold": (
-        [("    ^bb16:  // pred: ^bb15\n      aie.use_lock(%a_cons_cons_lock_0, AcquireGreaterEqual, 1)\n",
-          "    ^bb16:  // pred: ^bb15\n")],
+        [("^bb15\n      aie.use_lock(%a_cons_cons_lock_0, AcquireGreaterEqual, 1)\n", "^bb15\n")],
         "balance", ("aie.use_lock(%a_cons_prod_lock_0, Release, 1)", 1),
         "releases @a_cons_prod_lock_0 without holding anything",
     ),

@@ -79,11 +79,19 @@ def verify_build(
     """Whether what a toolchain made of a kernel's design and of one launch can be published.
 
     ``lowered`` is the module after allocation, ``insts`` the toolchain's own stream for the launch
-    of ``shape``. The module is run on the project's streams; the toolchain's stream must equal the
-    project's word for word, so that ``disagrees`` says which of the two is wrong.
+    of ``shape``. The module is run on the project's streams, and its runtime sequence must be that
+    launch; the toolchain's stream must equal the project's word for word. So ``disagrees`` says
+    which of the two is wrong.
     """
     ours = launch_stream(kernel, shape)
-    verdict = verify_text(lowered, f"{kernel.name}.mlir", count=count, seed=seed)
+    subject = Subject(read_design(lowered, f"{kernel.name}.mlir"), f"{kernel.name}.mlir", None)
+    if subject.product is None or subject.product.kernel != kernel:
+        text = f"the module's product is {subject.reference}; built was {kernel.name}"
+        subject.problems.append(module_problem("kernel", f"{text} {kernel.variant}"))
+    for trial in subject.own:
+        for problem in stream_problems(ours, trial.stream.encode()):
+            subject.problems.append(module_problem("sequence", problem.text))
+    verdict = _verdict(subject, count, seed)
     verdict.problems += stream_problems(ours, insts)
     return verdict
 
@@ -102,8 +110,13 @@ def verify_text(
     ``insts``, if given, must be the stream of the module's runtime sequence; of a module without
     one it is the launch that is run. Raises ``DesignError`` for what cannot be read.
     """
-    subject = Subject(read_design(text, name), name, insts)
-    verdict = Verdict(name, subject.level, subject.reference, seed, subject.product)
+    return _verdict(Subject(read_design(text, name), name, insts), count, seed, progress)
+
+
+def _verdict(
+    subject: Subject, count: int, seed: int, progress: Progress = lambda done, total, schedule: None
+) -> Verdict:
+    verdict = Verdict(subject.name, subject.level, subject.reference, seed, subject.product)
     verdict.problems += subject.problems
     if subject.runnable:
         _run_all(subject, verdict, list(schedules(count, seed, subject.coarse)), progress)
@@ -128,8 +141,8 @@ def _run_all(
             machine = subject.boot(schedule)
             steps: dict[Tile, int] = {}
             for trial in trials:
-                results += _launch(machine, trial, subject, steps, random, verdict)
-        except (EmulationError, StreamError, DesignError, _Wrong) as error:
+                results += launch_trial(machine, trial, subject, steps, random, verdict)
+        except (EmulationError, StreamError, DesignError, WrongValues) as error:
             verdict.problems.append(module_problem(_kind(error), str(error), schedule.name))
             break
         finally:
@@ -147,11 +160,11 @@ def _run_all(
     progress(len(planned), len(planned), "")
 
 
-class _Wrong(Exception):
+class WrongValues(Exception):
     """C is not the product."""
 
 
-def _launch(
+def launch_trial(
     machine: Machine | LoweredMachine,
     trial: Trial,
     subject: Subject,
@@ -193,21 +206,21 @@ def _compare(
     try:
         expected = expected_words(trial, product, given, steps)
     except NoProduct as why:
-        raise _Wrong(f"launch {trial.name} is no product: {why}") from None
+        raise WrongValues(f"launch {trial.name} is no product: {why}") from None
     dtype = product.kernel.c_dtype
     for name in product.c:
         parts = [buffers[argument][words] for argument, words in trial.writes[name]]
         got = np.concatenate(parts).view(dtype) if parts else np.empty(0, dtype)
         want = expected[name]
         if got.size != want.size:
-            raise _Wrong(
+            raise WrongValues(
                 f"launch {trial.name}: @{name} brings {got.size} elements of C, the product has "
                 f"{want.size}"
             )
         wrong = np.flatnonzero(got != want)
         if wrong.size:
             first = int(wrong[0])
-            raise _Wrong(
+            raise WrongValues(
                 f"launch {trial.name}: {product.place_of(name, first)}: got {got[first]}, the "
                 f"product is {want[first]}; {wrong.size:,} of {want.size:,} elements of @{name} "
                 "are wrong"
@@ -222,7 +235,7 @@ def _kind(error: Exception) -> str:
         LockError: "lock",
         Deadlock: "deadlock",
         RestStateError: "rest state",
-        _Wrong: "values",
+        WrongValues: "values",
         StreamError: "stream rules",
         DesignError: "design",
     }

@@ -54,6 +54,7 @@ class Subject:
     """A module with what running it needs: overlay, models, product, and the launches to try."""
 
     def __init__(self, device: aie.DeviceOp, name: str, insts: bytes | None) -> None:
+        self.name = name
         self.problems: list[Problem] = []
         self.module: LoweredModule | None = None
         self.product: Product | None = None
