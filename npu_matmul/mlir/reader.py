@@ -7,6 +7,9 @@ region).
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
+
 from xdsl.context import Context
 from xdsl.dialects import arith, builtin, cf, func, memref, scf
 from xdsl.dialects.builtin import FileLineColLoc, IntAttr, ModuleOp, StringAttr
@@ -29,10 +32,15 @@ class DesignError(ValueError):
 class _LocatingParser(Parser):
     """Gives every operation the position of its first token, which xDSL leaves unknown."""
 
+    _line_starts: list[int] | None = None
+
     def parse_operation(self) -> Operation:
         span = self._current_token.span
-        line_start = span.input.content.rfind("\n", 0, span.start) + 1
-        line = span.input.content.count("\n", 0, span.start) + 1
+        if self._line_starts is None:
+            content = span.input.content
+            self._line_starts = [0, *(match.end() for match in re.finditer("\n", content))]
+        line = bisect_right(self._line_starts, span.start)
+        line_start = self._line_starts[line - 1]
         try:
             op = super().parse_operation()
         except (ParseError, DesignError):
