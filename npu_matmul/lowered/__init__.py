@@ -6,6 +6,7 @@ the same instruction streams and call the same models of C symbols.
 
 Files, in reading order: ``module`` (a lowered module as plain data), ``reading`` (from MLIR to it),
 ``rules`` and ``holding`` (what is wrong with it before anything runs), ``order`` (what happened
-before what), ``memory``, ``locks``, ``streams``, ``dma``, ``core`` (what there is and who uses it),
-``machine`` (all of it together), ``schedules`` (who moves when).
+before what), ``memory``, ``locks``, ``streams`` and ``dma`` (what there is), ``scalars``,
+``control`` and ``core`` (what a core executes), ``machine`` (all of it together), ``schedules``
+(who moves when), ``wiring`` (what leads where, for errors).
 """

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from numpy.typing import NDArray
-from xdsl.dialects import cf, func, memref
+from xdsl.dialects import func, memref
 from xdsl.ir import Block, Operation, SSAValue
 
 from npu_matmul.emulator import EmulationError
 from npu_matmul.emulator.actors import Condition
 from npu_matmul.emulator.symbols import Model
+from npu_matmul.lowered.control import Code, Values, leave
 from npu_matmul.lowered.locks import LockError, LockState
 from npu_matmul.lowered.memory import RaceError, TileMemory
 from npu_matmul.lowered.module import Buffer, CoreCode, Lock, LoweredModule, Span, UseLock
@@ -25,7 +26,6 @@ from npu_matmul.lowered.order import Clock
 from npu_matmul.lowered.reading import refuse_attributes, use_lock
 from npu_matmul.lowered.scalars import translate_scalar
 from npu_matmul.lowered.streams import GO_ON, Pace
-from npu_matmul.mlir import aie
 from npu_matmul.mlir import aie_lowered as ops
 from npu_matmul.mlir.reader import DesignError, place
 from npu_matmul.overlay import Tile
@@ -37,7 +37,6 @@ class AlignmentError(EmulationError):
 
 REMEMBERED = 64  # operations by which a core's wait is told from another one at the same lock
 
-Values = list[Any]
 Step = Callable[[Values], None]
 
 
@@ -78,14 +77,6 @@ class Call:
     symbol: Symbol
     operands: tuple[int, ...]
     place: str
-
-
-@dataclass
-class Code:
-    """A block: its steps, and which block comes after it."""
-
-    steps: list[Step | Acquire | Release | Call]
-    leave: Callable[[Values], Code | None]
 
 
 class CoreProgram:
@@ -243,7 +234,7 @@ class CoreProgram:
     def _translate(self, block: Block, code: Code) -> None:
         for op in block.ops:
             if op.next_op is None:
-                code.leave = self._leave(op)
+                code.leave = leave(op, self._blocks, self._slot, self.name)
             else:
                 code.steps.append(self._step(op))
 
@@ -345,56 +336,6 @@ class CoreProgram:
                 f"elements of {value.type}"
             )
         return step
-
-    def _leave(self, op: Operation) -> Callable[[Values], Code | None]:
-        match op:
-            case aie.EndOp():
-                return lambda values: None
-            case cf.BranchOp():
-                return self._branch(op.successor, op.arguments)
-            case cf.ConditionalBranchOp():
-                condition = self._slot(op.cond)
-                then = self._branch(op.then_block, op.then_arguments)
-                otherwise = self._branch(op.else_block, op.else_arguments)
-                return lambda values: then(values) if values[condition] else otherwise(values)
-            case cf.SwitchOp():
-                return self._switch(op)
-        raise DesignError(
-            f"{place(op)}: {self.name}: operation {op.name} is not supported at the end of a block"
-        )
-
-    def _switch(self, op: cf.SwitchOp) -> Callable[[Values], Code | None]:
-        flag = self._slot(op.flag)
-        default = self._branch(op.default_block, op.default_operands)
-        numbers = () if op.case_values is None else op.case_values.get_values()
-        cases = {
-            int(number): self._branch(block, operands)
-            for number, block, operands in zip(
-                numbers, op.case_blocks, op.case_operand, strict=True
-            )
-        }
-        return lambda values: cases.get(values[flag], default)(values)
-
-    def _branch(self, block: Block, arguments: Any) -> Callable[[Values], Code | None]:
-        code = self._blocks[block]
-        sources = [self._slot(value) for value in arguments]
-        targets = [self._slot(value) for value in block.args]
-        if len(sources) == 1:
-            source, target = sources[0], targets[0]
-
-            def branch_with_one(values: Values) -> Code:
-                values[target] = values[source]
-                return code
-
-            return branch_with_one
-
-        def branch(values: Values) -> Code:
-            moved = [values[source] for source in sources]
-            for target, value in zip(targets, moved, strict=True):
-                values[target] = value
-            return code
-
-        return branch
 
 
 def reaches(core: Tile, other: Tile) -> bool:

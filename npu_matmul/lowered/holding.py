@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from xdsl.ir import Block
 
-from npu_matmul.lowered.module import CoreCode, Lock, LoweredModule
+from npu_matmul.lowered.module import CoreCode, Lock, LoweredModule, UseLock
 from npu_matmul.lowered.reading import use_lock
 from npu_matmul.mlir import aie_lowered as ops
 from npu_matmul.mlir.reader import place
@@ -65,6 +65,7 @@ def _unanswered(
 def _unbalanced(
     core: CoreCode, module: LoweredModule, group_of: dict[Lock, Group]
 ) -> Iterator[Violation]:
+    """Follows the blocks, each once; says of each group only the first place."""
     entered: dict[Block, Held] = {core.body.blocks[0]: {}}
     pending = [core.body.blocks[0]]
     reported: set[Group] = set()
@@ -72,39 +73,48 @@ def _unbalanced(
         block = pending.pop()
         held = dict(entered[block])
         for op in block.ops:
-            if not isinstance(op, ops.UseLockOp):
-                continue
-            use = use_lock(op, module.values)
-            group = group_of.get(use.lock)
-            if group is None:
-                continue
-            held[group] = held.get(group, 0) + (use.amount if use.acquires else -use.amount)
-            if held[group] < 0 and group not in reported:
-                reported.add(group)
-                found = f"it releases {use.lock} without holding anything of {_names(group)}"
-                where = f"{use.place}: {core.tile}"
-                yield Violation("balance", where, found, "acquire it first, in every step")
+            if isinstance(op, ops.UseLockOp):
+                yield from _count(use_lock(op, module.values), core, group_of, held, reported)
         held = {group: count for group, count in held.items() if count}
         last = block.last_op
         for following in () if last is None else reversed(last.successors):
-            if following not in entered:
+            if following in entered:
+                yield from _compare(core, following, held, entered[following], reported)
+            else:
                 entered[following] = held
                 pending.append(following)
-                continue
-            other = entered[following]
-            for group in [g for g in {**held, **other} if held.get(g, 0) != other.get(g, 0)]:
-                if group in reported:
-                    continue
-                reported.add(group)
-                counts = sorted({held.get(group, 0), other.get(group, 0)}, reverse=True)
-                start = following.first_op
-                where = f"{'' if start is None else place(start)}: {core.tile}"
-                found = (
-                    f"this block is entered holding {counts[0]} of {_names(group)}, and "
-                    f"holding {counts[1]}: an acquire or a release is missing on one of the ways"
-                )
-                cure = "in the design, balance acquire and release in each block: peel the first "
-                yield Violation("balance", where, found, f"{cure}step out of the loop")
+
+
+def _count(
+    use: UseLock, core: CoreCode, group_of: dict[Lock, Group], held: Held, reported: set[Group]
+) -> Iterator[Violation]:
+    group = group_of.get(use.lock)
+    if group is None:
+        return
+    held[group] = held.get(group, 0) + (use.amount if use.acquires else -use.amount)
+    if held[group] < 0 and group not in reported:
+        reported.add(group)
+        found = f"it releases {use.lock} without holding anything of {_names(group)}"
+        where = f"{use.place}: {core.tile}"
+        yield Violation("balance", where, found, "acquire it first, in every step")
+
+
+def _compare(
+    core: CoreCode, block: Block, held: Held, other: Held, reported: set[Group]
+) -> Iterator[Violation]:
+    """A block that is entered in two ways must be so with the same counts."""
+    for group in {**held, **other}:
+        counts = held.get(group, 0), other.get(group, 0)
+        if counts[0] != counts[1] and group not in reported:
+            reported.add(group)
+            start = block.first_op
+            where = f"{'' if start is None else place(start)}: {core.tile}"
+            found = (
+                f"this block is entered holding {max(counts)} of {_names(group)}, and "
+                f"holding {min(counts)}: an acquire or a release is missing on one of the ways"
+            )
+            cure = "in the design, balance acquire and release in each block: peel the first "
+            yield Violation("balance", where, found, f"{cure}step out of the loop")
 
 
 def _names(group: Group) -> str:

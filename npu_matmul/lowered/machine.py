@@ -67,34 +67,24 @@ class LoweredMachine:
         self.launches = 0
         self._booted = False
         self._parts: dict[Clock, Part] = {}
-        programs, ports = list(module.programs.values()), _shim_ports(module)
-        names = ["the runtime sequence", *(str(p.port) for p in programs)]
-        names += [*map(str, ports), *(str(core.tile) for core in module.cores)]
-        self._clocks = [Clock(name, number, len(names)) for number, name in enumerate(names)]
-        clocks = iter(self._clocks[1:])
+        ports = _shim_ports(module)
+        names: list[Port | Tile] = [*module.programs, *ports]
+        names += [core.tile for core in module.cores]
+        self._clocks = _clocks(["the runtime sequence", *map(str, names)])
         self._clock = self._clocks[0]
+        clock_of = dict(zip(names, self._clocks[1:], strict=True))
         self._inlets, self._outlets = self._streams()
         self._locks = {lock: LockState(lock, _initial_spans(lock, module)) for lock in module.locks}
-        own = {program.port: next(clocks) for program in programs}
-        shims = {port: next(clocks) for port in ports}
-        cores = {core.tile: next(clocks) for core in module.cores}
-        self._memories = self._build_memories(own, cores)
+        self._memories = self._build_memories(clock_of)
         for name, data in (external or {}).items():
             buffer = module.buffers[name]
             self._memories[buffer.tile].fill(buffer, data)
-        self.channels = [self._dma(program, own[program.port]) for program in programs]
-        self.shims = [self._shim(port, shims[port]) for port in ports]
+        self.channels = [self._dma(p, clock_of[p.port]) for p in module.programs.values()]
+        self.shims = [self._shim(port, clock_of[port]) for port in ports]
         self.cores = [
-            CoreProgram(
-                core,
-                module,
-                self._memories,
-                self._locks,
-                symbols,
-                cores[core.tile],
-                schedule.pace,
-            )
+            CoreProgram(core, module, self._memories, self._locks, symbols, clock, schedule.pace)
             for core in module.cores
+            for clock in [clock_of[core.tile]]
         ]
         parts: list[Part] = [*self.channels, *self.shims, *self.cores]
         self._parts.update((part.clock, part) for part in parts)
@@ -149,20 +139,19 @@ class LoweredMachine:
     def _end(self, port: Port) -> Inlet | Outlet:
         return self._inlets[port] if port.direction == "S2MM" else self._outlets[port]
 
-    def _build_memories(
-        self, channels: Mapping[Port, Clock], cores: Mapping[Tile, Clock]
-    ) -> dict[Tile, TileMemory]:
+    def _build_memories(self, clock_of: Mapping[Port | Tile, Clock]) -> dict[Tile, TileMemory]:
         by_tile: dict[Tile, list[Buffer]] = {}
         for buffer in self.module.buffers.values():
             by_tile.setdefault(buffer.tile, []).append(buffer)
         memories = {}
         for tile, buffers in by_tile.items():
             reaching = [self._clock.number]
-            for port, clock in channels.items():
-                descriptors = self.module.programs[port].descriptors
-                if any(descriptor.buffer.tile == tile for descriptor in descriptors):
-                    reaching.append(clock.number)
-            reaching += [clock.number for core, clock in cores.items() if reaches(core, tile)]
+            for port, program in self.module.programs.items():
+                if any(descriptor.buffer.tile == tile for descriptor in program.descriptors):
+                    reaching.append(clock_of[port].number)
+            for core in self.module.cores:
+                if reaches(core.tile, tile):
+                    reaching.append(clock_of[core.tile].number)
             if buffers[0].external:
                 nbytes = max((b.address or 0) + b.bytes for b in buffers)
                 nbytes = -(-nbytes // WORD_BYTES) * WORD_BYTES
@@ -284,6 +273,10 @@ def _shortened(lines: list[str], most: int = SHOWN) -> str:
     shown = lines[: min(most, SHOWN)]
     more = len(lines) - len(shown)
     return "\n".join(shown + ([f"  and {more} more"] if more else []))
+
+
+def _clocks(names: list[str]) -> list[Clock]:
+    return [Clock(name, number, len(names)) for number, name in enumerate(names)]
 
 
 def _shim_ports(module: LoweredModule) -> list[Port]:

@@ -53,7 +53,7 @@ from xdsl.traits import (
 )
 from xdsl.utils.str_enum import StrEnum
 
-from npu_matmul.mlir.aie import DimAttr, format_dim, parse_dim, parse_field
+from npu_matmul.mlir.directives import DimAttr, format_dim, parse_dim, parse_field
 
 
 class LockAction(StrEnum):

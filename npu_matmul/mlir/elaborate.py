@@ -16,7 +16,8 @@ from xdsl.dialects import builtin, func
 from xdsl.dialects.builtin import ArrayAttr, MemRefType
 from xdsl.ir import Operation, SSAValue
 
-from npu_matmul.mlir import aie, aiex
+from npu_matmul.mlir import aie, aie_lowered, aiex
+from npu_matmul.mlir.directives import DimAttr
 from npu_matmul.mlir.reader import DesignError, place, read_design
 from npu_matmul.overlay import (
     Channel,
@@ -102,6 +103,11 @@ class _Reading:
                 self.functions.append(op.sym_name.data)
             case aie.RuntimeSequenceOp() | aie.EndOp():
                 pass
+            case aie_lowered.LockOp() | aie_lowered.FlowOp() | aie_lowered.DmaProgramOp():
+                raise DesignError(
+                    f"{place(op)}: {op.name} is of a lowered module, which has no object FIFOs any "
+                    "more: npu-matmul verify runs it"
+                )
             case _:
                 raise DesignError(f"{place(op)}: operation {op.name} is not supported here")
 
@@ -282,7 +288,7 @@ def _fifo(op: aie.ObjectFifoOp, tiles: dict[SSAValue, Tile]) -> Fifo:
     )
 
 
-def _dims(dims: ArrayAttr[aie.DimAttr]) -> Dims:
+def _dims(dims: ArrayAttr[DimAttr]) -> Dims:
     return tuple((dim.size.value.data, dim.stride.value.data) for dim in dims)
 
 
