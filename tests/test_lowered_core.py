@@ -11,7 +11,7 @@ from comparing import assert_equal_bits
 from golden import changed
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowered_modules import machine, text
+from lowered_modules import every_schedule, machine, text
 
 from npu_matmul.emulator import EmulationError
 from npu_matmul.lowered.core import AlignmentError
@@ -284,3 +284,52 @@ def test_vectors_must_be_aligned() -> None:
         r"address 4176: its vectors need a multiple of 32, or hardware drops the low bits",
         str(caught.value),
     )
+
+
+LOOPED = """\
+aie.device(npu1_1col) {
+  %tile = aie.tile(0, 2)
+  %empty = aie.lock(%tile, 0) {init = 1 : i32, sym_name = "empty"}
+  %full = aie.lock(%tile, 1) {init = 0 : i32, sym_name = "full"}
+  %x = aie.buffer(%tile) {address = 1024 : i32, sym_name = "x"} : memref<64xi32> = dense<1>
+  %y = aie.buffer(%tile) {address = 2048 : i32, sym_name = "y"} : memref<16xi32>
+  aie.flow(%tile, DMA : 0, %tile, DMA : 0)
+  %mem = aie.mem(%tile) {
+    %0 = aie.dma_start(S2MM, 0, ^in, ^next)
+  ^in:
+    aie.use_lock(%empty, AcquireGreaterEqual, 1)
+    aie.dma_bd(%y : memref<16xi32>)
+    aie.use_lock(%full, Release, 1)
+    aie.next_bd ^in
+  ^next:
+    %1 = aie.dma_start(MM2S, 0, ^out, ^end)
+  ^out:
+    aie.dma_bd(%x : memref<64xi32>)
+    aie.next_bd ^end
+  ^end:
+    aie.end
+  }
+  %core = aie.core(%tile) {
+    %last = arith.constant 63 : index
+    %one = arith.constant 1 : i32
+    aie.use_lock(%full, AcquireGreaterEqual, 1)
+    memref.store %one, %x[%last] : memref<64xi32>
+    aie.use_lock(%full, AcquireGreaterEqual, 1)
+    aie.end
+  }
+}
+"""
+
+
+def test_words_that_came_say_nothing_of_those_still_to_be_read() -> None:
+    """The core got the first words of a transfer; the last ones are still in the sender's memory,
+    where it must not write."""
+    for schedule in every_schedule(16):
+        with pytest.raises(RaceError) as caught:
+            machine(LOOPED, schedule)
+        assert re.fullmatch(
+            r"boot, after 0 kernel calls: core \(0, 2\) at m\.mlir:27 writes byte 252 of @x in "
+            r"core \(0, 2\), which core \(0, 2\) MM2S 0 reads, and nothing orders the one after "
+            r"the other; core \(0, 2\) holds @y",
+            str(caught.value),
+        )

@@ -10,6 +10,7 @@ from comparing import assert_equal_bits
 from golden import changed, unsynced
 from lowered_modules import INTO, LOOP, OUT_OF, SYMBOLS, every_schedule, machine, through
 
+from npu_matmul.emulator import POISON
 from npu_matmul.emulator.actors import Deadlock, RestStateError
 from npu_matmul.instructions import assemble, decode
 from npu_matmul.lowered.machine import LoweredMachine
@@ -32,6 +33,13 @@ def test_words_go_in_and_come_out_again() -> None:
         assert_equal_bits(through(booted, given), given)
         assert (booted.counters.transfers, booted.counters.dma_bytes) == (10, 640)
         assert booted.counters.lock_operations == 21  # of which one waits for the next launch
+
+
+def test_what_is_handed_over_to_be_filled_is_gone() -> None:
+    """After a launch the channel has taken the buffer for what comes next."""
+    booted = machine(LOOP)
+    through(booted, words())
+    assert (booted.memory("buffer").view(np.uint8) == POISON).all()
 
 
 def test_transfers_need_not_end_with_a_descriptor() -> None:
