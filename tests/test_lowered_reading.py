@@ -86,7 +86,7 @@ def test_which_modules_are_lowered() -> None:
 
 
 def test_a_lowered_module_is_no_object_fifo_design() -> None:
-    with pytest.raises(DesignError, match=r"m\.mlir:\d+: .*controller_id|aie.lock"):
+    with pytest.raises(DesignError, match=r"m\.mlir:5: aie\.lock is of a lowered module"):
         overlay_of(read_design(text("gemm_one_core"), "m.mlir"))
 
 
@@ -98,6 +98,15 @@ def test_a_pattern_walks_its_loops_and_ends_with_its_length() -> None:
     descriptor = read_lowered(source).programs[Port(Tile(0, 1), "MM2S", 0)].descriptors[0]
     assert descriptor.elements.tolist() == [1, 5, 9, 13, 2, 6, 10]
     assert_equal_bits(descriptor.words, descriptor.elements)
+
+
+def test_a_length_beyond_the_loops_goes_on_with_the_outermost() -> None:
+    """Its count is nowhere in the descriptor."""
+    dims = "[<size = 2, stride = 5>, <size = 3, stride = 1>]"
+    longer = f"{OUT_OF}memref<16xi32>, 0, 10, {dims}"
+    source = changed(LOOP, (f"{OUT_OF}memref<16xi32>, 0, 16", longer))
+    descriptor = read_lowered(source).programs[Port(Tile(0, 1), "MM2S", 0)].descriptors[0]
+    assert descriptor.elements.tolist() == [0, 1, 2, 5, 6, 7, 10, 11, 12, 15]
 
 
 def test_words_of_small_elements_are_counted_in_fours() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 from golden import changed
-from lowered_modules import FOLDER, line_of, text
+from lowered_modules import FOLDER, after_line, line_of, text
 
 from npu_matmul import cli
 from npu_matmul.design import design_text
@@ -168,6 +168,21 @@ def test_a_join_in_another_order_is_found_before_it_runs() -> None:
     assert [problem.text.partition(", by")[0] for problem in subject.problems] == [
         f"m.mlir:{line}: C of core (0, 3), @C_L1L2_0_1_buff_0, lands in @C_L2L3_0_shim_alloc "
         "before that of the core row before it"
+    ]
+
+
+def test_functions_that_nobody_calls_need_no_model() -> None:
+    unused = "    func.func private @relu(memref<256xi32>)\n"
+    assert verify_text(after_line(GEMM, "func.func private @zero", unused), count=1).ok
+
+
+def test_a_module_before_allocation_is_told_so() -> None:
+    source = GEMM.replace("address = 1024 : i32, ", "")
+    verdict = verify_text(source, "m.mlir", count=1)
+    line = line_of(GEMM, "%rtp = aie.buffer")
+    assert [problem.text for problem in verdict.problems] == [
+        f"m.mlir:{line}: @rtp in core (0, 2): a buffer without an address; run the toolchain's "
+        "allocator first"
     ]
 
 

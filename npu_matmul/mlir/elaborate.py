@@ -64,6 +64,13 @@ def overlay_of(device: aie.DeviceOp, refused: list[Violation] | None = None) -> 
     """
     _refuse_attributes(device)
     reading = _Reading(device, refused)
+    lowered = (aie_lowered.LockOp, aie_lowered.FlowOp, aie_lowered.DmaProgramOp)
+    for op in device.body.block.ops:
+        if isinstance(op, lowered):
+            raise DesignError(
+                f"{place(op)}: {op.name} is of a lowered module, not of a design with object "
+                "FIFOs: npu-matmul verify runs it"
+            )
     for op in device.body.block.ops:
         if not isinstance(op, func.FuncOp):
             _refuse_attributes(op)
@@ -103,11 +110,6 @@ class _Reading:
                 self.functions.append(op.sym_name.data)
             case aie.RuntimeSequenceOp() | aie.EndOp():
                 pass
-            case aie_lowered.LockOp() | aie_lowered.FlowOp() | aie_lowered.DmaProgramOp():
-                raise DesignError(
-                    f"{place(op)}: {op.name} is of a lowered module, which has no object FIFOs any "
-                    "more: npu-matmul verify runs it"
-                )
             case _:
                 raise DesignError(f"{place(op)}: operation {op.name} is not supported here")
 

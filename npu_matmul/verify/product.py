@@ -121,7 +121,7 @@ class Product:
 
 
 def find_symbols(device: aie.DeviceOp) -> tuple[dict[str, Symbol], Kernel | None, tuple[str, ...]]:
-    """Models of the C functions that a device declares, and what they multiply.
+    """Models of the C functions that a device's cores call, and what they multiply.
 
     A kernel's own symbols have its models; else names tell: ``zero..`` clears its argument,
     ``copy..`` and ``passthrough..`` copy the first to the second, ``matmul..`` and ``mm..`` add to
@@ -136,9 +136,12 @@ def find_symbols(device: aie.DeviceOp) -> tuple[dict[str, Symbol], Kernel | None
         if isinstance(op, func.FuncOp)
     }
     kernel = _kernel_of(functions)
+    called = {op.callee.string_value() for op in device.walk() if isinstance(op, func.CallOp)}
     symbols: dict[str, Symbol] = {}
     products: list[str] = []
     for name, arguments in functions.items():
+        if name not in called:
+            continue
         if kernel is not None and name in (kernel.symbols.first, kernel.symbols.next):
             access = FIRST if name == kernel.symbols.first else NEXT
             symbols[name] = Symbol(models(kernel)[name], access)

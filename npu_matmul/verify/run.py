@@ -20,7 +20,7 @@ from npu_matmul.emulator import POISON, EmulationError
 from npu_matmul.emulator.actors import Deadlock, RestStateError
 from npu_matmul.emulator.machine import Machine
 from npu_matmul.emulator.shim import DeviceMemory
-from npu_matmul.instructions import StreamError
+from npu_matmul.instructions import StreamError, decode
 from npu_matmul.kernel import Kernel
 from npu_matmul.lowered.core import AlignmentError
 from npu_matmul.lowered.locks import LockError
@@ -31,9 +31,10 @@ from npu_matmul.mlir.reader import DesignError, read_design
 from npu_matmul.overlay import Tile
 from npu_matmul.schedule import LaunchShape
 from npu_matmul.streams import launch_stream
+from npu_matmul.target import WORD_BYTES
 from npu_matmul.verify.product import NoProduct, Product, operands
 from npu_matmul.verify.subject import Problem, Subject, module_problem, stream_problems
-from npu_matmul.verify.traffic import Trial, expected_words
+from npu_matmul.verify.traffic import Trial, expected_words, trial_of_stream
 
 MANY_CALLS = 1_000  # of a module's own sequence: with more it is run under the first schedule only
 
@@ -91,6 +92,10 @@ def verify_build(
     for trial in subject.own:
         for problem in stream_problems(ours, trial.stream.encode()):
             subject.problems.append(module_problem("sequence", problem.text))
+    if not subject.own and subject.runnable:
+        stream = decode(ours)
+        trial = trial_of_stream("of the build", stream, subject.overlay, subject.product)
+        subject.own.append(trial)
     verdict = _verdict(subject, count, seed)
     verdict.problems += stream_problems(ours, insts)
     return verdict
@@ -180,7 +185,8 @@ def launch_trial(
             data = operands(argument.dtype, argument.elements, random)
         else:
             data = np.full(argument.elements * argument.dtype.itemsize, POISON, np.uint8)
-        words = np.frombuffer(data.tobytes(), np.uint32).copy()
+        padding = bytes(-data.nbytes % WORD_BYTES)
+        words = np.frombuffer(data.tobytes() + padding, np.uint32).copy()
         buffers.append(words)
         memories.append(DeviceMemory(argument.name, words, np.full(words.size, known)))
     given = [words.copy() for words in buffers]

@@ -80,7 +80,8 @@ class Subject:
             self.problems += [module_problem(v.rule, str(v)) for v in mistakes(self.module)]
             if self.product is not None:
                 self.problems += list(_wrong_ways(self.module, self.product))
-        self._plan(device, insts)
+        if self.runnable:
+            self._plan(device, insts)
 
     def boot(self, schedule: Schedule) -> Machine | LoweredMachine:
         if self.module is not None:
