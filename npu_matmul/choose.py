@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 from npu_matmul.kernel import Kernel, UnknownKernel, kernel_folders, load_variants
 from npu_matmul.schedule import cover
+from npu_matmul.target import NPU1, Target
 from npu_matmul.tiler import TileGrid
+
+# A packed B is chosen a kernel before its A is known. So many rows fill every kernel's blocks, so
+# that the choice is the one for a large A.
+MANY_ROWS = 1024
 
 
 def choose_kernel(
-    kernel: str | Kernel | None, types: tuple[str, str, str], problem: tuple[int, int, int]
+    kernel: str | Kernel | None,
+    types: tuple[str, str, str],
+    problem: tuple[int, ...],
+    target: Target = NPU1,
 ) -> tuple[Kernel, str]:
-    """The kernel for element types (A, B, C) and a problem (M, K, N), and the reason: the one asked
-    for, else the one whose cores have the least padded work each, then the fewest launches.
+    """The kernel for element types (A, B, C), a problem (M, K, N), or (M, K, N, terms), and a
+    target, and the reason: the one asked for, else the one whose cores have the least padded work
+    each, then the fewest launches.
 
     Raises ``UnknownKernel``, ``ManifestError`` or ``KernelNotBuilt``.
 
@@ -19,32 +30,25 @@ def choose_kernel(
     >>> choose_kernel(None, int8, (16, 16, 16))[0].name
     'matmul_16x16'
     """
-    operands = f"{types[0]} operands"
-    if isinstance(kernel, Kernel):
-        if _types(kernel) != types:
-            raise UnknownKernel(
-                f"kernel {kernel.name!r}, variant {kernel.variant!r}: not for {operands}"
-            )
-        return kernel, "as asked"
     if kernel is not None:
-        variant = _variant(kernel, types)
-        if variant is None:
-            raise UnknownKernel(f"kernel {kernel!r} has no variant for {operands}")
-        variant.require_source()
-        return variant, "as asked"
-    grids = [TileGrid(variant, *problem) for variant in kernels_for(types)]
+        return _asked_for(kernel, types, target), "as asked"
+    grids = [TileGrid(variant, *problem) for variant in kernels_for(types, target)]
     if not grids:
-        raise UnknownKernel(f"no kernel for {operands} was found")
-    best = min(grids, key=lambda grid: (padded_work(grid), len(cover(grid))))
+        raise UnknownKernel(f"no kernel for {types[0]} operands on {target.name} was found")
     if len(grids) == 1:
-        return best.kernel, f"the only one for {operands}"
-    return best.kernel, f"least padded work per core of {len(grids)}"
+        return grids[0].kernel, f"the only one for {types[0]} operands"
+    least = min(map(padded_work, grids))
+    equal = [grid for grid in grids if padded_work(grid) == least]
+    best = min(equal, key=lambda grid: len(cover(grid)))
+    reason = f"least padded work per core of {len(grids)}"
+    return best.kernel, reason if len(equal) == 1 else f"{reason}, then fewest launches"
 
 
-def kernels_for(types: tuple[str, str, str]) -> list[Kernel]:
-    """Every kernel that has a variant for these element types of A, B and C, and its source."""
-    variants = [_variant(name, types) for name in kernel_folders()]
-    return [variant for variant in variants if variant and variant.source.is_file()]
+def kernels_for(types: tuple[str, str, str], target: Target = NPU1) -> list[Kernel]:
+    """Every kernel that is for these element types of A, B and C and this target, and has its
+    source."""
+    variants = [variant for name in kernel_folders() for variant in load_variants(name).values()]
+    return [v for v in variants if _is_for(v, types, target) and v.source.is_file()]
 
 
 def padded_work(grid: TileGrid) -> int:
@@ -53,9 +57,25 @@ def padded_work(grid: TileGrid) -> int:
     return grid.Mb * tile.m * grid.Kt * tile.k * grid.Nb * tile.n
 
 
-def _variant(name: str, types: tuple[str, str, str]) -> Kernel | None:
-    return next((v for v in load_variants(name).values() if _types(v) == types), None)
+def _asked_for(kernel: str | Kernel, types: tuple[str, str, str], target: Target) -> Kernel:
+    variants = [kernel] if isinstance(kernel, Kernel) else load_variants(kernel).values()
+    for variant in variants:
+        if _is_for(variant, types, target):
+            if isinstance(kernel, str):
+                variant.require_source()
+            return variant
+    name = repr(kernel)
+    if isinstance(kernel, Kernel):
+        name = f"{kernel.name!r}, variant {kernel.variant!r}:"
+    raise UnknownKernel(
+        f"kernel {name} has nothing for {types[0]} operands on {target.name}; "
+        f"it is for {', '.join(_shown(variant) for variant in variants)}"
+    )
 
 
-def _types(kernel: Kernel) -> tuple[str, str, str]:
-    return kernel.types.a, kernel.types.b, kernel.types.c
+def _is_for(kernel: Kernel, types: tuple[str, str, str], target: Target) -> bool:
+    return astuple(kernel.types) == types and target.name in kernel.targets
+
+
+def _shown(kernel: Kernel) -> str:
+    return f"{kernel.types.a} on {' or '.join(kernel.targets)}"

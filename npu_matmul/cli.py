@@ -1,4 +1,4 @@
-"""The command line: ``npu-matmul demo | kernels | devices | emit | check | verify``."""
+"""The command line: ``npu-matmul demo | kernels | devices | emit | check | verify | bench``."""
 
 from __future__ import annotations
 
@@ -252,32 +252,45 @@ def verify(module: Path, insts: Path | None, count: int, seed: int | None) -> No
 
     Exit code 1 when it is wrong under any schedule, 2 when it cannot be read.
     """
-    import secrets
+    from npu_matmul.verify import command
 
-    from npu_matmul.verify import report
-    from npu_matmul.verify.run import verify_text
-
-    text, stream = _read(module).decode(errors="replace"), _read(insts) if insts else None
-    seed = secrets.randbelow(1_000_000) if seed is None else seed
-    with _progress("schedules") as progress:
-        task = progress.add_task("", total=count)
-
-        def advanced(done: int, total: int, schedule: str) -> None:
-            progress.update(task, completed=done, total=total, description=schedule)
-
-        verdict = verify_text(
-            text, module.name, insts=stream, count=count, seed=seed, progress=advanced
-        )
-    report.show(verdict, console)
-    if not verdict.ok:
+    if not command.run(module, insts, count, seed, console):
         sys.exit(1)
 
 
-def _read(path: Path) -> bytes:
+@app.command()
+@click.option(
+    "--shapes", "named", multiple=True, help="whisper-base (default), whisper-large, or M,K,N."
+)
+@click.argument("more", nargs=-1, metavar="[SHAPES]...")
+@click.option("--against", default=None, help="Of numpy,torch,ort; default: those installed.")
+@click.option("--threads", default="1,2", show_default=True, help="Numbers of threads.")
+@click.option("--in-cache", is_flag=True, help="One set of operands, not more than caches hold.")
+@click.option("--plot", type=click.Path(path_type=Path), help="A folder for pictures.")
+@click.option("--json", type=click.Path(path_type=Path), help="A file for all rows.")
+def bench(
+    named: tuple[str, ...],
+    more: tuple[str, ...],
+    against: str | None,
+    threads: str,
+    in_cache: bool,
+    plot: Path | None,
+    json: Path | None,
+) -> None:
+    """Measure the cpu device against np.matmul, PyTorch and ONNX Runtime.
+
+    Speed stands beside accuracy and this CPU's probed peak, on one core and on two threads. Several
+    shapes can follow --shapes.
+    """
+    from npu_matmul.bench import command
+
+    plan = command.plan_of((*named, *more), against, threads, in_cache)
+    command.check_outputs(plot, json)
     try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+        command.run(plan, plot, json, console)
+    except KeyboardInterrupt:
+        console.print("interrupted: nothing was written half")
+        sys.exit(130)
 
 
 def _variants(name: str | None, variant: str | None) -> list[Kernel]:
@@ -332,12 +345,12 @@ class _Bars:
         self._progress.update(self._bars[strategy], completed=done)
 
 
-def _progress(what: str = "products") -> Progress:
+def _progress() -> Progress:
     return Progress(
         TextColumn("{task.description:12}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(what),
+        TextColumn("products"),
         TimeElapsedColumn(),
         console=console,
     )

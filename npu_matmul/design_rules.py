@@ -3,9 +3,9 @@
 ``check_text`` and ``check_file`` read a design and report everything that breaks a rule, each with
 place, numbers and cure; nothing raises on the first. Limits and their sources are in
 :mod:`npu_matmul.target`; here is what counts per tile, core and sequence, while memory and layouts
-have ``memory_rules`` and ``layout_rules``, kernels ``kernel_rules``, and what the readers, the
-assembler and the emulator check as well is in ``wiring_rules``, ``transfer_rules``,
-``stream_rules`` and ``balance``.
+have ``memory_rules`` and ``layout_rules``, kernels ``kernel_rules``, C++ sources ``symbol_rules``,
+and what the readers, the assembler and the emulator check as well is in ``wiring_rules``,
+``transfer_rules``, ``stream_rules`` and ``balance``.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from npu_matmul.mlir.reader import DesignError, read_design
 from npu_matmul.overlay import Overlay, Tile, dma_channels
 from npu_matmul.sequence import Sequence, Step, Transfer, WriteParameter
 from npu_matmul.stream_rules import stream_violations
+from npu_matmul.symbol_rules import judged_symbols
 from npu_matmul.transfer_rules import step_violations
 from npu_matmul.violation import Violation
 from npu_matmul.wiring_rules import channel_violation
@@ -62,13 +63,26 @@ def check_text(text: str, name: str = "design.mlir", scheme: str = "basic-sequen
 
 
 def check_file(path: Path, scheme: str = "basic-sequential") -> Checked:
-    """Everything that is wrong with the design in a file; raises ``DesignError`` as well where
-    there is no such file."""
+    """Everything that is wrong with the design in a file, and with the symbols of the C++ sources
+    beside it that its functions are linked with; raises ``DesignError`` as well where there is no
+    such file."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise DesignError(f"{path} cannot be read: {error}") from None
-    return check_text(text, path.name, scheme)
+    checked = check_text(text, path.name, scheme)
+    linked: dict[str, list[str]] = {}
+    for symbol, link in checked.overlay.functions.items():
+        if link is not None:
+            linked.setdefault(f"{Path(link).stem}.cc", []).append(symbol)
+    for name, symbols in linked.items():
+        violations, notes = judged_symbols(path.parent / name, symbols, name)
+        checked = replace(
+            checked,
+            violations=(*checked.violations, *violations),
+            notes=(*checked.notes, *notes),
+        )
+    return checked
 
 
 def check(

@@ -118,12 +118,27 @@ class Descriptor:
         >>> Descriptor(words=8, wrap0=2, wrap1=2, step1=10, step2=100).offsets().tolist()
         [0, 1, 10, 11, 100, 101, 110, 111]
         """
-        index = np.arange(self.words, dtype=np.int64)
+        return self._at(np.arange(self.words, dtype=np.int64))
+
+    def _at(self, index: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The word offset of each of a run's words, by their numbers."""
         if self.wrap0 == 0:
             return index
         inner, rest = index % self.wrap0, index // self.wrap0
         middle, outer = rest % self.wrap1, rest // self.wrap1
         return inner * self.step0 + middle * self.step1 + outer * self.step2
+
+    def stretches(self) -> tuple[NDArray[np.int64], int]:
+        """Where the words of all runs lie: offsets of stretches, in order, and words of each.
+
+        >>> Descriptor(words=8, wrap0=2, wrap1=2, step1=10, step2=100).stretches()
+        (array([  0,  10, 100, 110]), 2)
+        """
+        length = self.words
+        if self.wrap0:
+            length = min(self.wrap0, self.words) if self.step0 == 1 else 1
+        runs = np.arange(self.iterations)[:, np.newaxis] * self.iteration_step
+        return np.unique(runs + self._at(np.arange(0, self.words, length))), length
 
     def reach(self) -> int:
         """One past the highest word that any run touches, from the descriptor's address."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -10,6 +9,7 @@ from npu_matmul.design import design_text
 from npu_matmul.design_rules import Checked, check_text
 from npu_matmul.kernel import Kernel
 from npu_matmul.schedule import cover, launch_sequence
+from npu_matmul.symbol_rules import judged_symbols
 from npu_matmul.target import TARGETS
 from npu_matmul.tiler import TileGrid
 from npu_matmul.violation import Violation
@@ -26,12 +26,14 @@ def check_kernel(kernel: Kernel, target: str = "npu1", scheme: str = "basic-sequ
     launch = cover(TileGrid(kernel, 2 * rows, 2 * kernel.tile.k, 2 * columns))[0]
     sequence = launch_sequence(kernel, launch.shape, TARGETS[target])
     checked = check_text(design_text(kernel, target, sequence), f"{kernel.name}.mlir", scheme)
-    note = f"{kernel.source.name} is not there: its symbols were not checked"
+    symbols = kernel.symbols.first, kernel.symbols.next
+    where = f"{kernel.name} {kernel.variant}: {kernel.source.name}"
+    violations, notes = judged_symbols(kernel.source, symbols, where)
     return replace(
         checked,
         name=f"{kernel.name} {kernel.variant}",
-        violations=(*checked.violations, *_stack(kernel), *_symbols(kernel)),
-        notes=() if kernel.source.is_file() else (note,),
+        violations=(*checked.violations, *_stack(kernel), *violations),
+        notes=notes,
     )
 
 
@@ -40,18 +42,3 @@ def _stack(kernel: Kernel) -> Iterator[Violation]:
         found = f"{kernel.stack_bytes:,} B where a kernel's cores need {MIN_STACK_BYTES:,} B"
         cure = f"set it to {MIN_STACK_BYTES} or more, a multiple of 32"
         yield Violation("stack", f"{kernel.name} {kernel.variant}: stack_bytes", found, cure)
-
-
-def _symbols(kernel: Kernel) -> Iterator[Violation]:
-    """What the cores call must be a C symbol of the source; one not yet written is not judged."""
-    if not kernel.source.is_file():
-        return
-    code = re.sub(r"//[^\n]*|/\*.*?\*/", " ", kernel.source.read_text("utf-8"), flags=re.S)
-    where = f"{kernel.name} {kernel.variant}: {kernel.source.name}"
-    for symbol in (kernel.symbols.first, kernel.symbols.next):
-        if not re.search(rf"\b{symbol}\b", code):
-            cure = "define it there, or name in [symbols] what is defined"
-            yield Violation("symbols", where, f"does not define {symbol}", cure)
-    if not re.search(r'extern\s+"C"', code):
-        found = 'has no extern "C": the linker would look for C++ names'
-        yield Violation("symbols", where, found, 'define the symbols in extern "C" { }')

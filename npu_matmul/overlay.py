@@ -108,7 +108,8 @@ class Core:
 
 @dataclass(frozen=True)
 class Overlay:
-    """A design, read. ``values`` maps the SSA values of core buffers to their names."""
+    """A design, read. ``functions`` maps what cores may call to the object file it is linked with,
+    ``values`` the SSA values of core buffers to their names."""
 
     device: str
     target: Target
@@ -117,7 +118,7 @@ class Overlay:
     links: tuple[Link, ...]
     parameters: dict[str, Parameter]
     cores: tuple[Core, ...]
-    functions: tuple[str, ...]
+    functions: dict[str, str | None]
     channels: dict[str, Channel]
     values: dict[Any, str] = field(compare=False)
 

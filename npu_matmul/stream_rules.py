@@ -8,10 +8,13 @@ earlier task of the same channel, because a channel runs its start queue in orde
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from npu_matmul.instructions import (
+    Descriptor,
     EnableTokens,
     Operation,
     PatchAddress,
@@ -31,9 +34,10 @@ from npu_matmul.violation import Violation
 class _Proof:
     """What is known at one point of the stream."""
 
+    addresses: Mapping[int, int]  # the first word of buffer arguments that may share memory
     started: dict[Channel, deque[StartTask]] = field(default_factory=dict)  # not proven complete
-    written: set[tuple[int, int]] = field(default_factory=set)
-    patched: set[tuple[int, int]] = field(default_factory=set)
+    written: dict[tuple[int, int], Descriptor] = field(default_factory=dict)
+    patched: dict[tuple[int, int], PatchAddress] = field(default_factory=dict)
     reporting: set[Channel] = field(default_factory=set)
 
     def in_flight(self, column: int, number: int) -> Channel | None:
@@ -42,23 +46,34 @@ class _Proof:
                 return channel
         return None
 
+    def first_word(self, key: tuple[int, int]) -> int:
+        """Where a descriptor begins; arguments of which nothing is known are far apart."""
+        patch = self.patched[key]
+        apart = patch.argument << 64
+        return self.addresses.get(patch.argument, apart) + patch.offset_bytes // WORD_BYTES
 
-def check_stream(stream: Stream) -> None:
+
+def check_stream(stream: Stream, addresses: Mapping[int, int] | None = None) -> None:
     """Raise :class:`StreamError` for the first operation that breaks a rule."""
-    for violation in stream_violations(stream):
+    for violation in stream_violations(stream, addresses=addresses):
         raise StreamError(str(violation))
 
 
-def stream_violations(stream: Stream, places: Sequence[str] | None = None) -> Iterator[Violation]:
-    """Everything that breaks a rule; ``places`` says where each operation comes from.
+def stream_violations(
+    stream: Stream,
+    places: Sequence[str] | None = None,
+    addresses: Mapping[int, int] | None = None,
+) -> Iterator[Violation]:
+    """Everything that breaks a rule; ``places`` says where each operation comes from, ``addresses``
+    the first word of each buffer argument, where they may share memory.
 
     Rules: no operation leaves the partition; a descriptor is written, patched with the address of a
     word and then started, and changed only while no task that uses it may be running; no channel
     holds more tasks than its start queue; every token has a task to come from and is waited for;
-    every transfer into host memory is proven complete at the end; runtime parameters are written
-    only while nothing runs.
+    every transfer into host memory is proven complete at the end, and no other one touches its
+    words before; runtime parameters are written only while nothing runs.
     """
-    proof = _Proof()
+    proof = _Proof(addresses or {})
     for position, operation in enumerate(stream.operations):
         where = f"operation {position}" if places is None else places[position]
         yield from _check(operation, proof, stream, where)
@@ -119,8 +134,8 @@ def _check_descriptor(
             "wait for that task's token first, or use another descriptor",
         )
     if isinstance(operation, WriteDescriptor):
-        proof.written.add(key)
-        proof.patched.discard(key)
+        proof.written[key] = operation.descriptor
+        proof.patched.pop(key, None)
         return
     if key not in proof.written or operation.offset_bytes % WORD_BYTES:
         yield Violation(
@@ -130,16 +145,19 @@ def _check_descriptor(
             f"byte {operation.offset_bytes}",
             f"it must be a multiple of {WORD_BYTES}, and the descriptor written before",
         )
-    proof.patched.add(key)
+    proof.patched[key] = operation
 
 
 def _check_start(
     operation: StartTask, proof: _Proof, stream: Stream, where: str
 ) -> Iterator[Violation]:
     channel, number = operation.channel, operation.number
-    if not {(channel.column, number)} <= proof.written & proof.patched:
+    key = channel.column, number
+    if not (key in proof.written and key in proof.patched):
         found = f"starts descriptor {number} of column {channel.column}, which is not set up"
         yield Violation("descriptors", where, found, "write it, then its address, then start it")
+    else:
+        yield from _races(operation, proof, where)
     if operation.token and channel not in proof.reporting:
         found = f"asks {channel} for a token, which was never told where to send it"
         yield Violation("tokens", where, found, "enable its tokens first")
@@ -149,6 +167,41 @@ def _check_start(
     if len(tasks) > depth:
         found = f"{len(tasks)} tasks on {channel}, whose start queue holds {depth}"
         yield Violation("start queue", where, found, "wait for a token before starting more")
+
+
+def _races(operation: StartTask, proof: _Proof, where: str) -> Iterator[Violation]:
+    """Tasks of other channels that may be running and touch the same words, one of them writing."""
+    mine = operation.channel
+    for channel, tasks in proof.started.items():
+        if channel == mine or "S2MM" not in (channel.direction, mine.direction):
+            continue
+        for task in tasks:
+            if _overlap((mine.column, operation.number), (channel.column, task.number), proof):
+                done, doing = (
+                    ("reads", "writing") if mine.direction == "MM2S" else ("writes", "using")
+                )
+                yield Violation(
+                    "races",
+                    where,
+                    f"{mine} {done} words that {channel} may still be {doing}",
+                    "wait for that task's token first, or use another part of the buffer",
+                )
+
+
+def _overlap(one: tuple[int, int], other: tuple[int, int], proof: _Proof) -> bool:
+    """Whether two tasks, by their descriptors, touch a common word in any of their runs."""
+    if not (one in proof.patched and other in proof.patched):
+        return False
+    a, b = proof.written[one], proof.written[other]
+    start, other_start = proof.first_word(one), proof.first_word(other)
+    if start + a.reach() <= other_start or other_start + b.reach() <= start:
+        return False
+    (a_at, a_words), (b_at, b_words) = a.stretches(), b.stretches()
+    a_at = a_at + (start - other_start)
+    following = np.searchsorted(b_at, a_at)
+    reaches_next = np.append(b_at, np.iinfo(np.int64).max)[following] < a_at + a_words
+    in_previous = np.append(np.iinfo(np.int64).min, b_at + b_words)[following] > a_at
+    return bool((reaches_next | in_previous).any())
 
 
 def _check_wait(operation: WaitToken, proof: _Proof, where: str) -> Iterator[Violation]:

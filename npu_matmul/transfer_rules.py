@@ -86,6 +86,11 @@ def _transfer(
         found = f"sizes {step.sizes} must be positive and strides {step.strides} not negative"
         yield Violation("pattern", where, found, "leave loops that are not needed at 1")
         return
+    given = sequence.arguments[step.argument]
+    last = step.offset + sum((n - 1) * s for n, s in zip(step.sizes, step.strides, strict=True))
+    if last >= given.elements:
+        found = f"reaches element {last:,} of %{given.name}, which has {given.elements:,}"
+        yield Violation("arguments", where, found, "move less, or declare it larger")
     yield from _sizes(step, itemsize, overlay.target, where)
     for loop in range(4):
         yield from _stride(step, loop, itemsize, overlay.target, where)

@@ -7,7 +7,7 @@ could go on; the design rules report them all. Limits of how much there is of so
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -56,6 +56,19 @@ def _end_violations(fifo: Fifo, where: str) -> Iterator[Violation]:
     if "shim" in kinds and len(kinds) > 1:
         found = "a FIFO to a shim has no other consumers"
         yield Violation("wiring", where, found, "give the others a FIFO of their own")
+
+
+def unlinked_violations(fifos: Iterable[Fifo], links: Iterable[Link]) -> Iterator[Violation]:
+    """A memtile computes nothing: what arrives there must leave, and what leaves have arrived."""
+    linked = {(name, False) for link in links for name in link.sources}
+    linked |= {(name, True) for link in links for name in link.destinations}
+    for fifo in fifos:
+        for end, tile in enumerate(fifo.ends):
+            if tile.kind == "memtile" and (fifo.name, end == 0) not in linked:
+                where = f"{fifo.place}: object FIFO @{fifo.name}"
+                found = f"it {'ends' if end else 'starts'} in {tile} without a link"
+                cure = "link it to the FIFO that goes on from there, or comes from there"
+                yield Violation("wiring", where, found, cure)
 
 
 def is_permutation(dims: Dims, elements: int) -> bool:
@@ -133,6 +146,10 @@ def _pieces(
     if len(link.offsets) != len(pieces):
         found = f"{len(link.offsets)} offsets for {len(pieces)} pieces"
         yield found, "give each piece its offset in the whole"
+        return
+    if len(pieces) == 1 and pieces[0].elements != whole.elements:
+        found = f"elements of {whole.elements} become elements of {pieces[0].elements}"
+        yield f"{found}, which is not supported here", "give both FIFOs the same elements"
         return
     ends = sorted((o, o + piece.elements) for o, piece in zip(link.offsets, pieces, strict=True))
     covered = [0, *(end for _, end in ends)]

@@ -11,7 +11,12 @@ IN_1 = "@in_1(%mem, {%one}, 2 : i32)"
 TAKE_1 = "%s = aie.objectfifo.acquire @in_1(Consume, 1)"
 GIVE_1 = "aie.objectfifo.release @in_1(Consume, 1)"
 LINK_IN = "aie.objectfifo.link [@in] -> [@in_1, @in_2]([] [0, 16])"
-TO_TWO = "aie.objectfifo @{}(%mem, {{%two}}, 2 : i32) : !aie.objectfifo<memref<8xi32>>\n    "
+TWO_MORE_TO_TWO = """\
+aie.objectfifo @xy(%shim, {%mem}, 2 : i32) : !aie.objectfifo<memref<16xi32>>
+    aie.objectfifo @x(%mem, {%two}, 2 : i32) : !aie.objectfifo<memref<8xi32>>
+    aie.objectfifo @y(%mem, {%two}, 2 : i32) : !aie.objectfifo<memref<8xi32>>
+    aie.objectfifo.link [@xy] -> [@x, @y]([] [0, 8])
+    """
 FROM_SHIM = "aie.objectfifo @{}(%shim, {{%far}}, 2 : i32) : !aie.objectfifo<memref<8xi32>>\n    "
 FAR = "%far = aie.tile(0, 4)\n    "
 STACK_OF_TWO = "@out_2(Produce, 1)\n      }\n      aie.end\n    }"
@@ -32,9 +37,10 @@ def at_memtile(*loops: tuple[int, int]) -> Changes:
 
 
 def fifo(kind: str, source: str = "%mem", sink: str = "%far") -> Changes:
-    """A FIFO @big of its own, with one buffer at each end; %far is a tile without a core."""
-    line = f"aie.objectfifo @big({source}, {{{sink}}}, 1 : i32) : !aie.objectfifo<memref<{kind}>>"
-    return ((RTP, f"{FAR}{line}\n    {RTP}"),)
+    """A FIFO @big through the memtile, with one buffer at each tile; %far is one without a core."""
+    line = "aie.objectfifo @{}({}, {{{}}}, 1 : i32) : !aie.objectfifo<memref<{}>>\n    "
+    lines = line.format("fed", "%shim", "%mem", kind) + line.format("big", source, sink, kind)
+    return ((RTP, f"{FAR}{lines}aie.objectfifo.link [@fed] -> [@big]([] [])\n    {RTP}"),)
 
 
 TILES: dict[str, Case] = {
@@ -49,7 +55,7 @@ TILES: dict[str, Case] = {
         fifo("131071xi32", sink="%shim"),
         "memory",
         "memtile (0, 1)",
-        "524,796 B needed where 524,288 B are, 508 B too many: big 524,284 B, out 2 x 128 B, in_",
+        "524,796 B needed where 524,288 B are, 508 B too many: fed_cons 524,284 B, out 2 x 128 B",
         "make the elements smaller: with single buffers it would still be 524,540 B",
     ),
     "a buffer pinned into the stack": (
@@ -74,7 +80,7 @@ TILES: dict[str, Case] = {
         "make multiples of 32 B of what stands before them: rtp of 16 B",
     ),
     "channels of a core": (
-        ((RTP, TO_TWO.format("x") + TO_TWO.format("y") + RTP),),
+        ((RTP, TWO_MORE_TO_TWO + RTP),),
         "channels",
         "design.mlir:",
         "@y needs another S2MM channel of core (0, 3), which has 2",
@@ -172,7 +178,7 @@ TILES: dict[str, Case] = {
         "make the elements smaller",
     ),
     "an element of part of a word": (
-        fifo("7xi8"),
+        ((RTP, FAR + FROM_SHIM.format("big").replace("8xi32", "7xi8") + RTP),),
         "granularity",
         "object FIFO @big",
         "an element of 7 B cannot be moved: DMAs move 4 B words",
@@ -199,12 +205,49 @@ TILES: dict[str, Case] = {
         "there is no object FIFO @on",
         "declare it above",
     ),
+    "a FIFO that ends nowhere": (
+        (
+            (
+                RTP,
+                "aie.objectfifo @x(%shim, {%mem}, 1 : i32) : !aie.objectfifo<memref<8xi32>> " + RTP,
+            ),
+        ),
+        "wiring",
+        "object FIFO @x",
+        "it ends in memtile (0, 1) without a link",
+        "link it to the FIFO that goes on from there",
+    ),
+    "a FIFO from nowhere": (
+        (
+            (
+                RTP,
+                "aie.objectfifo @x(%mem, {%two}, 1 : i32) : !aie.objectfifo<memref<8xi32>> " + RTP,
+            ),
+        ),
+        "wiring",
+        "object FIFO @x",
+        "it starts in memtile (0, 1) without a link",
+        "or comes from there",
+    ),
     "pieces that leave a gap": (
         ((LINK_IN, LINK_IN.replace("16]", "20]")),),
         "wiring",
         "link ['in']",
         "pieces [(0, 16), (20, 36)] do not cover the 32 elements of @in",
         "without gaps",
+    ),
+    "elements forwarded in other sizes": (
+        (
+            *fifo("8xi32"),
+            (
+                "@fed(%shim, {%mem}, 1 : i32) : !aie.objectfifo<memref<8",
+                "@fed(%shim, {%mem}, 1 : i32) : !aie.objectfifo<memref<16",
+            ),
+        ),
+        "wiring",
+        "link ['fed'] -> ['big']",
+        "elements of 16 become elements of 8, which is not supported here",
+        "give both FIFOs the same elements",
     ),
     "a FIFO without consumers": (
         ((RTP, "aie.objectfifo @x(%shim, {}, 2 : i32) : !aie.objectfifo<memref<8xi32>> " + RTP),),

@@ -14,6 +14,12 @@ def transfer(pattern: str) -> Changes:
     return (("[0,0,0,0][4,1,1,32][32,0,0,1]", pattern),)
 
 
+def of_more(pattern: str) -> Changes:
+    """The same of an argument of 2**33 words."""
+    sent = SENT.replace("[0,0,0,0][4,1,1,32][32,0,0,1]", pattern).replace("<4096", "<8589934592")
+    return (("%x: memref<4096", "%x: memref<8589934592"), (SENT, sent))
+
+
 SEQUENCES: dict[str, Case] = {
     "too many runs": (
         transfer("[0,0,0,0][65,1,1,32][32,0,0,1]"),
@@ -30,14 +36,14 @@ SEQUENCES: dict[str, Case] = {
         "contiguous or shorter",
     ),
     "a stride too wide for a shim": (
-        transfer("[0,0,0,0][1,2,1,32][0,1048577,0,1]"),
+        of_more("[0,0,0,0][1,2,1,32][0,1048577,0,1]"),
         "pattern",
         "transfer of @in",
         "stride of 4194308 B exceeds 4194304 B",
         "closer together",
     ),
     "a run too long for a shim": (
-        transfer("[0,0,0,0][1,1,1,4294967296][0,0,0,1]"),
+        of_more("[0,0,0,0][1,1,1,4294967296][0,0,0,1]"),
         "pattern",
         "transfer of @in",
         "exceed a descriptor's 32-bit length",
@@ -76,6 +82,20 @@ SEQUENCES: dict[str, Case] = {
         "transfer of @in",
         "descriptor 16 does not exist; a shim has 16",
         "use its descriptor again",
+    ),
+    "a transfer past the end": (
+        transfer("[0,0,0,1][1,1,1,4096][0,0,0,1]"),
+        "arguments",
+        "transfer of @in",
+        "reaches element 4,096 of %x, which has 4,096",
+        "declare it larger",
+    ),
+    "a race": (
+        ((SENT, SENT.replace("%x[0,0,0,0][4,1,1,32][32", "%y[0,0,0,0][2,1,1,16][112")),),
+        "races",
+        "sequence @run, step 2",
+        "shim (0, 0) MM2S 0 reads words that shim (0, 0) S2MM 0 may still be writing",
+        "wait for that task's token first",
     ),
     "a descriptor in flight": (
         ((SENT, SENT + SENT),),

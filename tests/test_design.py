@@ -107,7 +107,9 @@ def test_nothing_is_wired_twice_or_besides(kernel: Kernel) -> None:
     assert len(overlay.fifos) == 2 * grid.rows + 2 * grid.columns + (grid.rows + 1) * grid.columns
     assert len(overlay.links) == grid.rows + 2 * grid.columns
     assert sorted(core.tile for core in overlay.cores) == cores
-    assert overlay.functions == (kernel.symbols.first, kernel.symbols.next)
+    linked = f"{kernel.source.stem}.o"
+    symbols = kernel.symbols
+    assert overlay.functions == {symbols.first: linked, symbols.next: linked}
     for parameter in overlay.parameters.values():
         column, row = parameter.tile.column, parameter.tile.row - 2
         assert parameter.name == f"rtp_{column}_{row}"

@@ -134,6 +134,18 @@ def test_cores_of_npu2_load_wider_vectors() -> None:
     assert "not at a multiple of 64 B" in broken.found
 
 
+def test_symbols_are_looked_for_in_the_sources_beside_a_file(tmp_path: Path) -> None:
+    path, source = tmp_path / "gemm.mlir", tmp_path / "mm.cc"
+    path.write_text(golden.design("gemm_one_core"))
+    assert check_file(path).violations == ()
+    assert check_file(path).notes == ("mm.cc is not there: its symbols were not checked",)
+    source.write_text('extern "C" { void zero(int* c) {} void mm(char* a, char* b, int* c) {} }')
+    assert (check_file(path).violations, check_file(path).notes) == ((), ())
+    source.write_text('extern "C" void zero(int* c) {}  // mm comes later')
+    broken = only(check_file(path).violations)
+    assert (broken.rule, broken.place, broken.found) == ("symbols", "mm.cc", "does not define mm")
+
+
 # Limits that a design can only break together with others: with a table that has less.
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
-import logging
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -19,15 +20,9 @@ from npu_matmul.design import design_text
 from npu_matmul.device import (
     Buffer,
     Counters,
-    DeviceUnavailable,
     LaunchFailed,
     NpuDevice,
-    UnknownDevice,
-    auto_choice,
-    open_device,
 )
-from npu_matmul.device import cpu as cpu_module
-from npu_matmul.device.cpu import EXACT_STEPS, CpuDevice
 from npu_matmul.device.emulated import EmulatedDevice
 from npu_matmul.emulator.shim import ShimChannel
 from npu_matmul.instructions import StreamError, WaitToken, assemble, decode
@@ -164,6 +159,8 @@ def test_every_sync_and_launch_is_counted(npu: NpuDevice) -> None:
         bytes_from_device=2 * c,
         instruction_syncs=1,
         instruction_bytes=len(ready.stream),
+        allocations=3,
+        allocated_bytes=a + b + c,
     )
     assert counters.as_dict() == want.as_dict() == npu.totals.as_dict()
 
@@ -249,6 +246,25 @@ def _fails_in_the_middle_of_several(ready: Launchable) -> None:
     ready.loaded.launch_all([(ready.stream, good), (ready.stream, bad), (ready.stream, good)])
 
 
+@fault(devices.DeviceError, "buffer 0 belongs to another device 'emulated' than .*that one's alloc")
+def _buffer_of_another_device(ready: Launchable) -> None:
+    foreign = type(ready.loaded.device)().alloc(ready.buffers[0].nbytes)
+    foreign.sync_to_device()
+    ready.loaded.launch(ready.stream, [foreign, *ready.buffers[1:]])
+
+
+@fault(
+    StreamError, r"shim \(0, 0\) MM2S 0 reads words that shim \(0, 0\) S2MM 0 may still be writing"
+)
+def _a_and_c_overlap(ready: Launchable) -> None:
+    a, b, c = ready.buffers
+    whole = ready.loaded.device.alloc(a.nbytes + c.nbytes)
+    whole.sync_to_device()
+    ready.loaded.launch(
+        ready.stream, [whole.view(0, a.nbytes), b, whole.view(a.nbytes - 4, c.nbytes)]
+    )
+
+
 @fault(StreamError, "0 B")
 def _no_stream(ready: Launchable) -> None:
     ready.loaded.launch(b"", ready.buffers)
@@ -318,6 +334,31 @@ def test_a_refused_launch_is_not_counted(ready: Launchable, name: str) -> None:
     assert counters == Counters()
 
 
+def test_views_side_by_side_do_not_race(ready: Launchable) -> None:
+    a, b, c = ready.buffers
+    whole = ready.loaded.device.alloc(a.nbytes + c.nbytes)
+    whole.host[: a.nbytes] = a.host
+    whole.sync_to_device()
+    ready.buffers = [whole.view(0, a.nbytes), b, whole.view(a.nbytes, c.nbytes)]
+    ready.assert_right()
+
+
+def test_a_closed_device_says_so(ready: Launchable) -> None:
+    npu = ready.loaded.device
+    npu.close()
+    for use in (ready.launch, lambda: npu.alloc(4), lambda: npu.load(KERNEL)):
+        with pytest.raises(devices.DeviceError, match=r"was closed; open it again: open_device\('"):
+            use()
+
+
+def test_a_closed_emulated_device_keeps_no_kernel() -> None:
+    npu = EmulatedDevice()
+    loaded = weakref.ref(npu.load(KERNEL))
+    npu.close()
+    gc.collect()
+    assert loaded() is None
+
+
 def test_fresh_emulated_memory_is_poisoned_on_both_sides() -> None:
     buffer = EmulatedDevice().alloc(16)
     assert set(buffer.host.tolist()) == {0xA5}
@@ -354,81 +395,5 @@ def test_an_interrupted_launch_leaves_the_emulated_device_usable(
     ready.assert_right()
 
 
-@pytest.fixture
-def nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_open", {})
-    monkeypatch.delenv("NPU_MATMUL_DEVICE", raising=False)
-
-
-@pytest.mark.usefixtures("nothing_open")
-class TestOpening:
-    @pytest.mark.parametrize(("name", "kind"), [("emulated", EmulatedDevice), ("cpu", CpuDevice)])
-    def test_a_device_is_opened_by_name_and_shared(self, name: str, kind: type) -> None:
-        device = open_device(name)
-        assert type(device) is kind
-        assert device.name == name
-        assert open_device(name) is device
-
-    @pytest.mark.parametrize("name", ["emulated", "cpu"])
-    def test_the_variable_names_the_default(
-        self, name: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("NPU_MATMUL_DEVICE", name)
-        assert open_device() is open_device(name)
-        assert open_device("cpu").name == "cpu"
-
-    @pytest.mark.parametrize("name", ["emulated", "cpu", "auto"])
-    def test_a_closed_device_is_opened_anew(self, name: str) -> None:
-        first, other = open_device(name), open_device("emulated" if name != "emulated" else "cpu")
-        first.close()
-        assert open_device(name) is not first
-        assert open_device(other.name) is other
-        with open_device(name) as second:
-            assert open_device(name) is second
-        assert open_device(name) is not second
-
-    def test_an_unknown_name_is_refused_with_the_known_ones(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        with pytest.raises(UnknownDevice, match="'gpu'; known are: auto, xrt, emulated, cpu"):
-            open_device("gpu")
-        monkeypatch.setenv("NPU_MATMUL_DEVICE", "tpu")
-        with pytest.raises(UnknownDevice, match="'tpu'"):
-            open_device()
-
-    def test_a_real_npu_is_not_pretended(self) -> None:
-        with pytest.raises(DeviceUnavailable, match=r"'emulated'.*or 'cpu'"):
-            open_device("xrt")
-
-    @pytest.mark.parametrize("variable", [None, "", "auto"])
-    def test_auto_says_once_what_it_takes(
-        self,
-        variable: str | None,
-        monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture,
-    ) -> None:
-        if variable is not None:
-            monkeypatch.setenv("NPU_MATMUL_DEVICE", variable)
-        with caplog.at_level(logging.WARNING, logger="npu_matmul"):
-            assert open_device() is open_device() is open_device("auto")
-        assert open_device() is open_device(auto_choice())
-        (message,) = caplog.messages
-        assert repr(auto_choice()) in message
-        assert "$NPU_MATMUL_DEVICE" in message
-
-
-@pytest.mark.parametrize("k", [0, 1, EXACT_STEPS - 1, EXACT_STEPS, EXACT_STEPS + 1, 2047, 5001])
-def test_the_cpu_is_exact_for_any_k(k: int) -> None:
-    """An odd number of 127 * 127 is odd: beyond 2**24 float32 would round it."""
-    a, b = random_int8(k, 5, k), random_int8(k + 1, k, 7)
-    a[:2], b[:, 0] = -128, -128
-    a[2], b[:, 1] = 127, 127
-    assert_equal_bits(CpuDevice().product(a, b), product_int32(a, b))
-    assert_equal_bits(
-        CpuDevice().product(np.asfortranarray(a), b[:, ::-1]), product_int32(a, b[:, ::-1])
-    )
-
-
 def test_the_docstring_examples_hold() -> None:
     assert doctest.testmod(devices).failed == 0
-    assert doctest.testmod(cpu_module).failed == 0

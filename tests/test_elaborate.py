@@ -76,7 +76,7 @@ def test_every_column_numbers_its_own_channels() -> None:
 def test_whole_array_is_wired_as_written() -> None:
     read = overlay(golden.design("sixteen_cores"))
     assert (read.device, read.target, read.columns) == ("npu1", NPU1, 4)
-    assert read.functions == ("zero", "matmul")
+    assert read.functions == {"zero": "mm.o", "matmul": "mm.o"}
     assert [core.tile for core in read.cores] == [Tile(c, 2 + r) for c, r in CORE_GRID]
     assert [p.tile for p in read.parameters.values()] == [Tile(c, 2 + r) for c, r in CORE_GRID]
     assert {(p.address, p.elements, p.dtype) for p in read.parameters.values()} == {

@@ -190,7 +190,7 @@ aie.device(npu1_1col) {
 def test_fifo_that_ends_in_a_memtile_is_refused() -> None:
     machine(LINKED)
     link = "  aie.objectfifo.link [@in] -> [@to]([] [])\n"
-    with pytest.raises(DesignError, match=r"@in ends in memtile \(0, 1\) without a link"):
+    with pytest.raises(DesignError, match=r"@in: it ends in memtile \(0, 1\) without a link"):
         machine(changed(LINKED, (link, "")))
 
 
@@ -198,7 +198,7 @@ def test_fifo_that_starts_in_a_memtile_is_refused() -> None:
     start, end = LINKED.index("  aie.objectfifo @in"), LINKED.index("  aie.objectfifo @to")
     text = LINKED[:start] + LINKED[end:]
     link = "  aie.objectfifo.link [@in] -> [@to]([] [])\n"
-    with pytest.raises(DesignError, match=r"@to ends in memtile \(0, 1\) without a link"):
+    with pytest.raises(DesignError, match=r"@to: it starts in memtile \(0, 1\) without a link"):
         machine(changed(text, (link, "")))
 
 

@@ -290,7 +290,7 @@ def test_core_in_the_middle_of_a_counted_loop_is_not_at_rest() -> None:
     for pattern in (good, good):
         launch(booted, copying(pattern), memories)
     message = error_of(RestStateError, copying(bad), memories, booted)
-    assert "core (0, 2) is elsewhere in its loops than at rest: (2,) against (0,)" in message
+    assert "core (0, 2) is elsewhere in its loops than at rest: (0, 2) against (0, 0)" in message
 
 
 ONE_MORE = """\

@@ -26,11 +26,15 @@ LAYERS = [
     ("pure", ["mlir.reader", "mlir.elaborate", "tiler", "accumulate", "precision", "operands"]),
     ("pure", ["design", "schedule", "instructions", "stream_rules", "streams", "emulator."]),
     ("pure", ["wiring_rules", "transfer_rules", "layout_rules", "memory_rules", "design_rules"]),
-    ("pure", ["kernel_rules", "lowering", "memory_map", "balance", "lowered.", "verify."]),
+    (
+        "pure",
+        ["kernel_rules", "symbol_rules", "lowering", "memory_map", "balance", "host", "host."],
+    ),
+    ("pure", ["lowered.", "verify."]),
     ("device seam", ["device"]),
     ("devices", ["device."]),
     ("strategies", ["strategies", "choose"]),
-    ("call", ["call", "packed", "matmul"]),
+    ("call", ["call", "packed", "quick", "matmul"]),
     ("applications", [""]),
 ]
 RANKS = {name: rank for rank, name in enumerate(dict(LAYERS))}

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from npu_matmul import lowering, memory_map, memory_rules
 from npu_matmul.lowering import depth_at, dma_ends, pools
 from npu_matmul.memory_map import STACK, Buffer, Range, bank_aware, basic_sequential, layouts
+from npu_matmul.mlir.elaborate import overlay_of
+from npu_matmul.mlir.reader import read_design
 from npu_matmul.overlay import Overlay, Tile
 from npu_matmul.target import CORE, MEMTILE
 
@@ -177,7 +179,8 @@ def test_the_whole_has_a_descriptor_for_each_piece() -> None:
 
 def test_a_fifo_that_ends_in_a_memtile_alone_has_its_own_buffers() -> None:
     text = PIECES.replace("aie.objectfifo.link [@in] -> [@in_1, @in_2]([] [0, 8])", "")
-    names = {(p.name, p.depth) for p in pools(overlay(text)) if p.tile == Tile(0, 1)}
+    read = overlay_of(read_design(text), refused=[])
+    names = {(p.name, p.depth) for p in pools(read) if p.tile == Tile(0, 1)}
     assert names == {("in_cons", 3), ("in_1", 5), ("in_2", 5), ("out", 4)}
 
 

@@ -13,7 +13,14 @@ import pytest
 from comparing import assert_equal_bits, product_int32, random_int8
 
 from npu_matmul import CallReport, call, last_call, npu_matmul, pack_b
-from npu_matmul.device import Buffer, LaunchFailed, NpuDevice, Run
+from npu_matmul.device import (
+    Buffer,
+    DeviceUnavailable,
+    LaunchFailed,
+    NpuDevice,
+    Run,
+    UnknownDevice,
+)
 from npu_matmul.device.emulated import EmulatedDevice, EmulatedKernel
 from npu_matmul.kernel import Kernel
 from npu_matmul.strategies import STRATEGIES, Counts, expected
@@ -49,9 +56,8 @@ def test_the_report_of_a_call_equals_the_formula(
     assert report.strategy == strategy
     assert "as asked" in report.reason
     assert report.padding == grid.padding > 0
-    assert {"convert", "pack", "sync", "launch", "accumulate", "unpack", "finish"} == set(
-        report.seconds
-    )
+    stages = {"convert", "pack", "sync", "launch", "accumulate", "unpack"}
+    assert set(report.seconds) == stages
     npu_matmul(a, b, device=npu, kernel=int8_kernel, strategy=strategy, dtype=np.int32)
     assert counts(last_call()) == expected(strategy, grid)
     assert last_call().instruction_syncs == 0
@@ -101,7 +107,7 @@ def test_the_cpu_reports_no_launches(npu: NpuDevice) -> None:
     assert counts(report) == Counts(0, 0, 0, 0, 0)
     assert report.padding == 0
     assert "without kernels" in report.reason
-    assert set(report.seconds) == {"convert", "compute", "finish"}
+    assert set(report.seconds) == {"pack", "compute"}
 
 
 def test_an_empty_product_costs_nothing(npu: NpuDevice) -> None:
@@ -229,6 +235,25 @@ def test_a_stack_that_fails_in_its_middle_is_finished_on_the_cpu(
     assert_equal_bits(got, product_int32(a, b))
     assert last_call().device == "cpu"
     assert len(caplog.messages) == 1
+
+
+def test_on_error_cpu_covers_a_device_that_cannot_be_opened(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(call, "_given_up", set())
+    a, b = random_int8(1, 9, 20), random_int8(2, 20, 7)
+    with pytest.raises(DeviceUnavailable):
+        npu_matmul(a, b, device="xrt")
+    with caplog.at_level(logging.WARNING, logger="npu_matmul"):
+        for _ in range(2):
+            got = npu_matmul(a, b, device="xrt", on_error="cpu", dtype=np.int32)
+            assert_equal_bits(got, product_int32(a, b))
+            assert last_call().device == "cpu"
+            assert last_call().reason.startswith("computed on the CPU: driving a real NPU is not")
+    (message,) = caplog.messages
+    assert message.startswith("computing on the CPU, as on_error='cpu' asks: driving a real NPU")
+    with pytest.raises(UnknownDevice):
+        npu_matmul(a, b, device="gpu", on_error="cpu")
 
 
 def test_on_error_cpu_changes_nothing_while_the_device_works(npu: NpuDevice) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import golden
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from npu_matmul.instructions import (
     Descriptor,
@@ -169,6 +173,95 @@ def test_wait_frees_only_what_it_proves() -> None:
 
 def test_queues_of_other_channels_are_their_own() -> None:
     check(with_(9, *[silent()] * 4, *[StartTask(IN, 1, 1, False)] * 3))
+
+
+def racing(first: Operation, second: Operation, *between: Operation) -> list[Operation]:
+    """OUT writes words 0 to 15 of buffer 1 beside a second transfer of a descriptor and address."""
+    assert isinstance(second, PatchAddress)
+    start = StartTask(OTHER, second.number, 1, False)
+    return [*GOOD[:5], *between, first, second, start, *GOOD[5:]]
+
+
+@pytest.mark.parametrize(("first_byte", "races"), [(0, True), (60, True), (64, False)])
+def test_words_being_written_must_not_be_read(first_byte: int, races: bool) -> None:
+    stream = racing(WriteDescriptor(0, 2, Descriptor(4)), PatchAddress(0, 2, 1, first_byte))
+    if not races:
+        check(stream)
+        return
+    message = refusal(stream)
+    assert f"operation 7: {OTHER} reads words that {OUT} may still be writing" in message
+
+
+def test_words_being_read_or_written_must_not_be_written() -> None:
+    second = Channel(0, "S2MM", 1)
+    setup_2 = [WriteDescriptor(0, 2, Descriptor(4)), PatchAddress(0, 2, 1, 0), EnableTokens(second)]
+    both = [*GOOD[:5], *setup_2, StartTask(second, 2, 1, True), *GOOD[5:], WaitToken(second)]
+    assert f"{second} writes words that {OUT} may still be using" in refusal(both)
+    reads = [*setup(3), StartTask(OTHER, 3, 1, False)]  # words 0 to 15 of buffer 0
+    same = [WriteDescriptor(0, 2, Descriptor(4)), PatchAddress(0, 2, 0, 0), *setup_2[2:]]
+    after = [*GOOD, *reads, *same, StartTask(second, 2, 1, True), WaitToken(second)]
+    assert f"{second} writes words that {OTHER} may still be using" in refusal(after)
+
+
+def test_a_token_ends_a_race() -> None:
+    again = [WriteDescriptor(0, 2, Descriptor(4)), PatchAddress(0, 2, 1, 0)]
+    check([*GOOD, *again, StartTask(OTHER, 2, 1, False)])
+
+
+def test_tasks_of_one_channel_run_in_order_and_reads_do_not_race() -> None:
+    again = [WriteDescriptor(0, 2, Descriptor(4)), PatchAddress(0, 2, 1, 0)]
+    check([*GOOD[:5], *again, StartTask(OUT, 2, 1, True), *GOOD[5:], WaitToken(OUT)])
+    check(with_(9, *setup(2), silent(2)))
+
+
+def test_buffers_that_share_memory_are_one() -> None:
+    stream = Stream(NPU1, 1, tuple(GOOD))  # IN reads words 16 to 31 of buffer 0
+    check_stream(stream, {0: 100, 1: 132})
+    check_stream(stream, {0: 100, 1: 100})
+    for first in (101, 131):
+        with pytest.raises(StreamError, match=f"{re.escape(str(IN))} reads words that"):
+            check_stream(stream, {0: 100, 1: first})
+
+
+DESCRIPTORS = st.builds(
+    Descriptor,
+    words=st.integers(1, 12),
+    wrap0=st.integers(1, 4),
+    wrap1=st.integers(1, 3),
+    step0=st.integers(1, 3),
+    step1=st.integers(1, 9),
+    step2=st.integers(1, 30),
+    iterations=st.integers(1, 3),
+    iteration_step=st.integers(1, 40),
+) | st.builds(
+    Descriptor,
+    words=st.integers(1, 12),
+    iterations=st.integers(1, 3),
+    iteration_step=st.integers(1, 40),
+)
+
+
+@given(DESCRIPTORS, DESCRIPTORS, st.integers(0, 40))
+def test_transfers_race_when_they_share_a_word(one: Descriptor, other: Descriptor, at: int) -> None:
+    def words(descriptor: Descriptor, start: int) -> set[int]:
+        runs = range(descriptor.iterations)
+        steps = [start + run * descriptor.iteration_step for run in runs]
+        return {step + offset for step in steps for offset in descriptor.offsets().tolist()}
+
+    stream = [
+        WriteDescriptor(0, 0, one),
+        PatchAddress(0, 0, 0, 80),
+        EnableTokens(OUT),
+        StartTask(OUT, 0, 1, True),
+        WriteDescriptor(0, 1, other),
+        PatchAddress(0, 1, 0, at * 4),
+        StartTask(IN, 1, 1, False),
+        WaitToken(OUT),
+    ]
+    if words(one, 20) & words(other, at):
+        assert "reads words" in refusal(stream)
+    elif one.wrap0 == 0 or one.words % one.wrap0 == 0:
+        check(stream)
 
 
 def test_token_needs_to_be_told_where_to_go() -> None:

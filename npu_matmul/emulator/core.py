@@ -30,6 +30,8 @@ from npu_matmul.overlay import Core, Tile
 Environment = dict[SSAValue, Any]
 Step = Callable[[Environment], Condition | None]  # None: done; a condition: try again when it holds
 
+MAX_ROUNDS = 100_000  # of loops without an acquire: a core that never waits would run for ever
+
 
 @dataclass
 class ParameterMemory:
@@ -60,6 +62,7 @@ class Loop:
     step: SSAValue
     variable: SSAValue
     body: list[Step | Loop]
+    place: str
 
 
 @dataclass
@@ -72,6 +75,7 @@ class CoreProgram:
     models: Mapping[str, Model]
     kernel_calls: int = 0
     _loops: list[int] = field(default_factory=list)  # under way, outermost first
+    _rounds: int = 0  # of loops, since the last acquire
 
     def __post_init__(self) -> None:
         self.name = str(self.core.tile)
@@ -88,21 +92,31 @@ class CoreProgram:
         return self._run(self._steps, {})
 
     def position(self) -> tuple[int, ...]:
-        """How far each loop is, but for the outermost one, which counts for ever."""
-        return tuple(self._loops[1:])
+        """How far each loop is, but for the body's last, which counts for ever."""
+        return tuple(self._loops)
 
     def _run(self, steps: list[Step | Loop], env: Environment) -> Iterator[Condition]:
         for step in steps:
             if step.__class__ is Loop:
                 self._loops.append(0)
+                counts = step is not self._steps[-1]
                 for value in range(env[step.lower], env[step.upper], env[step.step]):  # type: ignore[union-attr]
-                    self._loops[-1] = value
+                    self._loops[-1] = value if counts else 0
+                    self._count_round(step.place)  # type: ignore[union-attr]
                     env[step.variable] = value  # type: ignore[union-attr]
                     yield from self._run(step.body, env)  # type: ignore[union-attr]
                 self._loops.pop()
             else:
                 while (condition := step(env)) is not None:  # type: ignore[operator]
                     yield condition
+
+    def _count_round(self, where: str) -> None:
+        self._rounds += 1
+        if self._rounds > MAX_ROUNDS:
+            raise EmulationError(
+                f"{where}: {self.name}: {MAX_ROUNDS:,} rounds of loops without an acquire; a core "
+                "that waits for nothing never ends"
+            )
 
     def _translate(self, block: Block) -> list[Step | Loop]:
         return [step for op in block.ops if (step := self._translate_op(op)) is not None]
@@ -126,7 +140,7 @@ class CoreProgram:
             case aie.ReleaseOp():
                 return self._release(op)
             case aie.AccessOp():
-                return _access(op, self.name)
+                return _access(op)
             case func.CallOp():
                 return self._call(op)
             case aie.EndOp() | scf.YieldOp():
@@ -140,15 +154,11 @@ class CoreProgram:
             raise DesignError(
                 f"{place(op)}: {self.name}: loops that carry values are not supported"
             )
-        if not any(isinstance(inner, aie.AcquireOp) for inner in op.body.block.ops):
-            raise DesignError(
-                f"{place(op)}: {self.name}: a loop that acquires nothing itself "
-                "is not supported: it cannot wait"
-            )
         step = op.step.owner
         if not (isinstance(step, arith.ConstantOp) and step.value.value.data > 0):  # type: ignore[union-attr]
             raise DesignError(f"{place(op)}: {self.name}: a loop's step must be a constant above 0")
-        return Loop(op.lb, op.ub, op.step, op.body.block.args[0], self._translate(op.body.block))
+        body = self._translate(op.body.block)
+        return Loop(op.lb, op.ub, op.step, op.body.block.args[0], body, place(op))
 
     def _end(self, op: aie.AcquireOp | aie.ReleaseOp) -> End:
         key = op.objFifo_name.string_value(), op.port.data
@@ -183,6 +193,7 @@ class CoreProgram:
             if missing > 0:
                 if not end.can_take(missing):
                     return conditions[missing - 1]
+                self._rounds = 0
                 for _ in range(missing):
                     number = end.take()
                     if end.writes:
@@ -274,15 +285,10 @@ def _index_cast(op: arith.IndexCastOp) -> Step:
     return cast
 
 
-def _access(op: aie.AccessOp, core: str) -> Step:
+def _access(op: aie.AccessOp) -> Step:
     subview, index, output = op.subview, op.index.value.data, op.output
 
     def access(env: Environment) -> None:
-        elements = env[subview]
-        if not 0 <= index < len(elements):
-            raise EmulationError(
-                f"{place(op)}: {core} accesses element {index} of the {len(elements)} it acquired"
-            )
-        env[output] = elements[index]
+        env[output] = env[subview][index]
 
     return access

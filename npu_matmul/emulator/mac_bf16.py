@@ -30,13 +30,8 @@ EXPONENT_BITS = np.int64(0x7FF << 52)  # of a float64
 
 
 @numba.njit(cache=True, nogil=True)
-def matmul_bf16(a, b, c, accumulate, exact):
-    """A and B as the bits of their bf16 blocks (uint16), C as float32 blocks.
-
-    Without ``exact``, 2 and 3 are left out, which is faster. The total of a step then differs by at
-    most 8 * 2**(E - 24), but for float64's own rounding, before it is rounded to fp32: half a unit
-    of the grid for every term but the one that fixes E, which lies on the grid.
-    """
+def matmul_bf16(a, b, c, accumulate):
+    """A and B as the bits of their bf16 blocks (uint16), C as float32 blocks."""
     a_values, a_powers = _values(a)
     b_values, b_powers = _values(b)
     sums = np.zeros((a_values.shape[0], b_values.shape[1]), np.float32)
@@ -46,17 +41,13 @@ def matmul_bf16(a, b, c, accumulate, exact):
         for i in range(sums.shape[0]):
             for j in range(sums.shape[1]):  # as many lanes at once as the host's vectors have
                 total = np.float64(sums[i, j])
-                if exact:
-                    power = _power(total)
-                    for k in range(start, start + STEP):
-                        power = max(power, a_powers[i, k] * b_powers[k, j])
-                    rounder = ROUNDER * power
-                    total = (total + rounder) - rounder
-                    for k in range(start, start + STEP):
-                        total += (a_values[i, k] * b_values[k, j] + rounder) - rounder
-                else:
-                    for k in range(start, start + STEP):
-                        total += a_values[i, k] * b_values[k, j]
+                power = _power(total)
+                for k in range(start, start + STEP):
+                    power = max(power, a_powers[i, k] * b_powers[k, j])
+                rounder = ROUNDER * power
+                total = (total + rounder) - rounder
+                for k in range(start, start + STEP):
+                    total += (a_values[i, k] * b_values[k, j] + rounder) - rounder
                 sums[i, j] = np.float32(0) if abs(total) < LEAST_TOTAL else np.float32(total)
     _copy(c, sums, False)
 

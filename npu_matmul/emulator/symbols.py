@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.emulator import mac_bf16
-from npu_matmul.emulator.mac_i8 import matmul_i8
+from npu_matmul.emulator import mac_bf16, mac_i8
 from npu_matmul.kernel import Kernel
 
 Model = Callable[..., None]
@@ -23,8 +22,14 @@ Blocks = NDArray[Any]  # a tile as (blocks down, blocks across, rows, columns)
 Product = Callable[[Blocks, Blocks, Blocks, bool], None]  # of A, B, C; True adds to C
 
 
-def models(kernel: Kernel, *, exact: bool = True) -> dict[str, Model]:
-    """The Python model of each of the kernel's C symbols, by name.
+class NoModel(ValueError):
+    """Nothing here computes what a kernel's C symbols do; the message says what is missing."""
+
+
+def models(kernel: Kernel) -> dict[str, Model]:
+    """The Python model of each of the kernel's C symbols, by name; they give the hardware's bits.
+
+    Raises :class:`NoModel` for element types or an mmul block that no model here is for.
 
     Layout of each tile, row-major blocks of (r, s), (s, t), (r, t), with m = 4, k = 4, n = 2, r =
     s = t = 2:
@@ -38,13 +43,8 @@ def models(kernel: Kernel, *, exact: bool = True) -> dict[str, Model]:
     e.g.  A[1, 2] in block (0, 1)                   1*4 + 1*2 + 0 = 6
     ====  ========================================  =======================================
 
-    All give the hardware's bits. ``exact=False`` allows a faster one for bf16, which rounds less
-    often than the hardware (see ``mac_bf16.matmul_bf16``); for int8 there is only the exact one.
     """
-    types = (kernel.types.a, kernel.types.b, kernel.types.c)
-    if types not in _PRODUCTS:
-        raise NotImplementedError(f"no model for element types {kernel.types}")
-    product: Product = _PRODUCTS[types](kernel, exact)
+    product = _product(kernel)
     tile, block = kernel.tile, kernel.mmul
     a_shape = (tile.m // block.r, tile.k // block.s, block.r, block.s)
     b_shape = (tile.k // block.s, tile.n // block.t, block.s, block.t)
@@ -59,24 +59,31 @@ def models(kernel: Kernel, *, exact: bool = True) -> dict[str, Model]:
     return {kernel.symbols.first: make(False), kernel.symbols.next: make(True)}
 
 
-def _product_i8(kernel: Kernel, exact: bool) -> Product:
-    return matmul_i8
-
-
-def _product_bf16(kernel: Kernel, exact: bool) -> Product:
-    if kernel.mmul.s != mac_bf16.STEP:
-        raise NotImplementedError(
-            f"kernel {kernel.name!r}: mmul s = {kernel.mmul.s}; bf16 products are modelled for "
-            f"s = {mac_bf16.STEP}, the number that one instruction adds"
+def _product(kernel: Kernel) -> Product:
+    types = (kernel.types.a, kernel.types.b, kernel.types.c)
+    if types not in _PRODUCTS:
+        known = "; ".join(_shown(*each) for each in _PRODUCTS)
+        raise NoModel(
+            f"kernel {kernel.name!r}, variant {kernel.variant!r}: products of "
+            f"{_shown(*types)} have no model in the emulated NPU; there is one for: {known}"
         )
+    if kernel.types.a == "bfloat16" and kernel.mmul.s != mac_bf16.STEP:
+        raise NoModel(
+            f"kernel {kernel.name!r}, variant {kernel.variant!r}: mmul s = {kernel.mmul.s}; bf16 "
+            f"products are modelled for s = {mac_bf16.STEP}, the number that one instruction adds"
+        )
+    return _PRODUCTS[types](kernel)
 
-    def product(a: Blocks, b: Blocks, c: Blocks, accumulate: bool) -> None:
-        mac_bf16.matmul_bf16(a.view(np.uint16), b.view(np.uint16), c, accumulate, exact)
 
-    return product
+def _shown(a: str, b: str, c: str) -> str:
+    return f"{a} with {b} into {c}"
 
 
-_PRODUCTS: dict[tuple[str, str, str], Callable[[Kernel, bool], Product]] = {
-    ("int8", "int8", "int32"): _product_i8,
-    ("bfloat16", "bfloat16", "float32"): _product_bf16,
+def _product_bf16(a: Blocks, b: Blocks, c: Blocks, accumulate: bool) -> None:
+    mac_bf16.matmul_bf16(a.view(np.uint16), b.view(np.uint16), c, accumulate)
+
+
+_PRODUCTS: dict[tuple[str, str, str], Callable[[Kernel], Product]] = {
+    ("int8", "int8", "int32"): lambda kernel: mac_i8.product(kernel.mmul),
+    ("bfloat16", "bfloat16", "float32"): lambda kernel: _product_bf16,
 }

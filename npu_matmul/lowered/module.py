@@ -221,7 +221,7 @@ class LoweredModule:
             links=(),
             parameters=parameters,
             cores=(),
-            functions=tuple(self.functions),
+            functions=dict.fromkeys(self.functions),
             channels=channels,
             values={},
         )

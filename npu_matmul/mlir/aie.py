@@ -240,6 +240,11 @@ class AccessOp(IRDLOperation):
             raise VerifyException(
                 f"element is {subview_type.element}, but the access gives {self.output.type}"
             )
+        acquire, index = self.subview.owner, self.index.value.data
+        if isinstance(acquire, AcquireOp) and not 0 <= index < acquire.size.value.data:
+            raise VerifyException(
+                f"element {index} of the {acquire.size.value.data} that were acquired"
+            )
 
 
 @irdl_op_definition

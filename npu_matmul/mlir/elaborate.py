@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from xdsl.dialects import builtin, func
-from xdsl.dialects.builtin import ArrayAttr, MemRefType
+from xdsl.dialects.builtin import ArrayAttr, MemRefType, StringAttr
 from xdsl.ir import Operation, SSAValue
 
 from npu_matmul.mlir import aie, aie_lowered, aiex
@@ -38,6 +38,7 @@ from npu_matmul.wiring_rules import (
     fifo_violations,
     link_violations,
     parameter_violations,
+    unlinked_violations,
 )
 
 DTYPES: dict[Any, np.dtype[Any]] = {
@@ -88,10 +89,11 @@ class _Reading:
         self.tiles: dict[SSAValue, Tile] = {}
         self.fifos: dict[str, Fifo] = {}
         self.links: list[Link] = []
+        self.links_left_out = False
         self.parameters: dict[str, Parameter] = {}
         self.values: dict[SSAValue, str] = {}
         self.cores: list[Core] = []
-        self.functions: list[str] = []
+        self.functions: dict[str, str | None] = {}
 
     def add(self, op: Operation) -> None:
         match op:
@@ -107,13 +109,17 @@ class _Reading:
             case aie.CoreOp():
                 self.cores.append(_core(op, self.tiles[op.tile], self.cores))
             case func.FuncOp():
-                self.functions.append(op.sym_name.data)
+                link = op.attributes.get("link_with")
+                name = link.data if isinstance(link, StringAttr) else None
+                self.functions[op.sym_name.data] = name
             case aie.RuntimeSequenceOp() | aie.EndOp():
                 pass
             case _:
                 raise DesignError(f"{place(op)}: operation {op.name} is not supported here")
 
     def overlay(self) -> Overlay:
+        if not self.links_left_out:
+            self._refuse(unlinked_violations(self.fifos.values(), self.links))
         channels: dict[str, Channel] = {}
         for channel in dma_channels(self.fifos.values()):
             if channel.tile.kind == "shim":
@@ -128,7 +134,7 @@ class _Reading:
             links=tuple(self.links),
             parameters=self.parameters,
             cores=tuple(self.cores),
-            functions=tuple(self.functions),
+            functions=self.functions,
             channels=channels,
             values=self.values,
         )
@@ -145,7 +151,9 @@ class _Reading:
     def _link(self, op: aie.LinkOp) -> None:
         link, given_offsets = _link(op)
         linked = [n for link in self.links for n in (*link.sources, *link.destinations)]
-        if not self._refuse(link_violations(link, given_offsets, self.fifos, linked)):
+        if self._refuse(link_violations(link, given_offsets, self.fifos, linked)):
+            self.links_left_out = True
+        else:
             self.links.append(link)
 
     def _parameter(self, op: aie.BufferOp) -> None:
@@ -214,7 +222,8 @@ def _steps(sequence: aie.RuntimeSequenceOp, arguments: Any) -> Iterator[Step]:
 def _refuse_attributes(op: Operation) -> None:
     if op.attributes:
         raise DesignError(
-            f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported"
+            f"{place(op)}: {op.name}: attribute {next(iter(op.attributes))!r} is not supported "
+            "here; leave it out"
         )
 
 
