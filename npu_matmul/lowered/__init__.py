@@ -9,4 +9,9 @@ Files, in reading order: ``module`` (a lowered module as plain data), ``reading`
 before what), ``memory``, ``locks``, ``streams`` and ``dma`` (what there is), ``scalars``,
 ``control`` and ``core`` (what a core executes), ``machine`` (all of it together), ``schedules``
 (who moves when), ``wiring`` (what leads where, for errors).
+
+Assumed, as only hardware can settle it: descriptors and locks are not fetched ahead; a broadcast
+moves when every receiver has room; units of a lock are taken in the order in which they were given;
+an exact acquire takes away what it waited for; a C function touches the whole of each buffer it is
+passed. Time, bank conflicts and packets are not modelled.
 """

@@ -35,7 +35,7 @@ from npu_matmul.overlay import Channel, Tile
 from npu_matmul.target import WORD_BYTES
 
 FEW = 8
-SHOWN = 24  # actors of a deadlock, or differences from the rest state, that an error names
+SHOWN = 12  # actors of a deadlock, or differences from the rest state, that an error names
 
 Part = CoreProgram | DmaChannel | StreamChannel
 
