@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.host.convert import address, pieces, stored_as, type_name
-from npu_matmul.host.vectors import REVISION, convert_block, element_bytes
+from npu_matmul.host.elements import element_bytes
+from npu_matmul.host.vectors import REVISION, convert_block
 from npu_matmul.kernel import Kernel
 from npu_matmul.precision import Operand
 

@@ -24,10 +24,10 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.host.elements import element_bytes
 from npu_matmul.host.vectors import (
     REVISION,
     convert_row,
-    element_bytes,
     float_of_bits,
     keep_largest,
     largest_magnitude,
