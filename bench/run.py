@@ -12,6 +12,7 @@ from typing import Any
 import click
 import host
 import host_below
+import models
 import precisions
 import strategies
 from rich import box
@@ -33,16 +34,20 @@ def main(quick: bool, path: Path) -> None:
     with console.status("host stages") as status:
         stages = host.run()
         threshold = host_below.run()
+        status.update("models of the emulated NPU")
+        modelled = models.run()
         status.update("precisions")
         accuracy = precisions.run()
         products = strategies.run(quick, status.update)
     console.print(_stage_table(stages))
     console.print(_threshold_table(threshold))
+    console.print(_model_table(modelled))
     console.print(_precision_table(accuracy))
     console.print(_strategy_table(products))
     console.print("Seconds are this host's, emulating; they say nothing about an NPU.")
-    results = {"stages": stages, "host_below": threshold, "precisions": accuracy}
-    write_json(path, {**results, "strategies": products})
+    results = {"stages": stages, "host_below": threshold, "models": modelled}
+    results |= {"precisions": accuracy, "strategies": products}
+    write_json(path, results)
     console.print(f"written to {path}", highlight=False)
 
 
@@ -53,7 +58,7 @@ def _stage_table(rows: list[dict[str, Any]]) -> Table:
         title_justify="left",
     )
     table.add_column("stage")
-    for heading in ("matrix", "us", "of a copy", "goal", "of NumPy", "equal"):
+    for heading in ("matrix", "us", "of a\ncopy", "goal", "of\nNumPy", "equal"):
         table.add_column(heading, justify="right")
     for row in rows:
         seconds = row["seconds"]
@@ -78,6 +83,17 @@ def _threshold_table(threshold: dict[str, Any]) -> Table:
     for row in threshold["rows"]:
         seconds = (f"{row[key] * 1e6:.1f}" for key in ("host_s", "packing_s"))
         table.add_row(str(row["size"]), f"{row['multiplications']:,}", *seconds)
+    return table
+
+
+def _model_table(rows: list[dict[str, Any]]) -> Table:
+    title = "the emulated NPU's int8 products, one core: tiles packed as a core has them"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in ("m k n", "G op/s", "x np.matmul f32", "equal"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        speeds = f"{row['g_op_per_s']:.0f}", f"{row['of_numpy']:.2f}"
+        table.add_row(" ".join(map(str, row["tile"])), *speeds, "yes" if row["equal"] else "NO")
     return table
 
 

@@ -4,6 +4,7 @@ took."""
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -96,7 +97,7 @@ class Call:
     def product(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any]:
         """The product, or each product of the stack, of operands of at least two dimensions."""
         if b.ndim == 2:
-            rows = a.reshape(int(np.prod(a.shape[:-1])), a.shape[-1])
+            rows = a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
             return self.matrix_product(rows, b, self._target(rows, b)).reshape(
                 *a.shape[:-1], b.shape[1]
             )
@@ -235,4 +236,4 @@ def _check_same_kernel(packed_for: Kernel, kernel: str | Kernel | None) -> None:
 def _problem(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int, int]:
     """M, K, N of one matrix product of the call, at least 1 each: an empty one needs no kernel."""
     rows = a[:-1] if len(b) == 2 else a[-2:-1]
-    return max(1, int(np.prod(rows))), max(1, a[-1]), max(1, b[-1])
+    return max(1, math.prod(rows)), max(1, a[-1]), max(1, b[-1])

@@ -95,7 +95,7 @@ def npu_matmul(
     plain = precision is None is device is kernel is strategy and on_error == "raise"
     if plain and out is not None and type(B) is PackedMatrix:
         quick = B.quick
-        if quick is not None and quick(A, out, dtype):
+        if quick is not None and quick.run(A, out, dtype):
             calls.last = quick.report
             return out
     if isinstance(A, PackedMatrix):

@@ -23,7 +23,7 @@ EXACT_STEPS = 1024  # 1024 products of at most 2**14 sum to at most 2**24, which
 FLOAT32 = np.dtype(np.float32)
 
 _SUMS = {"int32": "INT32, exact", "float32": "f32"}
-_SUM_TYPES = {"int8": np.int32, "bfloat16": np.float32}
+_SUM_TYPES = {np.dtype(np.int8): np.int32, BF16: np.float32}
 
 
 class CpuDevice(HostDevice):
@@ -100,7 +100,7 @@ class CpuDevice(HostDevice):
     def _sums(self, a: NDArray[Any], b: HostMatrix) -> tuple[NDArray[Any], str]:
         """Sums of converted operands, INT32 or f32, and the name of the path."""
         if isinstance(b.content, Panels):
-            sums = np.empty((a.shape[0], b.content.columns), _SUM_TYPES[a.dtype.name])
+            sums = np.empty((a.shape[0], b.content.columns), _SUM_TYPES[a.dtype])
             if product.product(a, b.content, sums):
                 return sums, b.content.path.name
         right = b.matrix()

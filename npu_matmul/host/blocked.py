@@ -11,13 +11,14 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from npu_matmul.host import microkernel
+from npu_matmul.host.compiled import compiled
 from npu_matmul.host.gemm import VNNI, _row_sum, _rows_at_once
 from npu_matmul.host.pointers import pointer
 
 BLOCK = 8  # rows and columns of a block of B, and columns of one of C
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def multiply(a, b, c, accumulate):
     """Contiguous tiles: A (m/r, k/8, r, 8) and B (k/8, n/8, 8, 8) int8, C (m/r, n/8, r, 8) INT32;
     sums are modulo 2**32."""

@@ -6,20 +6,17 @@ in: a *microkernel*, which holds the instruction and what becomes of the sums, a
 copies a block of A's rows into what the instruction reads. int8 and bf16 rows need no feed where
 they lie well.
 
-Every address is an int64, so that one compiled form serves every layout. numba does not see
-changes of ``microkernel`` when it looks for a compiled form on disk: touch this file with it.
+Every address is an int64, so that one compiled form serves every layout.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 import numba
 import numpy as np
 from numba.extending import register_jitable
 
 from npu_matmul.host import microkernel
+from npu_matmul.host.compiled import compiled
 from npu_matmul.host.convert import is_plain, scale_and_inverse
 from npu_matmul.host.pointers import pointer, stack_words
 from npu_matmul.host.vectors import convert_row, largest_magnitude
@@ -35,71 +32,67 @@ AVX2 = 8, 6, 0, False
 BF16 = 16, 14, 0, True
 
 
-def _entry(function: Callable[..., Any]) -> Callable[..., Any]:
-    return numba.njit(cache=True, nogil=True)(function)
-
-
-@_entry
+@compiled
 def vnni_sums(a, rows, b, panels, c):
     return _walk(microkernel.vnni_sums, _copy_i8, VNNI, a, rows, b, panels, c)
 
 
-@_entry
+@compiled
 def vnni_clipped(a, rows, b, panels, c):
     return _walk(microkernel.vnni_clipped, _copy_i8, VNNI, a, rows, b, panels, c)
 
 
-@_entry
+@compiled
 def vnni_scaled(a, rows, b, panels, c):
     return _walk(microkernel.vnni_scaled, _quantise_i8, VNNI, a, rows, b, panels, c)
 
 
-@_entry
+@compiled
 def avx2_sums(a, rows, b, panels, c):
     return _walk(microkernel.avx2_sums, _widen_i8, AVX2, a, rows, b, panels, c)
 
 
-@_entry
+@compiled
 def avx2_clipped(a, rows, b, panels, c):
     return _walk(microkernel.avx2_clipped, _widen_i8, AVX2, a, rows, b, panels, c)
 
 
-@_entry
+@compiled
 def avx2_scaled(a, rows, b, panels, c):
     return _walk(microkernel.avx2_scaled, _quantise_i16, AVX2, a, rows, b, panels, c)
 
 
-@_entry
+@compiled
 def bf16_sums(a, rows, b, panels, c):
     return _walk(microkernel.bf16_sums, _copy_bf16, BF16, a, rows, b, panels, c)
 
 
-@_entry
+@compiled
 def bf16_rounded(a, rows, b, panels, c):
     return _walk(microkernel.bf16_sums, _round_bf16, BF16, a, rows, b, panels, c)
 
 
-@_entry
+@compiled
 def bf16_split(a, rows, b, panels, c):
     return _walk(microkernel.bf16_sums, _split_bf16, BF16, a, rows, b, panels, c)
 
 
-@_entry
+@compiled
 def vnni_small_sums(a, b, c):
     return _small(microkernel.vnni_sums, _copy_i8, VNNI, a, b, c)
 
 
-@_entry
+@compiled
 def vnni_small_clipped(a, b, c):
     return _small(microkernel.vnni_clipped, _copy_i8, VNNI, a, b, c)
 
 
-@_entry
+@compiled
 def avx2_small_sums(a, b, c):
     return _small(microkernel.avx2_sums, _widen_i8, AVX2, a, b, c)
 
 
-@_entry
+@compiled
 def avx2_small_clipped(a, b, c):
     return _small(microkernel.avx2_clipped, _widen_i8, AVX2, a, b, c)
 
@@ -235,8 +228,11 @@ def _copy_i8(source, row, element, depth, rows, to, to_row, scales):
 def _widen_i8(source, row, element, depth, rows, to, to_row, scales):
     near = np.empty(depth, np.int8)
     for i in range(rows):
-        _gather(np.int8, source + i * row, element, depth, np.int64(near.ctypes.data))
-        numba.carray(pointer(to + i * to_row, np.int16), depth)[:] = near
+        start = source + i * row
+        if element != 1:
+            _gather(np.int8, start, element, depth, np.int64(near.ctypes.data))
+            start = np.int64(near.ctypes.data)
+        _widen(start, depth, to + i * to_row)
     return -1
 
 
@@ -271,7 +267,7 @@ def _quantise_i16(source, row, element, depth, rows, to, to_row, scales):
         refused = _quantise_i8(start, row, element, depth, 1, line, depth, scales + 4 * i)
         if refused >= 0:
             return i
-        numba.carray(pointer(to + i * to_row, np.int16), depth)[:] = small
+        _widen(line, depth, to + i * to_row)
     return -1
 
 
@@ -297,6 +293,15 @@ def _split_bf16(source, row, element, depth, rows, to, to_row, scales):
 
 
 @numba.njit(nogil=True)
+def _widen(start, size, to):
+    """int8 that follow one another, as int16."""
+    wide = numba.carray(pointer(to, np.int16), size)
+    near = numba.carray(pointer(start, np.int8), size)
+    for i in range(near.size):
+        wide[i] = near[i]
+
+
+@numba.njit(nogil=True)
 def _row_of_f32(start, element, depth, near):
     """The address of a row whose elements follow one another: itself, or its copy in ``near``."""
     if element == 4:
@@ -310,7 +315,9 @@ def _gather(kind, start, element, depth, to):
     """``depth`` elements that lie ``element`` bytes apart, one after the other at ``to``."""
     line = numba.carray(pointer(to, kind), depth)
     if element == line.itemsize:
-        line[:] = numba.carray(pointer(start, kind), depth)
+        near = numba.carray(pointer(start, kind), depth)
+        for k in range(near.size):  # numba makes no vectors of line[:] = near
+            line[k] = near[k]
     else:
         for k in range(depth):
             line[k] = pointer(start + k * element, kind)[0]

@@ -22,6 +22,7 @@ from numba.core import types
 from numba.extending import intrinsic, register_jitable
 from numpy.typing import NDArray
 
+from npu_matmul.host.compiled import compiled
 from npu_matmul.host.pointers import pointer
 
 LINE_WORDS = 16
@@ -103,23 +104,19 @@ def _word_bf16(address, row, steps):
     return word
 
 
-def _packer(function: Callable[..., Any]) -> Packer:
-    return numba.njit(cache=True, nogil=True)(function)
-
-
-@_packer
+@compiled
 def pack_vnni(address, row, element, depth, columns, panels):
     """``panels``: uint32 (panels, groups, 32), each word four int8 moved up by 128."""
     _pack(_zip_vnni, _word_vnni, 4, 1, 0x80808080, address, row, element, depth, columns, panels)
 
 
-@_packer
+@compiled
 def pack_avx2(address, row, element, depth, columns, panels):
     """``panels``: uint32 (panels, groups, 16), each word two int16 made from int8."""
     _pack(_zip_avx2, _word_avx2, 2, 1, 0, address, row, element, depth, columns, panels)
 
 
-@_packer
+@compiled
 def pack_bf16(address, row, element, depth, columns, panels):
     """``panels``: uint32 (panels, groups, 32), each word two bf16."""
     _pack(_zip_bf16, _word_bf16, 2, 2, 0, address, row, element, depth, columns, panels)

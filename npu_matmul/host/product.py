@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -13,22 +14,24 @@ from npu_matmul.host import gemm, panels
 from npu_matmul.host.paths import Path
 from npu_matmul.host.threads import in_parts
 
-BF16 = np.dtype(ml_dtypes.bfloat16)
+INT8, INT32, FLOAT32, BF16 = (
+    np.dtype(kind) for kind in (np.int8, np.int32, np.float32, ml_dtypes.bfloat16)
+)
 CONFLICT_BYTES = 4096  # rows this far apart share the few places of one set of a first-level cache
 PAD_BYTES = 64
 
 _PACK = {"avx512vnni": panels.pack_vnni, "avx2": panels.pack_avx2, "avx512bf16": panels.pack_bf16}
-_FED = {"avx512vnni": np.dtype(np.int8), "avx2": np.dtype(np.int16), "avx512bf16": BF16}
+_FED = {"avx512vnni": INT8, "avx2": np.dtype(np.int16), "avx512bf16": BF16}
 # by path, element type of A, and what is computed
 _WALKS = {
-    ("avx512vnni", "int8", "int32"): gemm.vnni_sums,
-    ("avx512vnni", "int8", "int8"): gemm.vnni_clipped,
-    ("avx512vnni", "float32", "float32"): gemm.vnni_scaled,
-    ("avx2", "int8", "int32"): gemm.avx2_sums,
-    ("avx2", "int8", "int8"): gemm.avx2_clipped,
-    ("avx2", "float32", "float32"): gemm.avx2_scaled,
-    ("avx512bf16", "bfloat16", "float32"): gemm.bf16_sums,
-    ("avx512bf16", "float32", "float32"): gemm.bf16_rounded,
+    ("avx512vnni", INT8, INT32): gemm.vnni_sums,
+    ("avx512vnni", INT8, INT8): gemm.vnni_clipped,
+    ("avx512vnni", FLOAT32, FLOAT32): gemm.vnni_scaled,
+    ("avx2", INT8, INT32): gemm.avx2_sums,
+    ("avx2", INT8, INT8): gemm.avx2_clipped,
+    ("avx2", FLOAT32, FLOAT32): gemm.avx2_scaled,
+    ("avx512bf16", BF16, FLOAT32): gemm.bf16_sums,
+    ("avx512bf16", FLOAT32, FLOAT32): gemm.bf16_rounded,
 }
 
 
@@ -41,6 +44,10 @@ class Panels:
     depth: int
     columns: int
     words: NDArray[np.uint32] = field(repr=False)
+
+    @cached_property
+    def address(self) -> int:
+        return address(self.words)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +103,7 @@ def product(
     """
     path = b.path
     rows, depth = a.shape
-    walk = _WALKS[path.name, a.dtype.name, out.dtype.name]
+    walk = _WALKS[path.name, a.dtype, out.dtype]
     if walk is gemm.bf16_rounded and b.depth != depth:
         assert b.depth == 3 * depth
         walk = gemm.bf16_split
@@ -110,7 +117,7 @@ def product(
         scales = np.empty(rows, np.float32)
         row_scale, column_scale = address(scales), address(scale)
     left = address(a), row, element, depth, b.depth * path.fed_bytes, fed_row, row_scale
-    right = address(b.words), b.columns, column_scale
+    right = b.address, b.columns, column_scale
     target = address(out), out.strides[0], out.itemsize
     return over_rows(walk, left, right, target, rows, b) < 0
 
