@@ -14,16 +14,13 @@ A target may be several types joined by ``"|"``, written at once, ``apart`` byte
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from npu_matmul.host import elements
 from npu_matmul.host.elements import (
     ELEMENTS,
     FLOAT,
@@ -39,17 +36,12 @@ from npu_matmul.host.elements import (
     widened,
 )
 
-# numba does not see that a function it has cached uses another file. Functions built of these
-# intrinsics keep this among their constants, so that they are compiled again when these change.
-_SOURCES = [Path(path).read_bytes() for path in (__file__, str(elements.__file__))]
-REVISION = hashlib.sha256(b"".join(_SOURCES)).hexdigest()[:16]
-
 ROW_LANES = (64, 8, 1)
 
-compiled: Any = intrinsic(prefer_literal=True)
+instructions: Any = intrinsic(prefer_literal=True)
 
 
-@compiled
+@instructions
 def convert_block(
     context, source_type, target_type, factors, rows, lanes,
     source, source_stride, target, target_stride, row_factors, column_factors, apart=None,
@@ -81,7 +73,7 @@ def convert_block(
     return types.void(*given, rows, lanes, *addresses, _given(apart)), codegen
 
 
-@compiled
+@instructions
 def convert_row(
     context, source_type, target_type, factors,
     columns, source, target, row_factor, column_factors, apart=None,
@@ -103,7 +95,7 @@ def convert_row(
     return types.void(*given, columns, *addresses, _given(apart)), codegen
 
 
-@compiled
+@instructions
 def keep_largest(context, element_type, rows, columns, source, stride, target):
     """Raise each element of ``target`` to the largest magnitude in its column of ``rows`` rows.
 
@@ -129,7 +121,7 @@ def keep_largest(context, element_type, rows, columns, source, stride, target):
     return types.void(element_type, rows, columns, source, stride, target), codegen
 
 
-@compiled
+@instructions
 def largest_magnitude(context, element_type, columns, source):
     """The largest magnitude of one row, as of :func:`keep_largest`; 0 of none."""
     bits = bits_of(element_type.literal_value)
@@ -150,7 +142,7 @@ def largest_magnitude(context, element_type, columns, source):
     return result(element_type, columns, source), codegen
 
 
-@compiled
+@instructions
 def transpose_block(context, element_type, lanes, source, source_stride, target, target_stride):
     """Write a square block of ``lanes`` rows, a power of two, with rows and columns exchanged."""
     element, size = ELEMENTS[element_type.literal_value], lanes.literal_value
@@ -175,7 +167,7 @@ def transpose_block(context, element_type, lanes, source, source_stride, target,
     return types.void(element_type, lanes, *addresses), codegen
 
 
-@compiled
+@instructions
 def add_partials(context, element_type, columns, total, partials, stride, count):
     """Add ``count`` rows to the row ``total``, in their order; modulo 2**32 for int32."""
     element = ELEMENTS[element_type.literal_value]
@@ -199,7 +191,7 @@ def add_partials(context, element_type, columns, total, partials, stride, count)
     return types.void(element_type, columns, total, partials, stride, count), codegen
 
 
-@compiled
+@instructions
 def float_of_bits(context, bits):
     """The float32 or float64 that a uint32 or uint64 holds the bits of."""
     result = types.float32 if bits.bitwidth == 32 else types.float64
