@@ -26,10 +26,8 @@ LAYERS = [
     ("pure", ["mlir.reader", "mlir.elaborate", "tiler", "accumulate", "precision", "operands"]),
     ("pure", ["design", "schedule", "instructions", "stream_rules", "streams", "emulator."]),
     ("pure", ["wiring_rules", "transfer_rules", "layout_rules", "memory_rules", "design_rules"]),
-    (
-        "pure",
-        ["kernel_rules", "symbol_rules", "lowering", "memory_map", "balance", "host", "host."],
-    ),
+    ("pure", ["kernel_rules", "symbol_rules", "lowering", "memory_map", "balance"]),
+    ("pure", ["buffer_pool", "host", "host."]),
     ("pure", ["lowered.", "verify."]),
     ("device seam", ["device"]),
     ("devices", ["device."]),

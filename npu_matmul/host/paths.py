@@ -52,10 +52,15 @@ PATHS = (
 
 @lru_cache(maxsize=1)
 def cpu_features() -> frozenset[str]:
-    """What the CPU has and the operating system lets it use, by LLVM's names."""
+    """What numba compiles for, by LLVM's names: all that the CPU has, unless ``NUMBA_CPU_NAME``
+    says another one."""
     from llvmlite import binding
+    from numba.core import config
 
-    return frozenset(name for name, has in binding.get_host_cpu_features().items() if has)
+    if config.CPU_NAME is None:
+        return frozenset(name for name, has in binding.get_host_cpu_features().items() if has)
+    asked = (config.CPU_FEATURES or "").split(",")
+    return frozenset(name[1:] for name in asked if name.startswith("+"))
 
 
 def usable_paths(element: str) -> list[Path]:
