@@ -94,8 +94,17 @@ class Precision:
 
 
 class QuantiseError(ValueError):
-    """A matrix with NaN or infinity was to be quantised; the message says where the first one
-    is."""
+    """An operand with NaN or infinity was to be quantised; the message says where in ``x`` the
+    first one is."""
+
+    def __init__(self, x: NDArray[Any], name: str) -> None:
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
+        shown = where if x.ndim != 1 else where[0]
+        super().__init__(
+            f"precision='int8': operand {name} holds {x[where]} at {shown}; int8 has no such "
+            "value. Remove it, or use precision='bf16', which passes it on"
+        )
+        self.name = name
 
 
 def to_bf16(x: NDArray[Any]) -> NDArray[Any]:
@@ -133,7 +142,7 @@ def quantise(x: NDArray[Any], axis: int, name: str) -> Operand:
     scale, inverse = np.empty_like(largest), np.empty_like(largest)
     if largest.dtype == np.float64 or not plain_scales(largest.view(np.uint32), scale, inverse):
         if not np.isfinite(largest).all():
-            raise _not_finite(x, name)
+            raise QuantiseError(x, name)
         scale, inverse = _scales_in_float64(largest.astype(np.float64))
         read_as = "float64"
     else:
@@ -174,14 +183,6 @@ def finish(sums: NDArray[Any], out: NDArray[Any], scales: Scales | None) -> None
             convert(sums, out)
         else:
             convert(sums, out, "int32", type_name(scales[0].dtype), *scales)
-
-
-def _not_finite(x: NDArray[Any], name: str) -> QuantiseError:
-    where = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
-    return QuantiseError(
-        f"precision='int8': operand {name} holds {x[where]} at {where}; int8 has no such value. "
-        "Remove it, or use precision='bf16', which passes it on"
-    )
 
 
 def _rows(x: NDArray[Any]) -> NDArray[Any]:
