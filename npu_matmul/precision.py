@@ -28,7 +28,15 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.host.convert import convert, magnitudes, plain_scales, stored_as, type_name
+from npu_matmul.host.convert import (
+    TERMS_OF_A,
+    TERMS_OF_B,
+    convert,
+    magnitudes,
+    plain_scales,
+    stored_as,
+    type_name,
+)
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 Scales = tuple[NDArray[Any], NDArray[Any]]  # of rows and columns, both flat and of one float type
@@ -204,13 +212,6 @@ def _rounded(x: NDArray[Any], axis: int, terms: str = "bfloat16") -> Operand:
     return Operand(x, read_as, terms, axis)
 
 
-# Three terms make one product of three times the K: [low, high, high] of A beside
-# [high; low; high] of B, the small products first. The highs that meet a low are made 0 where they
-# are not finite: a low of 0 must not turn an infinity, which the product of both highs passes on,
-# into NaN.
-_TERMS_OF_A = "bfloat16 low|bfloat16 finite|bfloat16"
-_TERMS_OF_B = "bfloat16 finite|bfloat16 low|bfloat16"
-
 EXACT = Precision("exact", "int8", "int32", _as_is, _as_is)
 PRECISIONS = {
     "bf16": Precision(
@@ -220,8 +221,8 @@ PRECISIONS = {
         "bf16x3",
         "bfloat16",
         "float32",
-        lambda x: _rounded(x, 1, _TERMS_OF_A),
-        lambda x: _rounded(x, 0, _TERMS_OF_B),
+        lambda x: _rounded(x, 1, TERMS_OF_A),
+        lambda x: _rounded(x, 0, TERMS_OF_B),
         terms=3,
     ),
     "int8": Precision(

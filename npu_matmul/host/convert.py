@@ -50,6 +50,13 @@ _NAMES = {dtype: name for name, dtype in STORED_AS.items()}
 # Bits of 2**-60 and 2**60: sums are below 2**31, so that a sum times one scale has all its bits.
 _LEAST_PLAIN, _MOST_PLAIN = np.uint32((127 - 60) << 23), np.uint32((127 + 60) << 23)
 
+# Three terms make one product of three times the K: [low, high, high] of A beside
+# [high; low; high] of B, the small products first. The highs that meet a low are made 0 where they
+# are not finite: a low of 0 must not turn an infinity, which the product of both highs passes on,
+# into NaN.
+TERMS_OF_A = "bfloat16 low|bfloat16 finite|bfloat16"
+TERMS_OF_B = "bfloat16 finite|bfloat16 low|bfloat16"
+
 
 @cache
 def converter(source_type: str, target_type: str, factors: str = "") -> Any:
