@@ -121,6 +121,22 @@ def test_int8_refuses_what_it_lacks_and_the_next_call_works(device: str) -> None
 
 
 @every_device
+def test_the_place_that_int8_refuses_is_that_in_the_callers_array(device: str) -> None:
+    """Which is not the place in the one matrix that a stack or a row is turned into."""
+    stack, matrix, row = normals(1, 2, 3, 4), normals(2, 4, 5), normals(3, 4)
+    bad_stack, bad_row = stack.copy(), row.copy()
+    bad_stack[1, 2, 3], bad_row[2] = np.inf, np.nan
+    for a, b, words in [
+        (bad_stack, matrix, r"operand A holds inf at \(1, 2, 3\)"),
+        (bad_row, matrix, "operand A holds nan at 2;"),
+        (matrix.T, np.swapaxes(bad_stack, 1, 2), r"operand B holds inf at \(1, 3, 2\)"),
+        (matrix.T, bad_row, "operand B holds nan at 2;"),
+    ]:
+        with pytest.raises(QuantiseError, match=words):
+            npu_matmul(a, b, precision="int8", device=device)
+
+
+@every_device
 @pytest.mark.parametrize("precision", ["bf16", "bf16x3"])
 def test_specials_pass_through_as_ieee_says(device: str, precision: str) -> None:
     inf, nan = np.inf, np.nan
