@@ -4,7 +4,7 @@ next call works or says why not."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,10 +12,7 @@ from comparing import assert_equal_bits, product_int32, random_int8
 from pyxrt_double.npu import Npu
 
 from npu_matmul import call, last_call, npu_matmul, open_device
-from npu_matmul.device import DeviceError, DeviceUnavailable, LaunchFailed, NpuDevice, xrt, xrt_runs
-from npu_matmul.device import emulated as emulated_module
-from npu_matmul.device.emulated import EmulatedDevice
-from npu_matmul.device.self_test import launch_latency_s, self_test
+from npu_matmul.device import DeviceError, DeviceUnavailable, LaunchFailed, NpuDevice, xrt_runs
 from npu_matmul.device.xrt_errors import (
     AllocationFailed,
     ContextFailed,
@@ -24,11 +21,9 @@ from npu_matmul.device.xrt_errors import (
     LaunchNotStarted,
     LaunchRejected,
     LaunchTimedOut,
-    SelfTestFailed,
     explain,
 )
-from npu_matmul.emulator.symbols import Model
-from npu_matmul.kernel import Kernel, load_kernel
+from npu_matmul.kernel import load_kernel
 from npu_matmul.schedule import cover
 from npu_matmul.strategies import STRATEGIES
 from npu_matmul.streams import launch_stream
@@ -343,145 +338,6 @@ def test_a_failed_launch_stays_failed_when_it_is_waited_for_again(machine: Npu) 
     for _ in range(2):
         with pytest.raises(LaunchRejected):
             run.wait(TIMEOUT_S)
-
-
-# --- the self-test -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("number", [1, 2])
-def test_an_overlay_that_computes_wrongly_is_not_used(
-    double: Npu, everything_built: None, number: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second launch would leave the first one's result behind."""
-    double.faults[number] = "lost"
-    for _ in range(2):
-        with pytest.raises(SelfTestFailed, match=r"computed a known product wrongly: .*wr"):
-            check()
-    a = random_int8(1, 20, 20)
-    got = npu_matmul(a, a, device="xrt", kernel="matmul_64x512", dtype=np.int32)
-    assert_equal_bits(got, product_int32(a, a))
-    open_device("xrt").close()
-    monkeypatch.setenv(xrt.SELF_TEST_VARIABLE, "0")
-    check()
-
-
-def test_a_self_test_that_hangs_twice_declines_the_device(
-    double: Npu, everything_built: None
-) -> None:
-    double.faults.update({1: "timeout", 2: "timeout"})
-    with pytest.raises(LaunchTimedOut):
-        check()
-    with pytest.raises(DeviceDeclined):
-        check()
-
-
-def test_the_self_test_leaves_no_trace_in_counts(machine: Npu) -> None:
-    assert machine.launches > 12
-    assert open_device("xrt").totals.launches == 12
-    assert open_device("xrt").totals.instruction_syncs == 1
-
-
-def test_a_product_of_the_self_tests_own_shape_brings_its_stream(
-    double: Npu, everything_built: None
-) -> None:
-    a, b = random_int8(1, 32, 48), random_int8(2, 48, 32)
-    npu_matmul(a, b, device="xrt", kernel=KERNEL)
-    assert last_call().instruction_syncs == 1
-
-
-Spoil = Callable[[Model, Kernel], Model]
-
-
-def zeros(model: Model, kernel: Kernel) -> Model:
-    return lambda a, b, c: c.fill(0)
-
-
-def transposed(model: Model, kernel: Kernel) -> Model:
-    def spoilt(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
-        model(a, b, c)
-        m, n, r, t = kernel.tile.m, kernel.tile.n, kernel.mmul.r, kernel.mmul.t
-        blocks = c.reshape(m // r, n // t, r, t)
-        c[:] = np.ascontiguousarray(blocks.transpose(0, 1, 3, 2)).reshape(-1)
-
-    return spoilt
-
-
-def swapped(model: Model, kernel: Kernel) -> Model:
-    return lambda a, b, c: model(b, a, c)
-
-
-def blocks_of_a_in_another_order(model: Model, kernel: Kernel) -> Model:
-    return lambda a, b, c: model(np.ascontiguousarray(np.roll(a, a.size // 2)), b, c)
-
-
-def stale(model: Model, kernel: Kernel) -> Model:
-    """Remembers the first operands it was given."""
-    first: list[np.ndarray] = []
-
-    def spoilt(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
-        if not first:
-            first.append(a.copy())
-        model(first[0], b, c)
-
-    return spoilt
-
-
-def one_value_off(model: Model, kernel: Kernel) -> Model:
-    def spoilt(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
-        model(a, b, c)
-        c[-1] += 1
-
-    return spoilt
-
-
-SPOILS: list[Spoil] = [
-    zeros,
-    transposed,
-    swapped,
-    blocks_of_a_in_another_order,
-    stale,
-    one_value_off,
-]
-
-
-@pytest.mark.parametrize("which", ["first", "next"])
-@pytest.mark.parametrize("spoil", SPOILS, ids=lambda spoil: spoil.__name__)
-def test_the_self_test_notices(monkeypatch: pytest.MonkeyPatch, spoil: Spoil, which: str) -> None:
-    kernel = KERNEL  # square tiles: nothing but values can give a swap away
-    honest = emulated_module.models
-
-    def spoilt(asked: Kernel) -> dict[str, Model]:
-        found = honest(asked)
-        symbol = getattr(asked.symbols, which)
-        return {**found, symbol: spoil(found[symbol], asked)}
-
-    monkeypatch.setattr(emulated_module, "models", spoilt)
-    assert self_test(EmulatedDevice().load(kernel)) is not None
-
-
-def test_the_self_test_is_exact_for_every_kernel(kernel: Kernel) -> None:
-    assert self_test(EmulatedDevice().load(kernel)) is None
-
-
-def test_all_zeros_and_nothing_written_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded = EmulatedDevice().load(KERNEL)
-    monkeypatch.setattr(
-        emulated_module, "models", lambda k: dict.fromkeys([k.symbols.first, k.symbols.next], zero)
-    )
-    assert self_test(EmulatedDevice().load(KERNEL)) == "all values are zero"
-    problem = self_test(loaded, lambda launches: list(launches) and None)
-    assert problem is not None and "nothing was written" in problem
-
-
-def zero(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> None:
-    c.fill(0)
-
-
-def test_latency_is_that_of_launches(double: Npu, everything_built: None) -> None:
-    loaded = open_device("xrt").load(KERNEL)  # type: ignore[attr-defined]
-    launches = double.launches
-    assert 0 < launch_latency_s(loaded, 5) < 1
-    assert double.launches == launches + 5
 
 
 @pytest.mark.parametrize(

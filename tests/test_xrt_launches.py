@@ -1,0 +1,284 @@
+"""The device "xrt" on a double of pyxrt: contexts, launches, chains, and how all of it ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import logging
+import os
+import subprocess
+import sys
+import textwrap
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comparing import assert_equal_bits, product_int32, random_int8
+from pyxrt_double.binding import make_binding
+from pyxrt_double.npu import Npu
+from xrt_products import KERNEL, check, opened, ready, tiles_of
+
+from npu_matmul import last_call, npu_matmul, pack_b
+from npu_matmul.build import cache
+from npu_matmul.device import DeviceError, xrt, xrt_runs
+from npu_matmul.device.xrt_kernel import CHAIN_RUNS
+from npu_matmul.instructions import decode
+from npu_matmul.kernel import CoreGrid, TileShape
+from npu_matmul.schedule import LIMITS, block_launches, cover, step_cycles
+from npu_matmul.streams import launch_stream, stream_cycles
+from npu_matmul.tiler import TileGrid
+
+ROOT = Path(__file__).resolve().parent
+
+
+# --- contexts ----------------------------------------------------------------------------------
+
+
+def test_an_overlay_has_one_context_and_the_oldest_goes(
+    double: Npu, everything_built: None
+) -> None:
+    kernels = [tiles_of(8 * n) for n in range(1, 9)]
+    weights = random_int8(5, 50, 60)
+    packed = pack_b(weights, device="xrt", kernel=kernels[0])
+    for kernel in kernels:
+        check(kernel)
+        assert len(double.contexts) <= double.context_limit
+    made = double.events.count("context made")
+    assert made == len(kernels)
+    check(kernels[-1])
+    assert double.events.count("context made") == made
+    a = random_int8(6, 9, 50)
+    got = npu_matmul(a, packed, dtype=np.int32)  # its context went long ago; its weights did not
+    assert_equal_bits(got, product_int32(a, weights))
+    assert double.events.count("context made") == made + 1
+    assert last_call().bytes_to_device == TileGrid(kernels[0], 9, 50, 60).a_bytes
+
+
+def test_the_context_that_was_used_last_stays(double: Npu, everything_built: None) -> None:
+    kernels = [tiles_of(8 * n) for n in range(1, 8)]
+    for kernel in (*kernels[:6], kernels[0], kernels[6]):
+        check(kernel)
+    made = double.events.count("context made")
+    check(kernels[0])
+    assert double.events.count("context made") == made
+    check(kernels[1])
+    assert double.events.count("context made") == made + 1
+    assert last_call().instruction_syncs == 1  # streams go with their context
+
+
+def test_a_context_with_something_in_flight_goes_when_that_has_ended(
+    double: Npu, everything_built: None
+) -> None:
+    device = opened()
+    loaded, stream, (a, c) = ready(device)
+    double.asks_a_step = 20
+    run = loaded.launch(stream, [a, a, c])
+    double.context_faults.append("DRM_IOCTL_AMDXDNA_CREATE_HWCTX IOCTL failed (err=-2): No such")
+    check(tiles_of(8))
+    assert double.pending_when_made[-1] == 0
+    run.wait(1.0)
+    c.sync_from_device()
+    assert (c.host.view(np.int32) == 16).all()
+
+
+def test_contexts_that_others_hold_cost_one_of_ours(double: Npu, everything_built: None) -> None:
+    check(tiles_of(8))
+    double.context_faults.append("DRM_IOCTL_AMDXDNA_CREATE_HWCTX IOCTL failed (err=-2): No such")
+    check(tiles_of(16))
+    assert len(double.contexts) == 1
+    check(tiles_of(8))
+
+
+def test_closing_ends_runs_kernels_and_contexts(double: Npu, everything_built: None) -> None:
+    device = opened()
+    check()
+    loaded = weakref.ref(device.load(KERNEL))
+    device.close()
+    gc.collect()
+    assert len(double.contexts) == 0
+    assert loaded() is None
+    assert double.heap_bytes == 0
+    check()  # opened anew
+
+
+# --- launches ----------------------------------------------------------------------------------
+
+
+def test_a_product_of_many_launches_goes_in_chains(double: Npu, everything_built: None) -> None:
+    check(strategy="output_tile")
+    device = opened()
+    assert device.chains is True
+    a = random_int8(1, 16 * 10, 16)
+    chains, starts = double.chains, double.calls["start"]
+    npu_matmul(a, a.T, device="xrt", kernel=KERNEL, strategy="output_tile")
+    assert last_call().launches == 100
+    assert double.chains - chains == -(-100 // CHAIN_RUNS)
+    assert double.calls["start"] - starts == -(-100 // CHAIN_RUNS)
+    assert double.calls["blocking waits"] == 0  # they would keep Ctrl-C and threads out
+
+
+def test_a_binding_without_run_lists_launches_one_by_one(
+    double: Npu, everything_built: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyxrt", make_binding(double, without=("runlist",)))
+    check(strategy="output_tile")
+    assert opened().chains is False
+    assert (double.chains, last_call().launches) == (0, 12)
+
+
+@pytest.mark.parametrize("fault", ["lost", "timeout", "error", "hang"])
+def test_run_lists_that_do_not_work_are_found_out(
+    double: Npu,
+    everything_built: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    fault: str,
+) -> None:
+    monkeypatch.setattr("npu_matmul.device.LoadedKernel.TIMEOUT_S", 0.05)
+    opened().load(KERNEL)
+    double.faults[double.launches + 2] = fault  # within the trial
+    with caplog.at_level(logging.INFO, logger="npu_matmul"):
+        check(strategy="output_tile")
+    assert opened().chains is False
+    assert last_call().relaunches == 0
+    assert "chains do not work" in caplog.text
+    chains = double.chains
+    check(strategy="output_tile", seed=3)
+    assert double.chains == chains
+    for queued in list(double.contexts):
+        for command in queued.queue:
+            command.hangs = False  # so that the process may end
+
+
+def test_a_chain_takes_no_longer_than_a_launch_may(double: Npu, everything_built: None) -> None:
+    """The driver's watchdog sees a chain as one job."""
+    device = opened()
+    loaded = device.load(KERNEL)
+    grid = TileGrid(KERNEL, 16, 16 * 512, 16)
+    (launch,) = cover(grid)
+    stream = launch_stream(KERNEL, launch.shape)
+    cycles = stream_cycles(KERNEL, decode(stream))
+    assert cycles == 512 * step_cycles(KERNEL)
+    buffers = [device.alloc(n) for n in (grid.a_bytes, grid.b_bytes, grid.c_bytes)]
+    parts = list(loaded._parts([(stream, buffers)] * 60))
+    assert list(map(len, parts)) == [24, 24, 12]
+    slow = dataclasses.replace(LIMITS, core_cycles=5 * cycles + 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("npu_matmul.device.xrt_kernel.LIMITS", slow)
+        assert list(map(len, loaded._parts([(stream, buffers)] * 12))) == [5, 5, 2]
+
+
+def test_the_cycles_of_a_stream_are_those_of_its_core_calls() -> None:
+    kernel = dataclasses.replace(KERNEL, tile=TileShape(4, 8, 8), grid=CoreGrid(2, 2))
+    grid = TileGrid(kernel, 40, 30, 50)
+    for launch in (*cover(grid), *block_launches(grid)):
+        calls = launch.shape.rows * launch.shape.columns * launch.shape.steps
+        stream = decode(launch_stream(kernel, launch.shape))
+        assert stream_cycles(kernel, stream) == calls * step_cycles(kernel)
+
+
+@pytest.mark.parametrize("asks", [1, 30])
+def test_a_launch_nobody_waits_for_is_kept_until_it_ends(
+    double: Npu, everything_built: None, asks: int
+) -> None:
+    loaded, stream, (a, c) = ready(opened())
+    double.asks_a_step = asks
+    for _ in range(9):  # more than the driver takes at once
+        loaded.launch(stream, [a, a, c])
+    gc.collect()
+    assert xrt_runs.IN_FLIGHT.drain()
+    c.sync_from_device()
+    assert (c.host.view(np.int32) == 16).all()
+
+
+def test_ctrl_c_gets_through_and_what_was_launched_is_seen_to_end(
+    double: Npu, everything_built: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check()
+    pauses: list[float] = []
+
+    def interrupted(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(xrt_runs.time, "sleep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            check()
+    assert not any(context.queue for context in double.contexts)
+    assert xrt_runs.IN_FLIGHT.current() == []
+    check()
+
+
+SCRIPT = """
+import os, sys
+sys.path.insert(0, {tests!r})
+from pyxrt_double.npu import Npu
+from pyxrt_double.binding import make_binding
+from pyxrt_double.built import publish
+import numpy as np
+from npu_matmul import open_device
+from npu_matmul.device import xrt_runs
+from npu_matmul.kernel import load_kernel
+from npu_matmul.schedule import cover
+from npu_matmul.streams import launch_stream
+from npu_matmul.tiler import TileGrid
+
+class Mortal(list):
+    def append(self, text):
+        os.write(2, text.encode()); os._exit(134)
+
+npu = Npu()
+npu.crashes = Mortal()
+sys.modules["pyxrt"] = make_binding(npu)
+kernel = load_kernel("matmul_16x16")
+publish(kernel)
+device = open_device("xrt")
+loaded = device.load(kernel)
+stream = launch_stream(kernel, cover(TileGrid(kernel, 16, 16, 16))[0].shape)
+a, c = device.alloc(256), device.alloc(1024)
+a.host[:] = 1
+a.sync_to_device()
+xrt_runs.DRAIN_S = 0.05
+{action}
+"""
+EXITS = {
+    "launched and not waited for": "loaded.launch(stream, [a, a, c])",
+    "an exception": "loaded.launch(stream, [a, a, c]); raise SystemExit(3)",
+    "never ends": "npu.faults[npu.launches + 1] = 'hang'; loaded.launch(stream, [a, a, c])",
+    "device closed": "loaded.launch(stream, [a, a, c]); device.close()",
+}
+
+
+@pytest.mark.parametrize("action", EXITS.values(), ids=EXITS)
+def test_the_process_ends_in_peace(action: str, tmp_path: Path) -> None:
+    """XRT would abort it, were a run destroyed whose end nobody has seen."""
+    script = SCRIPT.format(tests=str(ROOT), action=action)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT.parent),
+        cache.CACHE_VARIABLE: str(tmp_path),
+        "NPU_MATMUL_SELF_TEST": "0",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == (3 if "SystemExit" in action else 0), done.stderr
+    assert done.stderr == ""
+
+
+def test_a_forked_process_is_told_to_open_its_own(
+    double: Npu, everything_built: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = opened()
+    with monkeypatch.context() as patch:
+        patch.setattr(xrt.os, "getpid", lambda: -1)
+        with pytest.raises(DeviceError, match=r"before this process was forked.*'spawn'"):
+            device.alloc(64)
+    assert device.alloc(64).nbytes == 64
