@@ -340,6 +340,18 @@ def test_the_power_mode_is_asked_of_xrt_smi(
     assert gathering._power_mode() is None
 
 
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        ("clang version 22.0.0 (https://github.com/Xilinx/llvm-aie 3e93) Target: x86", "22.0.0"),
+        ("aiecc 1.4.1", "1.4.1"),
+        ("sha256 0123456789abcdef", "sha256 0123456789abcdef"),
+    ],
+)
+def test_versions_are_told_shortly(said: str, number: str) -> None:
+    assert gathering._number(said) == number
+
+
 def test_a_built_kernel_is_tested_and_timed(double: Npu, no_tools: None) -> None:
     publish(load_kernel("matmul_16x16"))
     found = gather()

@@ -185,7 +185,7 @@ def _kernels(facts: Facts) -> Facts:
     return replace(
         facts,
         tools_missing=missing,
-        tools=", ".join(f"{name} {version}" for name, version in versions.items()),
+        tools=", ".join(f"{name} {_number(said)}" for name, said in versions.items()),
         kernels=tuple(states),
         tested=tuple(tested),
     )
@@ -200,6 +200,12 @@ def _test(kernel: Kernel, label: str) -> SelfTested:
             return SelfTested(label, self_test(loaded), launch_latency_s(loaded))
     except (DeviceError, KernelNotBuilt) as error:
         return SelfTested(label, str(error))
+
+
+def _number(said: str) -> str:
+    """The version in what a program says of itself."""
+    found = re.search(r"\d+(\.\d+)+\S*", said)
+    return found.group() if found else said
 
 
 def _variants(target: str) -> list[Kernel]:
