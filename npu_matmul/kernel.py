@@ -47,7 +47,7 @@ class UnknownKernel(ValueError):
 
 
 class KernelNotBuilt(RuntimeError):
-    """The kernel's folder lacks a part that running it needs."""
+    """Something that running the kernel needs is not there: its source, or an overlay for an NPU."""
 
 
 @dataclass(frozen=True)

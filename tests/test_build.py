@@ -343,9 +343,9 @@ def test_builds_at_the_same_time_make_one_overlay(
     tools: StandIns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STANDIN_SECONDS", "0.3")
-    builders = [builder() for _ in range(3)]
+    builders = [builder() for _ in range(2)]
     results = [process.communicate(timeout=60) for process in builders]
-    assert [process.returncode for process in builders] == [0] * 3, results
+    assert [process.returncode for process in builders] == [0] * 2, results
     assert len({out for out, _ in results}) == 1
     assert [call[0] for call in tools.calls] == ["clang++", "aiecc"]
 
