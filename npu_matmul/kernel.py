@@ -47,7 +47,7 @@ class UnknownKernel(ValueError):
 
 
 class KernelNotBuilt(RuntimeError):
-    """Something that running the kernel needs is not there: its source, or an overlay for an NPU."""
+    """What running the kernel needs is not there: its source, or an overlay for an NPU."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,95 @@
+"""``npu-matmul build``."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from npu_matmul.kernel import Kernel, KernelNotBuilt, kernel_folders, load_kernel, load_variants
+from npu_matmul.target import TARGETS
+
+
+@click.command()
+@click.argument("kernel", required=False)
+@click.option("--variant", default=None, help="Only this variant of the kernel.")
+@click.option(
+    "--target", default=None, type=click.Choice(list(TARGETS)), help="Default: the kernel's own."
+)
+@click.option("--force", is_flag=True, help="Build again what is built.")
+@click.option("--dry-run", is_flag=True, help="Only print the commands.")
+def build(
+    kernel: str | None, variant: str | None, target: str | None, force: bool, dry_run: bool
+) -> None:
+    """Build a kernel's overlays for a real NPU; without KERNEL, those of every kernel.
+
+    Needs mlir-aie, llvm-aie (Peano) and XRT's xclbinutil. Nothing is built twice: products are kept
+    in the user's cache under what they were made from. Exit code 2 when a build fails.
+    """
+    from npu_matmul.build import run
+
+    console = Console()
+    wanted = [
+        (each, name)
+        for each in _kernels(kernel, variant)
+        for name in ([target] if target else each.targets)
+    ]
+    for each, name in wanted:
+        title = f"{each.name} {each.variant}, {name}"
+        if dry_run:
+            run.require_rules(each, name)
+            click.echo(f"# {title}")
+            for line in _commands(each, name):
+                click.echo(line)
+            continue
+        console.print(f"[bold]{title}[/bold]", highlight=False)
+        with console.status("checking the design") as status:
+
+            def tell(text: str) -> None:
+                console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)  # noqa: B023
+                status.update(escape(text))  # noqa: B023
+
+            built = run.build(each, name, force, tell)
+        console.print(f"  [green]built[/green] {escape(str(built.folder))}", soft_wrap=True)
+
+
+def _kernels(name: str | None, variant: str | None) -> list[Kernel]:
+    if name is None:
+        if variant is not None:
+            raise click.UsageError("--variant needs a KERNEL")
+        every = [each for folder in kernel_folders() for each in load_variants(folder).values()]
+        return [each for each in every if each.source.is_file()]
+    return [load_kernel(name, variant)] if variant else list(load_variants(name).values())
+
+
+def _commands(kernel: Kernel, target: str) -> list[str]:
+    """The commands as a shell takes them; variables stand for what is not installed here."""
+    from npu_matmul.build.identity import overlay_inputs, overlay_name
+    from npu_matmul.build.plan import DESIGN, Tools, build_steps, reference_problem
+    from npu_matmul.build.toolchain import MLIR_AIE_VARIABLE, PEANO_VARIABLE, find_toolchain
+
+    notes = []
+    try:
+        tools = find_toolchain().tools
+    except KernelNotBuilt as error:
+        notes = [f"# {line}" for line in str(error).splitlines()]
+        mlir_aie, peano = Path(f"${MLIR_AIE_VARIABLE}"), Path(f"${PEANO_VARIABLE}")
+        tools = Tools(
+            compiler=peano / "bin/clang++",
+            peano=peano,
+            aiecc=mlir_aie / "bin/aiecc",
+            headers=mlir_aie / "include",
+            xclbinutil=Path("xclbinutil"),
+        )
+    m, k, n = reference_problem(kernel)
+    emit = f"npu-matmul emit {kernel.name} --variant {kernel.variant} --target {target}"
+    steps = build_steps(kernel, target, tools, overlay_name(overlay_inputs(kernel, target)))
+    quoted = [" ".join(map(_quoted, step.command)) for step in steps]
+    return [*notes, f"{emit} -m {m} -k {k} -n {n} -o {DESIGN}", *quoted]
+
+
+def _quoted(word: str) -> str:
+    return word if "$" in word and " " not in word else shlex.quote(word)

@@ -1,0 +1,57 @@
+"""What an overlay was made from, as hashes, and the name that carries them into the xclbin.
+
+An xclbin names its kernel; ours is named after everything it was made from. So an overlay of other
+tile sizes, another design or another source has another name, and a device that asks for the name
+of the kernel at hand cannot be given it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+
+from npu_matmul.build.plan import AIECC_FLAGS, COMPILER_FLAGS, TRIPLES, reference_design
+from npu_matmul.design import design_text
+from npu_matmul.kernel import Kernel
+
+INCLUDED = (".h", ".hh", ".hpp", ".inc")  # beside the source, any of which it may include
+NOT_BUILT_IN = ("summary", "source", "targets")  # parts of a manifest that no product depends on
+
+
+def overlay_inputs(kernel: Kernel, target: str) -> dict[str, str]:
+    """The SHA-256 of each input of an overlay, tools excepted; raises ``KernelNotBuilt`` without a
+    source."""
+    source = kernel.require_source()
+    manifest = {k: v for k, v in asdict(kernel).items() if k not in NOT_BUILT_IN}
+    flags = [TRIPLES[target], *COMPILER_FLAGS, *AIECC_FLAGS, kernel.defines]
+    inputs = {
+        "manifest": _sha256(json.dumps(manifest, sort_keys=True)),
+        "design": _sha256(design_text(kernel, target)),
+        "reference sequence": _sha256(reference_design(kernel, target)),
+        "flags": _sha256(json.dumps(flags)),
+        f"source {source.name}": _sha256(source.read_bytes()),
+    }
+    for header in sorted(source.parent.iterdir()):
+        if header.suffix in INCLUDED:
+            inputs[f"header {header.name}"] = _sha256(header.read_bytes())
+    return inputs
+
+
+def overlay_name(inputs: dict[str, str]) -> str:
+    """What the overlay's kernel is called inside its xclbin: 16 hexadecimal digits of its inputs'
+    hash.
+
+    >>> overlay_name({"manifest": "0"}) == overlay_name({"manifest": "1"})
+    False
+    """
+    return "matmul_" + digest_of(inputs)
+
+
+def digest_of(table: dict[str, str]) -> str:
+    """16 hexadecimal digits that stand for all of a table."""
+    return _sha256(json.dumps(table, sort_keys=True))[:16]
+
+
+def _sha256(content: str | bytes) -> str:
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()

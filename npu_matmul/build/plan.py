@@ -1,0 +1,112 @@
+"""Which commands make an overlay: pure, so that every word of them can be tested.
+
+Flags are those of mlir-aie's own examples and of its ``aiecc`` driver of April 2026. ``aiecc``
+takes AMD's proprietary compiler unless told otherwise; Peano (llvm-aie) is the free one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from npu_matmul.design import design_text
+from npu_matmul.kernel import Kernel
+from npu_matmul.schedule import cover, launch_sequence
+from npu_matmul.target import TARGETS
+from npu_matmul.tiler import TileGrid
+
+DESIGN = "design.mlir"
+XCLBIN = "overlay.xclbin"
+INSTRUCTIONS = "insts.bin"  # of the sequence in the design, for comparison with ours
+WORK = "aiecc.prj"  # aiecc's own products
+LOWERED = f"{WORK}/input_with_addresses.mlir"
+
+TRIPLES = {"npu1": "aie2-none-unknown-elf", "npu2": "aie2p-none-unknown-elf"}
+COMPILER_FLAGS = (
+    "-O2",
+    "-std=c++20",
+    "-Wno-parentheses",
+    "-Wno-attributes",
+    "-Wno-macro-redefined",
+    "-Wno-empty-body",
+    "-Wno-missing-template-arg-list-after-template-kw",
+    "-DNDEBUG",
+)
+AIECC_FLAGS = (
+    "--no-compile-host",
+    "--no-xchesscc",
+    "--no-xbridge",
+    "--alloc-scheme=basic-sequential",  # the one whose memory map the design rules check
+)
+
+
+@dataclass(frozen=True)
+class Tools:
+    """Where the programs of a build are."""
+
+    compiler: Path
+    peano: Path
+    aiecc: Path
+    headers: Path  # has aie_api/
+    xclbinutil: Path
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command: ``produces`` are files that must exist afterwards, in the working folder."""
+
+    title: str
+    command: tuple[str, ...]
+    produces: tuple[str, ...]
+
+
+def reference_problem(kernel: Kernel) -> tuple[int, int, int]:
+    """M, K, N of the product whose sequence the design is compiled with: two blocks each way, three
+    steps of K.
+
+    An overlay serves every shape; this one only lets aiecc write a stream that ours can be held
+    against.
+    """
+    rows, columns = kernel.block
+    return 2 * rows, 3 * kernel.tile.k, 2 * columns
+
+
+def reference_design(kernel: Kernel, target: str) -> str:
+    """The module that is compiled: the overlay's design with the reference product's sequence."""
+    (launch,) = cover(TileGrid(kernel, *reference_problem(kernel)))
+    return design_text(kernel, target, launch_sequence(kernel, launch.shape, TARGETS[target]))
+
+
+def build_steps(kernel: Kernel, target: str, tools: Tools, name: str) -> tuple[Step, ...]:
+    """The commands that make a kernel's overlay, to be run in a folder that holds the design.
+
+    ``name`` is what the overlay's kernel is called inside the xclbin.
+    """
+    linked = f"{kernel.source.stem}.o"
+    compile_core = (
+        str(tools.compiler),
+        f"--target={TRIPLES[target]}",
+        *COMPILER_FLAGS,
+        f"-I{tools.headers}",
+        *(f"-D{macro}={value}" for macro, value in kernel.defines.items()),
+        "-c",
+        str(kernel.source.resolve()),
+        "-o",
+        linked,
+    )
+    compile_overlay = (
+        str(tools.aiecc),
+        *AIECC_FLAGS,
+        f"--peano={tools.peano}",
+        f"--tmpdir={WORK}",
+        "--aie-generate-xclbin",
+        f"--xclbin-name={XCLBIN}",
+        f"--xclbin-kernel-name={name}",
+        "--aie-generate-npu-insts",
+        f"--npu-insts-name={INSTRUCTIONS}",
+        DESIGN,
+    )
+    return (
+        Step(f"compile {kernel.source.name}", compile_core, (linked,)),
+        Step("compile the overlay", compile_overlay, (XCLBIN, INSTRUCTIONS)),
+    )
