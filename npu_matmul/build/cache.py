@@ -128,8 +128,8 @@ def built_at(place: Path, kernel: Kernel, target: str) -> Built | None:
 
 def place_for(kernel: Kernel, target: str, tools: dict[str, str]) -> Path:
     """The folder of the overlay that these inputs and tools make."""
-    key = digest_of({**overlay_inputs(kernel, target), **{f"tool {k}": v for k, v in tools.items()}})
-    return overlays_folder(kernel, target) / key
+    versions = {f"tool {name}": version for name, version in tools.items()}
+    return overlays_folder(kernel, target) / digest_of(overlay_inputs(kernel, target) | versions)
 
 
 def building(place: Path) -> FileLock:

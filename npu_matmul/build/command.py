@@ -49,8 +49,8 @@ def build(
         with console.status("checking the design") as status:
 
             def tell(text: str) -> None:
-                console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)  # noqa: B023
-                status.update(escape(text))  # noqa: B023
+                console.print(f"  {escape(text)}", highlight=False, soft_wrap=True)
+                status.update(escape(text))
 
             built = run.build(each, name, force, tell)
         console.print(f"  [green]built[/green] {escape(str(built.folder))}", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Where the standard toolchain is: mlir-aie, Peano and xclbinutil, and what to install otherwise."""
+"""Where the standard toolchain is: mlir-aie, Peano, xclbinutil; and what to install otherwise."""
 
 from __future__ import annotations
 
