@@ -106,6 +106,13 @@ def add_bias(x: Floats, bias: Floats) -> Floats:
     return x
 
 
+def compile_all() -> None:
+    """Compile, or load from the disk what was compiled before: the first use would otherwise hold
+    that time."""
+    x, row = np.zeros((1, 1), np.float32), np.zeros(1, np.float32)
+    softmax(add(layer_norm(gelu(add_bias(x, row), row), row, row), x, row))
+
+
 def _by_rows(loop: Callable[..., None], matrices: tuple[Floats, ...], rest: tuple[Any, ...]) -> None:
     """``loop`` over all rows: a part per thread where there is enough to do."""
     rows, columns = matrices[0].shape

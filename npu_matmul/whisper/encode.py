@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.device import open_device
-from npu_matmul.whisper import ledger
+from npu_matmul.whisper import elementwise, ledger
 from npu_matmul.whisper.audio import SAMPLE_RATE_HZ
 from npu_matmul.whisper.checkpoint import load_tensors
 from npu_matmul.whisper.dimensions import SIZES, random_tensors
@@ -74,7 +74,7 @@ class FileReport:
     audio_s: float = 0.0
     wall_s: float = 0.0
     windows: int = 0
-    devices: str = ""
+    products: dict[str, int] = field(default_factory=dict)  # by place
     seconds: dict[str, float] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -89,6 +89,7 @@ class Pipeline:
 
     def __init__(self, settings: Settings) -> None:
         source, tensors = _tensors(settings)
+        elementwise.compile_all()
         device = open_device(settings.device)
         self.encoder = AudioEncoder(
             tensors,
@@ -144,7 +145,7 @@ class Pipeline:
             report.error = f"{type(error).__name__}: {error}"
         report.wall_s = time.perf_counter() - start
         report.audio_s = samples / SAMPLE_RATE_HZ
-        report.devices, report.counts = book.devices(), dict(book.counts)
+        report.products, report.counts = dict(book.products), dict(book.counts)
         report.seconds = dict(book.seconds)
         return report
 

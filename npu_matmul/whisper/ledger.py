@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -48,18 +48,17 @@ class Ledger:
         self.products.update(other.products)
         self.reports.update(other.reports)
 
-    def devices(self) -> str:
-        """Where products were computed, the most used place first.
 
-        >>> ledger = Ledger()
-        >>> ledger.products.update(emulated=5, numpy=2)
-        >>> ledger.devices()
-        'emulated (5 products), numpy (2 products)'
-        """
-        return ", ".join(
-            f"{device} ({count:,} product{'s' if count > 1 else ''})"
-            for device, count in self.products.most_common()
-        )
+def places(products: Mapping[str, int]) -> str:
+    """Where products were computed, the most used place first.
+
+    >>> places({"numpy": 2, "emulated": 5})
+    'emulated (5 products), numpy (2 products)'
+    """
+    return ", ".join(
+        f"{place} ({count:,} product{'s' if count > 1 else ''})"
+        for place, count in Counter(products).most_common()
+    )
 
 
 _recording = threading.local()

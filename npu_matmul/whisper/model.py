@@ -242,13 +242,14 @@ class AudioEncoder:
                 f"{self.dims.frames}), or a batch of that: pad or cut the audio to 30 s first, "
                 "with npu_matmul.whisper.pad_or_trim"
             )
-        x = np.concatenate([self._front_end(window) for window in batch])
+        x = np.concatenate([self.front_end(window) for window in batch])
         for done, block in enumerate(self.blocks, start=1):
             x = block(x, self.dims.n_audio_ctx, self.attention == "device")
             on_layer(done)
         return self.ln_post(x).reshape(*mel.shape[:-2], -1, self.dims.n_audio_state)
 
-    def _front_end(self, mel: NDArray[np.float32]) -> Floats:
+    def front_end(self, mel: NDArray[np.float32]) -> Floats:
+        """What the first block is given for one window: rows (n_audio_ctx, n_audio_state)."""
         rows = self._gelu(self.conv1(mel.T), self.conv1)
         rows = self._gelu(self.conv2(rows), self.conv2)
         with ledger.stage("residual"):
