@@ -1,4 +1,4 @@
-"""The command line: ``npu-matmul demo | encode | transcribe | kernels | devices | emit | check``."""
+"""The command line, ``npu-matmul``: demo, encode, transcribe, kernels, devices, emit, check."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""The first part of the demonstration: speech through the projections of a Whisper-tiny layer, by all three
-strategies.
+"""The first part of the demonstration: speech through the projections of a Whisper-tiny layer, by
+all three strategies.
 
 The recording's log-mel features pass a convolution front end on the host, are quantised to int8,
 and are multiplied with the query, key, value and output weights of one encoder layer. Weights are

@@ -261,11 +261,10 @@ def _as_array(tensor: Tensor) -> NDArray[Any]:
 
 
 class EncoderModule(nn.Module):
-    """A NumPy :class:`AudioEncoder` as a torch module: ``whisper_model.encoder = EncoderModule(…)``.
+    """A NumPy :class:`AudioEncoder` as a torch module, for ``whisper_model.encoder``.
 
-    >>> from npu_matmul.whisper.dimensions import SIZES, Dimensions, random_tensors
-    >>> sizes = Dimensions(n_mels=8, n_audio_ctx=6, n_audio_state=64, n_audio_head=1, n_audio_layer=1)
-    >>> encoder = AudioEncoder(random_tensors(sizes), device="cpu")
+    >>> from npu_matmul.whisper.dimensions import Dimensions, random_tensors
+    >>> encoder = AudioEncoder(random_tensors(Dimensions(8, 6, 64, 1, 1)), device="cpu")
     >>> EncoderModule(encoder)(torch.zeros(1, 8, 12)).shape
     torch.Size([1, 6, 64])
     """

@@ -107,7 +107,9 @@ def load_state(path: Path, prefix: str = "") -> Tensors:
         return _read_safetensors(path, prefix)
     if path.suffix == ".pt":
         return _read_pt(path, prefix)
-    raise CheckpointError(f"{path}: a file that ends in .pt or .safetensors is needed; {HOW_TO_GET}")
+    raise CheckpointError(
+        f"{path}: a file that ends in .pt or .safetensors is needed; {HOW_TO_GET}"
+    )
 
 
 def encoder_tensors(state: Mapping[str, NDArray[Any]]) -> Tensors:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -280,7 +280,7 @@ def show(reports: list[FileReport], to: Console) -> None:
 
 
 def _stage_table(reports: list[FileReport]) -> Table:
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     for report in reports:
         for stage, spent in report.seconds.items():
             seconds[_kind(stage)] += spent
@@ -289,7 +289,7 @@ def _stage_table(reports: list[FileReport]) -> Table:
     table = Table("where the seconds went", box=box.SIMPLE_HEAD)
     table.add_column("seconds", justify="right")
     table.add_column("share", justify="right")
-    for stage, spent in seconds.most_common():
+    for stage, spent in sorted(seconds.items(), key=lambda item: -item[1]):
         table.add_row(stage, f"{spent:,.3f}", f"{spent / total:.1%}")
     return table
 

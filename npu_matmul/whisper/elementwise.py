@@ -20,6 +20,7 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numba
@@ -113,12 +114,14 @@ def compile_all() -> None:
     softmax(add(layer_norm(gelu(add_bias(x, row), row), row, row), x, row))
 
 
-def _by_rows(loop: Callable[..., None], matrices: tuple[Floats, ...], rest: tuple[Any, ...]) -> None:
+def _by_rows(
+    loop: Callable[..., None], matrices: tuple[Floats, ...], rest: tuple[Any, ...]
+) -> None:
     """``loop`` over all rows: a part per thread where there is enough to do."""
     rows, columns = matrices[0].shape
     parts = min(threads(), rows, max(1, rows * columns // ELEMENTS_PER_THREAD))
     cuts = [rows * part // parts for part in range(parts + 1)]
-    slices = [slice(*pair) for pair in zip(cuts, cuts[1:], strict=False)]
+    slices = [slice(*pair) for pair in pairwise(cuts)]
     others = [_pool().submit(loop, *(m[s] for m in matrices), *rest) for s in slices[1:]]
     loop(*(m[slices[0]] for m in matrices), *rest)
     for other in others:
@@ -127,7 +130,7 @@ def _by_rows(loop: Callable[..., None], matrices: tuple[Floats, ...], rest: tupl
 
 @cache
 def threads() -> int:
-    """How many threads work: ``$OMP_NUM_THREADS`` where it is set, else the cores of the process."""
+    """How many threads work: ``$OMP_NUM_THREADS`` where it is set, else one per core."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
 

@@ -98,9 +98,7 @@ class Pipeline:
             attention=settings.attention,
             source=source,
         )
-        self.mel = LogMel(
-            self.encoder.dims.n_mels, device=device, precision=settings.mel_precision
-        )
+        self.mel = LogMel(self.encoder.dims.n_mels, device=device, precision=settings.mel_precision)
 
     def features(
         self, audio: str | os.PathLike[str], progress: Progress | None = None

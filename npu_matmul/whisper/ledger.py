@@ -100,7 +100,7 @@ def product(name: str, *operands: Any, **how: Any) -> Any:
     return result
 
 
-def host_product(name: str, count: int = 1) -> None:
+def host_products(count: int) -> None:
     """Count products that NumPy computed on the host."""
     for ledger in _ledgers():
         ledger.products["numpy"] += count

@@ -4,8 +4,8 @@ Comes in: samples of :mod:`npu_matmul.whisper.audio`. Goes out: float32 features
 100 frames per second of audio.
 
 The trap: the dynamic range is cut relative to the loudest value of the whole input, so the features
-of a part are not a part of the features. Long audio is therefore taken in windows of 30 s, each with
-its own range: what Whisper was trained on.
+of a part are not a part of the features. Long audio is therefore taken in windows of 30 s, each
+with its own range: what Whisper was trained on.
 """
 
 from __future__ import annotations

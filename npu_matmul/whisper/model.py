@@ -1,6 +1,6 @@
 """Whisper's audio encoder in NumPy: every product with weights goes through ``npu_matmul``.
 
-Comes in: log-mel features (n_mels, 3000) of 30 s. Goes out: features (1500, n_audio_state), float32.
+Comes in: log-mel features (n_mels, 3000) of 30 s. Goes out: float32 features (1500, n_audio_state).
 Classes and parameters have openai-whisper's names. Weights are packed once, when the encoder is
 made, and stay on the device; a call moves activations only.
 
@@ -69,8 +69,9 @@ class Conv1d(Linear):
         precision: str,
         stride: int = 1,
     ) -> None:
-        self.width, self.stride = weight.shape[2], stride
-        flat = weight.transpose(0, 2, 1).reshape(weight.shape[0], -1)
+        outputs, _, self.width = weight.shape
+        self.stride = stride
+        flat = weight.transpose(0, 2, 1).reshape(outputs, -1)
         super().__init__(name, flat, bias, device, precision)
 
     def __call__(self, rows: NDArray[np.float32]) -> Floats:
@@ -116,11 +117,11 @@ class MultiHeadAttention:
                 elementwise.add_bias(rows, linear.bias)
         qkv = projected[0] if len(projected) == 1 else np.concatenate(projected, axis=1)
         query, key, value = np.split(qkv, 3, axis=1)
-        mixed = np.empty(query.shape, np.float32)
+        mixed: Floats = np.empty_like(x)
         attend = self._on_device if on_device else self._on_host
         for start in range(0, len(x), tokens):
             window = slice(start, start + tokens)
-            for left in range(0, mixed.shape[1], HEAD_WIDTH):
+            for left in range(0, x.shape[1], HEAD_WIDTH):
                 head = window, slice(left, left + HEAD_WIDTH)
                 attend(query[head], key[head].T, value[head], mixed[head])
         return self.out(mixed)
@@ -131,13 +132,11 @@ class MultiHeadAttention:
         self._softmax(scores)
         with ledger.stage("attn.wv"):
             np.matmul(scores, value, out=out)
-        ledger.host_product(2)
+        ledger.host_products(2)
 
     def _on_device(self, query: Floats, key: Floats, value: Floats, out: Floats) -> None:
         qk, wv = f"{self.name}.qk", f"{self.name}.wv"
-        scores: Floats = ledger.product(
-            qk, query, key, precision=self.how[qk], device=self.device
-        )
+        scores: Floats = ledger.product(qk, query, key, precision=self.how[qk], device=self.device)
         self._softmax(scores)
         out[...] = ledger.product(wv, scores, value, precision=self.how[wv], device=self.device)
 
@@ -178,7 +177,7 @@ class AudioEncoder:
 
     Args:
         tensors: arrays by openai-whisper's parameter names, as :func:`load_encoder` reads them.
-        device: a name for ``open_device``, or a device; default ``$NPU_MATMUL_DEVICE``, else "auto".
+        device: a name for ``open_device``, or a device; default ``$NPU_MATMUL_DEVICE``, or "auto".
         precision: "bf16", "bf16x3" or "int8" for every projection, or a mapping of patterns of
             their names to precisions (:func:`npu_matmul.whisper.placement.precisions`).
         attention: where the products inside attention are computed: "host" (np.matmul in float32),
@@ -190,7 +189,7 @@ class AudioEncoder:
         ValueError: an unknown precision, pattern, device or place.
 
     >>> from npu_matmul.whisper.dimensions import Dimensions, random_tensors
-    >>> sizes = Dimensions(n_mels=8, n_audio_ctx=6, n_audio_state=64, n_audio_head=1, n_audio_layer=1)
+    >>> sizes = Dimensions(8, n_audio_ctx=6, n_audio_state=64, n_audio_head=1, n_audio_layer=1)
     >>> encoder = AudioEncoder(random_tensors(sizes), device="cpu", precision="bf16x3")
     >>> encoder(np.zeros((8, 12), np.float32)).shape
     (6, 64)
@@ -275,7 +274,8 @@ class AudioEncoder:
 
 def product_names(dims: Dimensions) -> list[str]:
     """The names that a precision can be chosen for, in the order of the encoder."""
-    parts = "attn.query attn.key attn.value attn.qk attn.wv attn.out mlp.0 mlp.2".split()
+    attention = [f"attn.{part}" for part in ("query", "key", "value", "qk", "wv", "out")]
+    parts = [*attention, "mlp.0", "mlp.2"]
     blocks = [f"blocks.{layer}.{part}" for layer in range(dims.n_audio_layer) for part in parts]
     return ["conv1", "conv2", *blocks]
 
@@ -285,9 +285,10 @@ def _linear(tensors: Tensors, names: tuple[str, ...], device: Device, precision:
     pairs = [_pair(tensors, name) for name in names]
     weight = np.concatenate([weight for weight, _ in pairs])
     bias = np.concatenate([bias for _, bias in pairs])
-    stem = names[0].rpartition(".")[0]
-    letters = "".join(name.rpartition(".")[2][0] for name in names)
-    return Linear(names[0] if len(names) == 1 else f"{stem}.{letters}", weight, bias, device, precision)
+    stem, _, last = names[0].rpartition(".")
+    if len(names) > 1:  # of query, key and value, "qkv"
+        last = "".join(name.rpartition(".")[2][0] for name in names)
+    return Linear(f"{stem}.{last}", weight, bias, device, precision)
 
 
 def _pair(tensors: Tensors, name: str) -> tuple[NDArray[Any], NDArray[Any]]:

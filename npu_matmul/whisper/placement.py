@@ -68,7 +68,7 @@ def _examples(names: list[str]) -> list[str]:
 
 
 def attention_rule(device: Device, tokens: int, head_width: int) -> str:
-    """"device" where the two products of a head pay on ``device``, else "host"; for
+    """ "device" where the two products of a head pay on ``device``, else "host"; for
     ``attention="auto"``.
 
     On an NPU they do not: with K = 64 the first writes 4 bytes for every 64 multiplications, the
