@@ -196,17 +196,17 @@ def _read_safetensors(path: Path, prefix: str) -> Tensors:
             for name in header:
                 ours = openai_name(name)
                 if ours is not None and ours.startswith(prefix):
-                    tensors[ours] = _tensor(file, name, header)
+                    tensors[ours] = _tensor(path, file, name, header)
     except safetensor_error as error:
         raise CheckpointError(f"{path}: {error}") from error
     return tensors
 
 
-def _tensor(file: Any, name: str, header: Mapping[str, Any]) -> NDArray[Any]:
+def _tensor(path: Path, file: Any, name: str, header: Mapping[str, Any]) -> NDArray[Any]:
     if header[name]["dtype"] not in ("F16", "F32", "F64", "BF16"):
         raise CheckpointError(
-            f"tensor {name!r} is {header[name]['dtype']}; float tensors are needed: quantised "
-            "checkpoints cannot be read"
+            f"{path}: tensor {name!r} is {header[name]['dtype']}; float tensors are needed: "
+            "quantised checkpoints cannot be read"
         )
     return np.asarray(file.get_tensor(name))
 
