@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from comparing import assert_equal_bits
 from numpy.typing import NDArray
+from whisper_files import their_name
 
 from npu_matmul.whisper import checkpoint
 from npu_matmul.whisper.checkpoint import load_encoder, load_tensors, openai_name
@@ -33,26 +34,7 @@ CONFIGURATION = {
     "num_mel_bins": 12,
     "max_source_positions": 1500,
 }
-THEIR_MODULES = [
-    ("blocks.", "layers."),
-    ("attn_ln", "self_attn_layer_norm"),
-    ("mlp_ln", "final_layer_norm"),
-    ("mlp.0", "fc1"),
-    ("mlp.2", "fc2"),
-    ("attn.query", "self_attn.q_proj"),
-    ("attn.key", "self_attn.k_proj"),
-    ("attn.value", "self_attn.v_proj"),
-    ("attn.out", "self_attn.out_proj"),
-    ("positional_embedding", "embed_positions.weight"),
-    ("ln_post", "layer_norm"),
-]
 State = dict[str, NDArray[Any]]
-
-
-def their_name(name: str) -> str:
-    for ours, theirs in THEIR_MODULES:
-        name = name.replace(ours, theirs)
-    return name
 
 
 def hugging_face(prefix: str = "model.encoder.", dtype: Any = np.float32) -> State:
