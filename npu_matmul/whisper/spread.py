@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from npu_matmul.whisper.encode import FileReport, Job, Settings, encode_job
 
 # Read by BLAS and OpenMP when a process starts, and by elementwise.threads.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+CONNECT_S = 10  # until a scheduler must have answered
 NPU_RESOURCE = "NPU"  # what a Dask worker declares: one, as it has one NPU
 
 
@@ -75,7 +77,7 @@ def over_dask(
             "--dask needs the package distributed, which is not installed: "
             "pip install 'npu-matmul[whisper,dask]'"
         ) from error
-    with Client(address, timeout="10s") as client:
+    with Client(address, timeout=CONNECT_S) as client:
         workers = client.scheduler_info(n_workers=-1)["workers"]
         if not any(NPU_RESOURCE in worker["resources"] for worker in workers.values()):
             raise ValueError(
@@ -84,18 +86,18 @@ def over_dask(
             )
         one_npu = {"resources": {NPU_RESOURCE: 1}, "pure": False}
         futures = {
-            client.submit(encode, _absolute(settings), job, **one_npu): job
-            for job in map(_absolute_job, jobs)
+            client.submit(encode, _absolute(settings), _absolute_job(job), **one_npu): job
+            for job in jobs
         }
         for future in as_completed(futures):
             yield _outcome(future, futures[future])
 
 
 def _outcome(future: Any, job: Job) -> FileReport:
-    """Of a Dask task: its report, or why there is none."""
+    """Of a Dask task: its report, with the names that were given, or why there is none."""
     if future.status == "finished":
         report: FileReport = future.result()
-        return report
+        return replace(report, audio=job.audio, output=job.output)
     error = future.exception()
     return FileReport(job.audio, error=f"{type(error).__name__}: {error}")
 

@@ -202,7 +202,7 @@ def test_inputs_may_be_transposed() -> None:
         {"kernel_size": 3, "padding": 1},
         {"kernel_size": 3, "padding": 1, "stride": 2},
         {"kernel_size": 5, "stride": 3, "dilation": 2, "padding": 4},
-        {"kernel_size": 4, "padding": "same"},
+        {"kernel_size": 5, "padding": "same", "dilation": 2},
         {"kernel_size": 4, "padding": "valid", "bias": False},
         {"kernel_size": 1},
     ],
