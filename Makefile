@@ -24,8 +24,14 @@ lint: $(VENV)/installed
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy npu_matmul
 
-bench: $(VENV)/installed
-	@$(RUN)/python bench/run.py
+bench: $(VENV)/plot-installed
+	@mkdir -p bench-results
+	@$(RUN)/npu-matmul bench --plot bench-results --json bench-results/cpu.json
+	@$(RUN)/python bench/run.py --json bench-results/host.json
+
+$(VENV)/plot-installed: $(VENV)/installed
+	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[plot]'
+	@touch $@
 
 $(VENV)/installed: pyproject.toml
 	@echo "installing into $(VENV) ..."

@@ -239,7 +239,11 @@ def median_ms(multiply: Callable[[Any, Any], Any], a: Any, b: Any, count: int = 
 
 
 def encoder_table(size: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"{size} encoder, 30 s; ours on {rows[-1]['device']}", box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(
+        title=f"{size} encoder, 30 s; ours on {rows[-1]['device']}",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
+    )
     table.add_column("encoder")
     for heading in ("median s", "least s", "x torch", "target", "rel. error", "cosine"):
         table.add_column(heading, justify="right")

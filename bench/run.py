@@ -1,4 +1,8 @@
-"""Runs the benchmarks, prints their tables and writes ``bench.json`` with the environment."""
+"""The developer's comparisons: host stages, precisions and strategies of this checkout.
+
+Prints their tables and writes a JSON file with the environment. ``npu-matmul bench`` measures the
+cpu device against other libraries.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,15 @@ from typing import Any
 import click
 import host
 import host_below
+import models
 import precisions
 import strategies
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from timing import environment, write_json
+
+from npu_matmul.bench.environment import summary
 
 console = Console()
 
@@ -23,41 +30,47 @@ console = Console()
 @click.option("--json", "path", type=click.Path(path_type=Path), default="bench.json")
 def main(quick: bool, path: Path) -> None:
     """Counts and host seconds of the strategies, and host stages against NumPy."""
-    machine = environment()
-    console.print(f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}\n")
+    console.print(summary(environment()) + "\n", highlight=False)
     with console.status("host stages") as status:
         stages = host.run()
         threshold = host_below.run()
+        status.update("models of the emulated NPU")
+        modelled = models.run()
         status.update("precisions")
         accuracy = precisions.run()
         products = strategies.run(quick, status.update)
     console.print(_stage_table(stages))
     console.print(_threshold_table(threshold))
+    console.print(_model_table(modelled))
     console.print(_precision_table(accuracy))
     console.print(_strategy_table(products))
     console.print("Seconds are this host's, emulating; they say nothing about an NPU.")
-    results = {"stages": stages, "host_below": threshold, "precisions": accuracy}
-    write_json(path, {**results, "strategies": products})
+    results = {"stages": stages, "host_below": threshold, "models": modelled}
+    results |= {"precisions": accuracy, "strategies": products}
+    write_json(path, results)
     console.print(f"written to {path}", highlight=False)
 
 
 def _stage_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(
-        title="host stages: NumPy's time / ours", box=box.SIMPLE_HEAD, title_justify="left"
+        title="host stages: speed of a plain copy of as many bytes, and of NumPy, is 1",
+        box=box.SIMPLE_HEAD,
+        title_justify="left",
     )
     table.add_column("stage")
-    for heading in ("shape", "us", "numpy", "numpy, words", "plain copy", "equal"):
+    for heading in ("matrix", "us", "of a\ncopy", "goal", "of\nNumPy", "equal"):
         table.add_column(heading, justify="right")
     for row in rows:
         seconds = row["seconds"]
         ours = seconds["npu_matmul"]
-        ratios = [
-            f"{seconds[k] / ours:.2f}x" if k in seconds else ""
-            for k in ("numpy", "numpy, words", "copy")
-        ]
-        shape = "x".join(map(str, row["shape"]))
         table.add_row(
-            row["stage"], shape, f"{ours * 1e6:.0f}", *ratios, "yes" if row["equal"] else "NO"
+            row["stage"],
+            "x".join(map(str, row["shape"])),
+            f"{ours * 1e6:.0f}",
+            f"{seconds['copy'] / ours:.2f}",
+            f"{row['goal']:.2f}",
+            f"{seconds['numpy'] / ours:.1f}",
+            "yes" if row["equal"] else "NO",
         )
     return table
 
@@ -70,6 +83,17 @@ def _threshold_table(threshold: dict[str, Any]) -> Table:
     for row in threshold["rows"]:
         seconds = (f"{row[key] * 1e6:.1f}" for key in ("host_s", "packing_s"))
         table.add_row(str(row["size"]), f"{row['multiplications']:,}", *seconds)
+    return table
+
+
+def _model_table(rows: list[dict[str, Any]]) -> Table:
+    title = "the emulated NPU's int8 products, one core: tiles packed as a core has them"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    for heading in ("m k n", "G op/s", "x np.matmul f32", "equal"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        speeds = f"{row['g_op_per_s']:.0f}", f"{row['of_numpy']:.2f}"
+        table.add_row(" ".join(map(str, row["tile"])), *speeds, "yes" if row["equal"] else "NO")
     return table
 
 
@@ -88,16 +112,15 @@ def _precision_table(rows: list[dict[str, Any]]) -> Table:
 
 def _strategy_table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="strategies, emulated NPU", box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in ("M, K, N", "kernel", "strategy"):
-        table.add_column(heading)
+    table.add_column("M, K, N on kernel")
     for heading in ("launches", "syncs", "MB in", "MB out", "host s", "equal"):
         table.add_column(heading, justify="right")
     for row in rows:
-        first = row["strategy"] == next(iter(strategies.STRATEGIES))
+        if row["strategy"] == next(iter(strategies.STRATEGIES)):
+            shape = "x".join(map(str, row["shape"]))
+            table.add_row(f"{shape}, {row['kernel'].removeprefix('matmul_')}")
         table.add_row(
-            "x".join(map(str, row["shape"])) if first else "",
-            row["kernel"].removeprefix("matmul_") if first else "",
-            row["strategy"],
+            f"  {row['strategy']}",
             f"{row['launches']:,}",
             f"{row['syncs_to_device'] + row['syncs_from_device']:,}",
             f"{row['bytes_to_device'] / 1e6:.2f}",

@@ -1,68 +1,23 @@
-"""Strategies by shape on the emulated NPU: what the device counted, and host seconds by stage."""
+"""Strategies by shape on the emulated device: ``npu_matmul.bench.emulated`` at more shapes."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from itertools import product
 from typing import Any
 
-import numpy as np
+from npu_matmul.bench import emulated
+from npu_matmul.bench.shapes import NAMED
+from npu_matmul.strategies import STRATEGIES as STRATEGIES
 
-from npu_matmul import last_call, npu_matmul
-from npu_matmul.strategies import STRATEGIES
-
+_, FIRST_MLP, SECOND_MLP = NAMED["whisper-base"]
 SHAPES = {
-    "cube": (512, 512, 512),
-    "whisper tiny, projection": (1500, 384, 384),
-    "whisper base, projection": (1500, 512, 512),
-    "whisper base, first MLP": (1500, 512, 2048),
-    "whisper base, second MLP": (1500, 2048, 512),
+    **emulated.SHAPES,
+    "whisper base, first MLP": FIRST_MLP,
+    "whisper base, second MLP": SECOND_MLP,
 }
-KERNELS = ("matmul_16x16", "matmul_64x512")
 QUICK = ("cube",)
 
 
 def run(quick: bool, show: Callable[[str], None]) -> list[dict[str, Any]]:
-    """One row per shape and strategy; ``equal`` is bit for bit against NumPy's int32 product."""
-    random = np.random.default_rng(0)
-    warm = np.ones((17, 17), np.int8)
-    for strategy in STRATEGIES:  # compiles the host loops, so that no row pays for it
-        npu_matmul(warm, warm, device="emulated", strategy=strategy)
-    rows = []
-    for name in QUICK if quick else SHAPES:
-        M, K, N = SHAPES[name]
-        a = random.integers(-128, 128, (M, K), dtype=np.int8)
-        b = random.integers(-128, 128, (K, N), dtype=np.int8)
-        want = np.matmul(a.astype(np.int32), b.astype(np.int32))
-        for kernel, strategy in product(KERNELS, STRATEGIES):
-            show(f"{name}: {kernel}, {strategy}")
-            start = time.perf_counter()
-            got = npu_matmul(
-                a, b, dtype=np.int32, device="emulated", kernel=kernel, strategy=strategy
-            )
-            seconds = time.perf_counter() - start
-            rows.append(_row(name, (M, K, N), strategy, seconds, bool(np.array_equal(got, want))))
-    return rows
-
-
-def _row(
-    name: str, shape: tuple[int, int, int], strategy: str, seconds: float, equal: bool
-) -> dict[str, Any]:
-    report = last_call()
-    return {
-        "name": name,
-        "shape": list(shape),
-        "strategy": strategy,
-        "kernel": report.kernel,
-        "device": report.device,
-        "equal": equal,
-        "launches": report.launches,
-        "syncs_to_device": report.syncs_to_device,
-        "syncs_from_device": report.syncs_from_device,
-        "bytes_to_device": report.bytes_to_device,
-        "bytes_from_device": report.bytes_from_device,
-        "padding": report.padding,
-        "host_seconds": seconds,
-        "host_seconds_by_stage": report.seconds,
-    }
+    """One row per shape, kernel and strategy; ``quick`` takes the cube alone."""
+    return emulated.run({name: SHAPES[name] for name in (QUICK if quick else SHAPES)}, show)

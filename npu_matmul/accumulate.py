@@ -2,44 +2,57 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.host.convert import address, convert, type_name
+from npu_matmul.host.vectors import REVISION, add_partials
 
-def accumulate(total: NDArray[Any], partial: NDArray[Any]) -> None:
-    """``total += partial`` in place, modulo 2**32 for INT32; both contiguous, of one shape and
-    dtype.
+
+def accumulate(total: NDArray[Any], partials: NDArray[Any]) -> None:
+    """Add partial sums to ``total`` in place, in their order; modulo 2**32 for INT32.
+
+    ``partials`` is one of them, of ``total``'s shape, or several along a first axis, which are all
+    read in one pass. Both are contiguous and of one dtype.
 
     >>> total = np.array([1, 2**31 - 1], np.int32)
-    >>> accumulate(total, np.array([1, 1], np.int32))
+    >>> accumulate(total, np.array([[1, 1], [3, 0]], np.int32))
     >>> total.tolist()
-    [2, -2147483648]
+    [5, -2147483648]
     """
-    assert total.shape == partial.shape and total.dtype == partial.dtype
-    _add(total.reshape(-1), partial.reshape(-1))
+    assert total.dtype == partials.dtype
+    assert total.shape in (partials.shape, partials.shape[1:])
+    assert total.flags.c_contiguous and partials.flags.c_contiguous
+    if partials.size:
+        count = partials.size // total.size
+        add = _adder(type_name(total.dtype))
+        add(address(total), total.size, address(partials), total.nbytes, count)
 
 
-def clip_to_int8(accumulators: NDArray[np.int32]) -> NDArray[np.int8]:
-    """INT32 accumulators saturated to [-128, 127].
+def clip_to_int8(
+    accumulators: NDArray[np.int32], out: NDArray[np.int8] | None = None
+) -> NDArray[np.int8]:
+    """INT32 accumulators saturated to [-128, 127]; a row or a matrix of them.
 
     >>> clip_to_int8(np.array([-300, 5, 300], np.int32)).tolist()
     [-128, 5, 127]
     """
-    out = np.empty(accumulators.shape, np.int8)
-    _clip(np.ascontiguousarray(accumulators).reshape(-1), out.reshape(-1))
+    out = np.empty(accumulators.shape, np.int8) if out is None else out
+    convert(np.atleast_2d(accumulators), np.atleast_2d(out))
     return out
 
 
-@numba.njit(cache=True, nogil=True)
-def _add(total, partial):
-    for i in range(total.size):
-        total[i] += partial[i]
+@cache
+def _adder(element_type: str) -> Any:
+    revision = REVISION
 
+    @numba.njit(cache=True, nogil=True)
+    def add(total, size, partials, stride, count):
+        assert revision
+        add_partials(element_type, size, total, partials, stride, count)
 
-@numba.njit(cache=True, nogil=True)
-def _clip(accumulators, out):
-    for i in range(accumulators.size):
-        out[i] = max(np.int32(-128), min(np.int32(127), accumulators[i]))
+    return add

@@ -4,6 +4,7 @@ took."""
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,10 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.accumulate import clip_to_int8
 from npu_matmul.choose import choose_kernel
 from npu_matmul.device import (
-    Buffer,
     Counters,
     Device,
     DeviceError,
@@ -25,7 +24,7 @@ from npu_matmul.device import (
 )
 from npu_matmul.kernel import Kernel, load_variants
 from npu_matmul.packed import PackedMatrix
-from npu_matmul.precision import Operand, Precision, dequantise
+from npu_matmul.precision import Operand, Precision, Scales, converted, scales_of
 from npu_matmul.report import CallReport
 from npu_matmul.strategies import STRATEGIES, Product, Stages
 from npu_matmul.tiler import TileGrid
@@ -36,7 +35,8 @@ _given_up: set[str] = set()
 
 @dataclass
 class Call:
-    """See the module's docstring. ``result`` is the element type of what comes out."""
+    """See the module's docstring. ``result`` is the element type of what comes out; ``out`` is
+    where a single product may be written straight away."""
 
     device: Device
     precision: Precision
@@ -48,6 +48,7 @@ class Call:
     arithmetic: str = ""
     padding: float = 0.0
     on_host: bool = False
+    out: NDArray[Any] | None = None
     stages: Stages = field(default_factory=Stages)
 
     def __post_init__(self) -> None:
@@ -78,7 +79,7 @@ class Call:
             _check_same_kernel(b.kernel, kernel)
             self.kernel, why = b.kernel, "B is packed for it"
         else:
-            problem = _problem(a.shape, b.shape, self.precision.terms)
+            problem = *_problem(a.shape, b.shape), self.precision.terms
             self.kernel, why = choose_kernel(kernel, self.precision.types, problem)
         self.strategy, how = (strategy, "as asked") if strategy else ("batched", "fewest launches")
         self.reason = f"kernel {self.kernel.name}: {why}; strategy {self.strategy}: {how}"
@@ -96,68 +97,87 @@ class Call:
     def product(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any]:
         """The product, or each product of the stack, of operands of at least two dimensions."""
         if b.ndim == 2:
-            rows = a.reshape(int(np.prod(a.shape[:-1])), a.shape[-1])
-            return self.matrix_product(rows, b).reshape(*a.shape[:-1], b.shape[1])
+            rows = a.reshape(math.prod(a.shape[:-1]), a.shape[-1])
+            return self.matrix_product(rows, b, self._target(rows, b)).reshape(
+                *a.shape[:-1], b.shape[1]
+            )
         assert not isinstance(b, PackedMatrix)
         stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
         a = np.broadcast_to(a, stack + a.shape[-2:])
         b = np.broadcast_to(b, stack + b.shape[-2:])
-        result = np.zeros((*stack, a.shape[-2], b.shape[-1]), self.result)
+        result = np.empty((*stack, a.shape[-2], b.shape[-1]), self.result)
         for index in np.ndindex(*stack):
-            result[index] = self.matrix_product(a[index], b[index])
+            self.matrix_product(a[index], b[index], result[index])
         return result
 
-    def matrix_product(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any]:
-        """(M, K) @ (K, N) in the result's element type."""
+    def matrix_product(
+        self,
+        a: NDArray[Any],
+        b: NDArray[Any] | PackedMatrix,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
+        """(M, K) @ (K, N) in the result's element type, into ``out`` if it is given."""
         if 0 in (*a.shape, b.shape[1]):
-            return np.zeros((a.shape[0], b.shape[1]), self.result)
+            out = self._result(a, b) if out is None else out
+            out[...] = 0
+            return out
+        if self.on_host or isinstance(self.device, HostDevice):
+            return self._on_host(a, b, out)
         with self.stages.stage("convert"):
             left = self.precision.a(a)
-            right: NDArray[Any] | PackedMatrix
-            if isinstance(b, PackedMatrix):
-                right, scale = b, b.scale
-            else:
-                converted = self.precision.b(b)
-                right, scale = converted.matrix, converted.scale
-        sums = self._sums(left.matrix, right)
-        with self.stages.stage("finish"):
-            return self._finished(sums, left, scale)
-
-    def _finished(
-        self, sums: NDArray[Any], left: Operand, scale: NDArray[np.float64] | None
-    ) -> NDArray[Any]:
-        if left.scale is not None and scale is not None:
-            sums = dequantise(sums, left.scale, scale)
-        if self.result == np.int8:
-            return clip_to_int8(sums)
-        with np.errstate(over="ignore"):
-            return sums.astype(self.result, copy=False)
-
-    def _sums(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any]:
-        if self.on_host or isinstance(self.device, HostDevice):
-            return self._on_cpu(a, b)
+            right = b if isinstance(b, PackedMatrix) else self.precision.b(b)
+            scales = None
+            if left.scale is not None and right.scale is not None:
+                scales = scales_of(left.scale, right.scale)
+        out = self._result(a, b) if out is None else out
         try:
-            return self._on_npu(a, b)
+            return self._on_npu(left, right, out, scales)
         except DeviceError as error:
             if self.on_error == "raise":
                 raise
             self._give_up(error)
-            return self._on_cpu(a, b)
+            return self._on_host(a, b, out)
 
-    def _on_npu(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any]:
+    def _result(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any]:
+        return np.empty((a.shape[0], b.shape[1]), self.result)
+
+    def _on_npu(
+        self, a: Operand, b: Operand | PackedMatrix, out: NDArray[Any], scales: Scales | None
+    ) -> NDArray[Any]:
         assert isinstance(self.device, NpuDevice) and self.kernel and self.strategy
-        content: NDArray[Any] | Buffer = b.content if isinstance(b, PackedMatrix) else b
-        grid = TileGrid(self.kernel, a.shape[0], a.shape[1], b.shape[1])
+        (M, K), N = a.source.shape, out.shape[1]
+        grid = TileGrid(self.kernel, M, K, N, self.precision.terms)
         loaded = self.device.load(self.kernel)
         self.padding, self.arithmetic = grid.padding, loaded.arithmetic
-        return STRATEGIES[self.strategy](Product(loaded, grid, a, content, self.stages))
+        given = b.buffer if isinstance(b, PackedMatrix) else b
+        product = Product(loaded, grid, a, given, self.stages, out=out, scales=scales)
+        return STRATEGIES[self.strategy](product)
 
-    def _on_cpu(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any]:
+    def _on_host(
+        self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix, out: NDArray[Any] | None
+    ) -> NDArray[Any]:
         host = self.device if isinstance(self.device, HostDevice) else open_device("cpu")
         assert isinstance(host, HostDevice)
-        self.padding, self.arithmetic = 0.0, host.arithmetic(a.dtype)
+        how = self.precision
+        with self.stages.stage("pack"):
+            if not isinstance(b, PackedMatrix):
+                packed = host.pack(how.b(b))
+            elif b.device is host:
+                packed = b.content
+            else:
+                packed = host.pack(converted(b.operand(), b.scale))
         with self.stages.stage("compute"):
-            return host.product(a, b.operand() if isinstance(b, PackedMatrix) else b)
+            result, self.arithmetic = host.multiply(a, packed, how, self.result, out)
+        self.padding = 0.0
+        return result
+
+    def _target(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any] | None:
+        """``out`` as (M, N), where it is one piece of memory of that size and apart from A."""
+        shape = a.shape[0], b.shape[1]
+        out = self.out
+        if out is None or out.size != shape[0] * shape[1] or not out.flags.c_contiguous:
+            return None
+        return None if np.may_share_memory(a, out) else out.reshape(shape)
 
     def _give_up(self, error: DeviceError) -> None:
         """Say, once per device, that its calls end on the CPU; the report says so every time."""
@@ -213,7 +233,7 @@ def _check_same_kernel(packed_for: Kernel, kernel: str | Kernel | None) -> None:
         )
 
 
-def _problem(a: tuple[int, ...], b: tuple[int, ...], terms: int) -> tuple[int, int, int]:
+def _problem(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int, int]:
     """M, K, N of one matrix product of the call, at least 1 each: an empty one needs no kernel."""
     rows = a[:-1] if len(b) == 2 else a[-2:-1]
-    return max(1, int(np.prod(rows))), max(1, terms * a[-1]), max(1, b[-1])
+    return max(1, math.prod(rows)), max(1, a[-1]), max(1, b[-1])

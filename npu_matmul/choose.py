@@ -17,12 +17,12 @@ MANY_ROWS = 1024
 def choose_kernel(
     kernel: str | Kernel | None,
     types: tuple[str, str, str],
-    problem: tuple[int, int, int],
+    problem: tuple[int, ...],
     target: Target = NPU1,
 ) -> tuple[Kernel, str]:
-    """The kernel for element types (A, B, C), a problem (M, K, N) and a target, and the reason: the
-    one asked for, else the one whose cores have the least padded work each, then the fewest
-    launches.
+    """The kernel for element types (A, B, C), a problem (M, K, N), or (M, K, N, terms), and a
+    target, and the reason: the one asked for, else the one whose cores have the least padded work
+    each, then the fewest launches.
 
     Raises ``UnknownKernel``, ``ManifestError`` or ``KernelNotBuilt``.
 

@@ -1,4 +1,4 @@
-"""The command line, ``npu-matmul``: demo, encode, transcribe, kernels, devices, emit, check."""
+"""The command line, ``npu-matmul``: demo, encode, kernels, devices, emit, check, bench."""
 
 from __future__ import annotations
 
@@ -251,6 +251,41 @@ def check(what: str | None, variant: str | None, target: str | None, scheme: str
         check_report.show(checked, console)
     if any(checked.violations for checked in found):
         sys.exit(1)
+
+
+@app.command()
+@click.option(
+    "--shapes", "named", multiple=True, help="whisper-base (default), whisper-large, or M,K,N."
+)
+@click.argument("more", nargs=-1, metavar="[SHAPES]...")
+@click.option("--against", default=None, help="Of numpy,torch,ort; default: those installed.")
+@click.option("--threads", default="1,2", show_default=True, help="Numbers of threads.")
+@click.option("--in-cache", is_flag=True, help="One set of operands, not more than caches hold.")
+@click.option("--plot", type=click.Path(path_type=Path), help="A folder for pictures.")
+@click.option("--json", type=click.Path(path_type=Path), help="A file for all rows.")
+def bench(
+    named: tuple[str, ...],
+    more: tuple[str, ...],
+    against: str | None,
+    threads: str,
+    in_cache: bool,
+    plot: Path | None,
+    json: Path | None,
+) -> None:
+    """Measure the cpu device against np.matmul, PyTorch and ONNX Runtime.
+
+    Speed stands beside accuracy and this CPU's probed peak, on one core and on two threads. Several
+    shapes can follow --shapes.
+    """
+    from npu_matmul.bench import command
+
+    plan = command.plan_of((*named, *more), against, threads, in_cache)
+    command.check_outputs(plot, json)
+    try:
+        command.run(plan, plot, json, console)
+    except KeyboardInterrupt:
+        console.print("interrupted: nothing was written half")
+        sys.exit(130)
 
 
 def _variants(name: str | None, variant: str | None) -> list[Kernel]:

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.device import Buffer, Device
+from npu_matmul.host.product import HostMatrix, Panels
 from npu_matmul.kernel import Kernel
-from npu_matmul.precision import Precision
+from npu_matmul.precision import EXACT, Precision
+from npu_matmul.quick import QuickProduct
 from npu_matmul.tiler import TileGrid, unpack_b
 
 
@@ -18,28 +20,42 @@ from npu_matmul.tiler import TileGrid, unpack_b
 class PackedMatrix:
     """A matrix B (K, N), made by ``pack_b`` and used in B's place, on the device and with the
     kernel it was packed for. ``dtype`` is that of the matrix it was made from, ``precision`` how
-    it was
-    converted."""
+    it was converted. ``quick`` is the short way for small exact products on the host, where there
+    is one."""
 
     device: Device
     kernel: Kernel | None
     precision: Precision
     shape: tuple[int, int]
     dtype: np.dtype[Any]
-    content: Buffer | NDArray[Any] = field(repr=False)
-    scale: NDArray[np.float64] | None = field(repr=False, default=None)
+    content: Buffer | HostMatrix | NDArray[Any] = field(repr=False)
+    scale: NDArray[Any] | None = field(repr=False, default=None)
+    quick: QuickProduct | None = field(repr=False, default=None, init=False)
+
+    def __post_init__(self) -> None:
+        matrix = self.content.content if isinstance(self.content, HostMatrix) else None
+        if self.precision is EXACT and isinstance(matrix, Panels):
+            object.__setattr__(self, "quick", QuickProduct(self.device, matrix))
 
     @property
     def ndim(self) -> int:
         return 2
 
+    @property
+    def buffer(self) -> Buffer:
+        """Where it lies on an NPU."""
+        assert isinstance(self.content, Buffer)
+        return self.content
+
     def operand(self) -> NDArray[Any]:
         """The matrix (terms * K, N) in the kernel's element type."""
+        if isinstance(self.content, HostMatrix):
+            return self.content.matrix()
         if not isinstance(self.content, Buffer):
             return self.content
         assert self.kernel is not None
         depth, columns = self.shape
-        grid = TileGrid(self.kernel, 1, self.precision.terms * depth, columns)
+        grid = TileGrid(self.kernel, 1, depth, columns, self.precision.terms)
         return unpack_b(self.content.host.view(self.kernel.b_dtype), grid)
 
     def __repr__(self) -> str:

@@ -1,8 +1,8 @@
 """From the operands of a caller to those of a kernel, and from its sums back to a result.
 
-A :class:`Precision` says which element types a kernel needs, makes them from float (or int8)
-matrices, and turns the kernel's accumulators into the result. Products themselves happen
-elsewhere.
+A :class:`Precision` says which element types a kernel needs and makes an :class:`Operand` of a
+float (or int8) matrix: the matrix as it was given and how it is to be converted, which happens
+where it is read next, on packing it. Products themselves happen elsewhere.
 
 ======== ============================================== =====================================
 name     operands                                        result
@@ -12,35 +12,72 @@ bf16     rounded to bf16, nearest even                   f32 sums
 bf16x3   two bf16 terms each: x = high + low             Al Bh + Ah Bl + Ah Bh, f32 sums
 int8     quantised symmetrically, A by row, B by column  INT32 sums times both scales
 ======== ============================================== =====================================
+
+Quantising and scaling back is float32 arithmetic, as ``host.convert`` states it; float64 for
+float64 operands and for those whose numbers would lead float32 out of its range.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.host.convert import convert, magnitudes, plain_scales, stored_as, type_name
+
 BF16 = np.dtype(ml_dtypes.bfloat16)
+Scales = tuple[NDArray[Any], NDArray[Any]]  # of rows and columns, both flat and of one float type
+SMALLEST_SCALE = np.finfo(np.float64).smallest_normal  # of float64: below, 127 / x can overflow
 
 
 @dataclass(frozen=True)
 class Operand:
-    """A matrix in a kernel's element type. ``scale`` undoes a quantisation: (M, 1) of A, (1, N) of
-    B."""
+    """A matrix as given, and how it becomes one of a kernel's element type.
 
-    matrix: NDArray[Any]
-    scale: NDArray[np.float64] | None = None
+    ``read_as`` is the type it is read in, ``write_as`` the one it is written in, or three that
+    stand side by side along K, which is ``axis``. A quantised one has a ``scale`` that undoes it,
+    (M, 1) of A or (1, N) of B, and the ``inverse`` of each row or column.
+    """
+
+    source: NDArray[Any]
+    read_as: str
+    write_as: str
+    axis: int
+    scale: NDArray[Any] | None = None
+    inverse: NDArray[Any] | None = None
+
+    @property
+    def terms(self) -> int:
+        return self.write_as.count("|") + 1
+
+    @property
+    def factors(self) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
+        """What rows and columns are multiplied by when they are converted."""
+        return (self.inverse, None) if self.axis == 1 else (None, self.inverse)
+
+    @cached_property
+    def matrix(self) -> NDArray[Any]:
+        """The converted matrix, (M, terms * K) of A or (terms * K, N) of B; made when asked for."""
+        if self.write_as == type_name(self.source.dtype) and self.inverse is None:
+            return self.source
+        rows, columns = shape = self.source.shape
+        times = (1, self.terms) if self.axis == 1 else (self.terms, 1)
+        whole = np.empty((rows * times[0], columns * times[1]), stored_as(self.write_as))
+        first, apart = whole[:rows, :columns], shape[self.axis] * whole.strides[self.axis]
+        convert(self.source, first, self.read_as, self.write_as, *self.factors, apart)
+        return whole
 
 
 @dataclass(frozen=True)
 class Precision:
     """How products of one kind are computed: see the module's table.
 
-    ``a`` and ``b`` make a kernel's operands, of shapes (M, terms * K) and (terms * K, N).
+    ``a`` and ``b`` make operands of matrices (M, K) and (K, N).
     """
 
     name: str
@@ -64,23 +101,11 @@ class QuantiseError(ValueError):
 def to_bf16(x: NDArray[Any]) -> NDArray[Any]:
     """``x`` rounded once to bf16, to nearest and ties to even; NaN and infinity stay.
 
-    A float64 rounded to float32 first would be rounded twice. Its float32 is therefore made odd
-    where it is inexact ("round to odd", Boldo and Melquiond, 2008), so that the second rounding
-    sees it was not a tie.
-
     >>> x = np.array([1 + 2**-8 + 2**-40])        # just above the middle of two bf16 numbers
     >>> x.astype(np.float32).astype(BF16)[0], to_bf16(x)[0]
     (1, 1.00781)
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        if x.dtype != np.float64:
-            return x.astype(BF16)
-        nearest = x.astype(np.float32)
-        inexact = (nearest != x) & np.isfinite(nearest)
-        inwards = np.nextafter(nearest, np.float32(0))
-        truncated = np.where(np.abs(nearest) > np.abs(x), inwards, nearest)
-        odd = (truncated.view(np.uint32) | np.uint32(1)).view(np.float32)
-        return np.where(inexact, odd, nearest).astype(BF16)
+    return _rounded(_rows(x), 1).matrix.reshape(x.shape)
 
 
 def split_bf16(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -90,11 +115,8 @@ def split_bf16(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     >>> float(abs(high.astype(np.float64) + low.astype(np.float64) - np.pi)[0]) < 2**-16
     True
     """
-    high = to_bf16(x)
-    wide = x if x.dtype == np.float64 else x.astype(np.float32)
-    with np.errstate(invalid="ignore"):
-        rest = wide - high.astype(wide.dtype)
-    return high, to_bf16(np.where(np.isfinite(high.astype(np.float32)), rest, 0).astype(wide.dtype))
+    high, low = np.split(_rounded(_rows(x), 0, "bfloat16|bfloat16 low").matrix, 2)
+    return high.reshape(x.shape), low.reshape(x.shape)
 
 
 def quantise(x: NDArray[Any], axis: int, name: str) -> Operand:
@@ -107,59 +129,99 @@ def quantise(x: NDArray[Any], axis: int, name: str) -> Operand:
     >>> operand.matrix.tolist(), operand.scale.ravel().tolist()
     ([[64, -127], [0, 0]], [0.015748031496062992, 1.0])
     """
-    wide = x.astype(np.float64)
-    if not np.isfinite(wide).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(wide))[0])
-        raise QuantiseError(
-            f"precision='int8': operand {name} holds {wide[where]} at {where}; "
-            "int8 has no such value. Remove it, "
-            "or use precision='bf16', which passes it on"
-        )
-    scale = np.abs(wide).max(axis=axis, keepdims=True, initial=0) / 127
-    scale[scale == 0] = 1
-    return Operand(np.rint(wide / scale).astype(np.int8), scale)
+    largest = magnitudes(x, axis)
+    scale, inverse = np.empty_like(largest), np.empty_like(largest)
+    if largest.dtype == np.float64 or not plain_scales(largest.view(np.uint32), scale, inverse):
+        if not np.isfinite(largest).all():
+            raise _not_finite(x, name)
+        scale, inverse = _scales_in_float64(largest.astype(np.float64))
+        read_as = "float64"
+    else:
+        read_as = "bfloat16" if x.dtype == BF16 else "float32"
+    return Operand(x, read_as, "int8", axis, np.expand_dims(scale, axis), inverse)
 
 
-def dequantise(
-    sums: NDArray[np.int32], a_scale: NDArray[np.float64], b_scale: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """INT32 sums (M, N) of quantised operands times the scales of A's rows and B's columns."""
-    return sums * a_scale * b_scale
+def _scales_in_float64(
+    largest: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    with np.errstate(divide="ignore", over="ignore"):
+        scale, inverse = largest / 127, 127 / largest
+    small = scale < SMALLEST_SCALE
+    scale[small], inverse[small] = SMALLEST_SCALE, 1 / SMALLEST_SCALE
+    scale[largest == 0] = inverse[largest == 0] = 1
+    return scale, inverse
+
+
+def scales_of(a_scale: NDArray[Any], b_scale: NDArray[Any]) -> Scales:
+    """Both scales, flat and of the type that sums are scaled back in: float32 if both are."""
+    kind = np.result_type(a_scale, b_scale)
+    a, b = (np.ascontiguousarray(scale.reshape(-1), kind) for scale in (a_scale, b_scale))
+    return a, b
+
+
+def finish(sums: NDArray[Any], out: NDArray[Any], scales: Scales | None) -> None:
+    """Accumulators (M, N) as the result: times the scales of rows and columns if there are any,
+    else INT32 clipped to int8 if that is the result, else as they are, in the result's type.
+
+    >>> out = np.empty((1, 2), np.float32)
+    >>> scales = scales_of(np.array([[0.5]], np.float32), np.array([[2, 4]], np.float32))
+    >>> finish(np.array([[3, -5]], np.int32), out, scales)
+    >>> out.tolist()
+    [[3.0, -10.0]]
+    """
+    with np.errstate(over="ignore", invalid="ignore"):  # of floats that become float16
+        if scales is None:
+            convert(sums, out)
+        else:
+            convert(sums, out, "int32", type_name(scales[0].dtype), *scales)
+
+
+def _not_finite(x: NDArray[Any], name: str) -> QuantiseError:
+    where = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
+    return QuantiseError(
+        f"precision='int8': operand {name} holds {x[where]} at {where}; int8 has no such value. "
+        "Remove it, or use precision='bf16', which passes it on"
+    )
+
+
+def _rows(x: NDArray[Any]) -> NDArray[Any]:
+    return x if x.ndim == 2 else x.reshape(1, -1)
+
+
+def converted(matrix: NDArray[Any], scale: NDArray[Any] | None = None) -> Operand:
+    """A matrix that is in a kernel's element type already; ``scale`` is what undoes it."""
+    name = type_name(matrix.dtype)
+    return Operand(matrix, name, name, 0, scale)
 
 
 def _as_is(x: NDArray[Any]) -> Operand:
-    return Operand(x)
+    return converted(x)
 
 
-def _rounded(x: NDArray[Any]) -> Operand:
-    return Operand(to_bf16(x))
+def _rounded(x: NDArray[Any], axis: int, terms: str = "bfloat16") -> Operand:
+    read_as = "float32" if x.dtype == np.int8 else type_name(x.dtype)
+    return Operand(x, read_as, terms, axis)
 
 
-def _three_terms_of_a(x: NDArray[Any]) -> Operand:
-    """[low, high, high] beside [high; low; high] of B: one product of three times the K, in which
-    the small terms come first.
-
-    The highs that meet a low are made 0 where they are not finite: a low of 0 must not turn an
-    infinity, which the product of both highs passes on, into NaN.
-    """
-    high, low = split_bf16(x)
-    return Operand(np.concatenate([low, _finite(high), high], axis=1))
-
-
-def _three_terms_of_b(x: NDArray[Any]) -> Operand:
-    high, low = split_bf16(x)
-    return Operand(np.concatenate([_finite(high), low, high], axis=0))
-
-
-def _finite(x: NDArray[Any]) -> NDArray[Any]:
-    return np.where(np.isfinite(x.astype(np.float32)), x, BF16.type(0))
-
+# Three terms make one product of three times the K: [low, high, high] of A beside
+# [high; low; high] of B, the small products first. The highs that meet a low are made 0 where they
+# are not finite: a low of 0 must not turn an infinity, which the product of both highs passes on,
+# into NaN.
+_TERMS_OF_A = "bfloat16 low|bfloat16 finite|bfloat16"
+_TERMS_OF_B = "bfloat16 finite|bfloat16 low|bfloat16"
 
 EXACT = Precision("exact", "int8", "int32", _as_is, _as_is)
 PRECISIONS = {
-    "bf16": Precision("bf16", "bfloat16", "float32", _rounded, _rounded),
+    "bf16": Precision(
+        "bf16", "bfloat16", "float32", lambda x: _rounded(x, 1), lambda x: _rounded(x, 0)
+    ),
     "bf16x3": Precision(
-        "bf16x3", "bfloat16", "float32", _three_terms_of_a, _three_terms_of_b, terms=3
+        "bf16x3",
+        "bfloat16",
+        "float32",
+        lambda x: _rounded(x, 1, _TERMS_OF_A),
+        lambda x: _rounded(x, 0, _TERMS_OF_B),
+        terms=3,
     ),
     "int8": Precision(
         "int8",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-_calls = threading.local()
+calls = threading.local()  # .last is the report of this thread's last call
 
 
 @dataclass(frozen=True)
@@ -15,35 +15,33 @@ class CallReport:
     ``device`` is where it was computed, which ``reason`` explains. ``arithmetic`` says how
     products were summed, where devices or models differ. ``seconds`` are host seconds by stage; on
     the emulated device they say nothing about an NPU. ``padding`` is the fraction of
-    multiplications wasted on padding. Syncs and bytes are of data buffers; an instruction stream
-    moves once, when it is first used, and is counted in ``instruction_syncs``.
+    multiplications wasted on padding. Syncs, bytes and allocations are of data buffers; an
+    instruction stream moves once, when it is first used, and is counted in ``instruction_syncs``.
     """
 
     device: str
-    kernel: str | None
-    strategy: str | None
     precision: str
     arithmetic: str
     reason: str
-    launches: int
-    syncs_to_device: int
-    syncs_from_device: int
-    bytes_to_device: int
-    bytes_from_device: int
-    instruction_syncs: int
-    instruction_bytes: int
-    seconds: dict[str, float]
-    padding: float
+    kernel: str | None = None
+    strategy: str | None = None
+    launches: int = 0
+    syncs_to_device: int = 0
+    syncs_from_device: int = 0
+    bytes_to_device: int = 0
+    bytes_from_device: int = 0
+    instruction_syncs: int = 0
+    instruction_bytes: int = 0
+    allocations: int = 0
+    allocated_bytes: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    padding: float = 0.0
 
 
 def last_call() -> CallReport:
     """The report of this thread's last completed ``npu_matmul``; raises LookupError before the
     first."""
-    report: CallReport | None = getattr(_calls, "last", None)
+    report: CallReport | None = getattr(calls, "last", None)
     if report is None:
         raise LookupError("no npu_matmul call has completed in this thread yet")
     return report
-
-
-def remember(report: CallReport) -> None:
-    _calls.last = report

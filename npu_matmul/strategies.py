@@ -1,7 +1,8 @@
 """How a product becomes launches: ``sequential``, ``output_tile`` or ``batched``.
 
-All three are given packed operands and return INT32 (or f32) accumulators; what they must cost
-stands beside each as a formula, and tests hold what the device counted against it.
+All three pack the operands, run the launches, and write the result from the packed accumulators in
+one pass. What they must cost stands beside each as a formula, and tests hold what the device
+counted against it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from npu_matmul.accumulate import accumulate
 from npu_matmul.device import Buffer, LoadedKernel
+from npu_matmul.precision import Operand
 from npu_matmul.schedule import (
     LIMITS,
     Launch,
@@ -62,15 +64,21 @@ class Counts:
 
 @dataclass(frozen=True)
 class Product:
-    """One product on one loaded kernel: A as a matrix, B as a matrix or as its packed region on
-    the device."""
+    """One product on one loaded kernel.
+
+    A and B are matrices of the kernel's element types or operands that packing converts to them; B
+    can also be its packed region on the device. ``out`` takes the result, INT32 clipped to int8 or
+    multiplied by ``scales``, if it must; without it the accumulators themselves are returned.
+    """
 
     loaded: LoadedKernel
     grid: TileGrid
-    a: NDArray[Any]
-    b: NDArray[Any] | Buffer
+    a: NDArray[Any] | Operand
+    b: NDArray[Any] | Operand | Buffer
     stages: Stages
     limits: Limits = LIMITS
+    out: NDArray[Any] | None = None
+    scales: tuple[NDArray[Any], NDArray[Any]] | None = None
 
     @property
     def resident(self) -> bool:
@@ -92,34 +100,28 @@ def sequential(product: Product) -> NDArray[Any]:
     shape = _one_tile_shape(launches[0].shape, product.resident)
     stream = launch_stream(kernel, shape)
     a_bytes, b_bytes, c_bytes = argument_bytes(kernel, shape)
-    b_start = _aligned(a_bytes)
     with stages.stage("pack"):
         a, b = _packed_on_host(product)
-    given = loaded.device.alloc(a_bytes if product.resident else b_start + b_bytes)
-    out = loaded.device.alloc(c_bytes)
-    a_view, b_view = (
-        given.view(0, a_bytes),
-        given if product.resident else given.view(b_start, b_bytes),
-    )
-    partial = out.host.view(kernel.c_dtype)
-    total = np.zeros((grid.Mb * grid.Nb, partial.size), kernel.c_dtype)
-    for position, launch in enumerate(launches):
-        with stages.stage("pack"):
-            a_view.host.reshape(len(a), -1)[:] = a[:, launch.a_tile]
-            if isinstance(product.b, Buffer):
-                b_view = product.b.view(launch.b_tile * kernel.b_tile_bytes, b_bytes)
-            else:
-                b_view.host.reshape(len(b), -1)[:] = b[:, launch.b_tile]
-        with stages.stage("sync"):
-            given.sync_to_device()
-        with stages.stage("launch"):
-            loaded.launch_all([(stream, (a_view, b_view, out))])
-        with stages.stage("sync"):
-            out.sync_from_device()
-        with stages.stage("accumulate"):
-            accumulate(total[position % len(total)], partial)
+    total = np.zeros((grid.Mb * grid.Nb, c_bytes // kernel.c_dtype.itemsize), kernel.c_dtype)
+    with _lent(product, a_bytes, b_bytes, c_bytes) as (given, a_view, b_view, out):
+        partial = out.host.view(kernel.c_dtype)
+        for position, launch in enumerate(launches):
+            with stages.stage("pack"):
+                a_view.host.reshape(len(a), -1)[:] = a[:, launch.a_tile]
+                if isinstance(product.b, Buffer):
+                    b_view = product.b.view(launch.b_tile * kernel.b_tile_bytes, b_bytes)
+                else:
+                    b_view.host.reshape(len(b), -1)[:] = b[:, launch.b_tile]
+            with stages.stage("sync"):
+                given.sync_to_device()
+            with stages.stage("launch"):
+                loaded.launch_all([(stream, (a_view, b_view, out))])
+            with stages.stage("sync"):
+                out.sync_from_device()
+            with stages.stage("accumulate"):
+                accumulate(total[position % len(total)], partial)
     with stages.stage("unpack"):
-        return unpack_c(total.reshape(-1), c_order(grid, launches), grid)
+        return _unpacked(product, total.reshape(-1), launches)
 
 
 def output_tile(product: Product) -> NDArray[Any]:
@@ -169,7 +171,7 @@ def expected(
     return Counts(launches, 1, 1, moved, parts * grid.c_bytes)
 
 
-def pack_resident(loaded: LoadedKernel, grid: TileGrid, b: NDArray[Any]) -> Buffer:
+def pack_resident(loaded: LoadedKernel, grid: TileGrid, b: NDArray[Any] | Operand) -> Buffer:
     """B packed into a device buffer of its own and synced: later products move only A."""
     buffer = loaded.device.alloc(grid.b_bytes)
     pack_b(b, grid, buffer.host.view(grid.kernel.b_dtype))
@@ -180,28 +182,40 @@ def pack_resident(loaded: LoadedKernel, grid: TileGrid, b: NDArray[Any]) -> Buff
 def _one_sync(product: Product, launches: list[Launch]) -> NDArray[Any]:
     grid, loaded, stages = product.grid, product.loaded, product.stages
     parts = -(-grid.Kt // launches[0].shape.steps)
-    b_start = _aligned(grid.a_bytes)
-    given = loaded.device.alloc(grid.a_bytes if product.resident else b_start + grid.b_bytes)
-    out = loaded.device.alloc(parts * grid.c_bytes)
-    with stages.stage("pack"):
-        pack_a(product.a, grid, given.host[: grid.a_bytes].view(grid.kernel.a_dtype))
-        if isinstance(product.b, Buffer):
-            b_region = product.b
-        else:
-            b_region = given.view(b_start, grid.b_bytes)
-            pack_b(product.b, grid, b_region.host.view(grid.kernel.b_dtype))
-    with stages.stage("sync"):
-        given.sync_to_device()
-    with stages.stage("launch"):
-        loaded.launch_all(_on_views(grid, launches, given, b_region, out))
-    with stages.stage("sync"):
-        out.sync_from_device()
-    packed = out.host.view(grid.kernel.c_dtype).reshape(parts, -1)
-    with stages.stage("accumulate"):
-        for part in packed[1:]:
-            accumulate(packed[0], part)
-    with stages.stage("unpack"):
-        return unpack_c(packed[0], c_order(grid, launches), grid)
+    sizes = grid.a_bytes, grid.b_bytes, parts * grid.c_bytes
+    with _lent(product, *sizes) as (given, a_region, b_region, out):
+        with stages.stage("pack"):
+            pack_a(product.a, grid, a_region.host.view(grid.kernel.a_dtype))
+            if not isinstance(product.b, Buffer):
+                pack_b(product.b, grid, b_region.host.view(grid.kernel.b_dtype))
+        with stages.stage("sync"):
+            given.sync_to_device()
+        with stages.stage("launch"):
+            loaded.launch_all(_on_views(grid, launches, a_region, b_region, out))
+        with stages.stage("sync"):
+            out.sync_from_device()
+        packed = out.host.view(grid.kernel.c_dtype).reshape(parts, -1)
+        with stages.stage("accumulate"):
+            accumulate(packed[0], packed[1:])
+        with stages.stage("unpack"):
+            return _unpacked(product, packed[0], launches)
+
+
+@contextmanager
+def _lent(
+    product: Product, a_bytes: int, b_bytes: int, c_bytes: int
+) -> Iterator[tuple[Buffer, Buffer, Buffer, Buffer]]:
+    """The input buffer, its regions of A and B, and the output buffer. A resident B has its own."""
+    device, b_start = product.loaded.device, _aligned(a_bytes)
+    given_bytes = a_bytes if product.resident else b_start + b_bytes
+    with device.lend(given_bytes) as given, device.lend(c_bytes) as out:
+        b = product.b if isinstance(product.b, Buffer) else given.view(b_start, b_bytes)
+        yield given, given.view(0, a_bytes), b, out
+
+
+def _unpacked(product: Product, packed: NDArray[Any], launches: list[Launch]) -> NDArray[Any]:
+    order = c_order(product.grid, launches)
+    return unpack_c(packed, order, product.grid, product.out, product.scales)
 
 
 def _on_views(

@@ -3,20 +3,25 @@
 The kernel is the master, the packing is the slave: tile and block shapes come from the manifest. A
 matrix is stored as tiles; a tile as row-major blocks of the ``aie::mmul`` intrinsic. Where each
 tile goes is an index table made by :class:`TileGrid`; moving the elements is one compiled loop
-over rows of blocks.
+over blocks, which converts them on the way: floats are packed straight as the int8 or bf16 of a
+kernel, and accumulators are unpacked straight as results.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.host.convert import address, pieces, stored_as, type_name
+from npu_matmul.host.vectors import REVISION, convert_block, element_bytes
 from npu_matmul.kernel import Kernel
+from npu_matmul.precision import Operand
 
 
 @dataclass(frozen=True)
@@ -24,7 +29,7 @@ class TileGrid:
     """The problem M, K, N cut into a kernel's tiles, padded to whole blocks of the core grid.
 
     ``Mt``, ``Kt``, ``Nt`` count tiles with padding; ``Mb`` and ``Nb`` blocks of C, one tile per
-    core.
+    core. Operands of several ``terms`` have K that many times, each padded to whole tiles.
 
     >>> from npu_matmul.kernel import load_kernel
     >>> grid = TileGrid(load_kernel("matmul_16x16"), 17, 16, 40)
@@ -36,6 +41,7 @@ class TileGrid:
     M: int
     K: int
     N: int
+    terms: int = 1
 
     @cached_property
     def Mb(self) -> int:
@@ -55,13 +61,13 @@ class TileGrid:
 
     @cached_property
     def Kt(self) -> int:
-        return -(-self.K // self.kernel.tile.k)
+        return self.terms * -(-self.K // self.kernel.tile.k)
 
     @property
     def padding(self) -> float:
         """The fraction of multiplications that are wasted on padding."""
         tile = self.kernel.tile
-        return 1 - self.M * self.K * self.N / (
+        return 1 - self.M * self.terms * self.K * self.N / (
             self.Mt * tile.m * self.Kt * tile.k * self.Nt * tile.n
         )
 
@@ -112,143 +118,221 @@ def _panels(tiles: int, steps: int, lanes: int) -> NDArray[np.int64]:
     return panel[:, None] * steps + np.arange(steps, dtype=np.int64)
 
 
-def pack_a(a: NDArray[Any], grid: TileGrid, out: NDArray[Any]) -> None:
-    """Pack A (M, K) into the flat array ``out`` of ``grid.a_bytes``, padding with zeros."""
-    tile, block = grid.kernel.tile, grid.kernel.mmul
-    _pack(a, out, grid.a_order, (tile.m, tile.k), (block.r, block.s))
+def pack_a(a: NDArray[Any] | Operand, grid: TileGrid, out: NDArray[Any]) -> None:
+    """Pack A (M, K) into the flat array ``out`` of ``grid.a_bytes``, padding with zeros.
 
-
-def pack_b(b: NDArray[Any], grid: TileGrid, out: NDArray[Any]) -> None:
-    """Pack B (K, N) into the flat array ``out`` of ``grid.b_bytes``, padding with zeros."""
-    tile, block = grid.kernel.tile, grid.kernel.mmul
-    _pack(b, out, grid.b_order, (tile.k, tile.n), (block.s, block.t))
-
-
-def unpack_a(packed: NDArray[Any], grid: TileGrid) -> NDArray[Any]:
-    """A (M, K) again from what ``pack_a`` made of it."""
-    tile, block = grid.kernel.tile, grid.kernel.mmul
-    return _unpack(packed, grid.a_order, (grid.M, grid.K), (tile.m, tile.k), (block.r, block.s))
-
-
-def unpack_b(packed: NDArray[Any], grid: TileGrid) -> NDArray[Any]:
-    """B (K, N) again from what ``pack_b`` made of it."""
-    tile, block = grid.kernel.tile, grid.kernel.mmul
-    return _unpack(packed, grid.b_order, (grid.K, grid.N), (tile.k, tile.n), (block.s, block.t))
-
-
-def unpack_c(packed: NDArray[Any], order: NDArray[np.int64], grid: TileGrid) -> NDArray[Any]:
-    """C (M, N) from its tiles; ``order[i, j]`` says where tile (i, j) is stored. Padding is
-    dropped."""
-    tile, block = grid.kernel.tile, grid.kernel.mmul
-    return _unpack(packed, order, (grid.M, grid.N), (tile.m, tile.n), (block.r, block.t))
-
-
-@dataclass(frozen=True)
-class _WordLayout:
-    """How a tile lies in memory, in machine words: its row i and word w of the row are at
-    ``row_offsets[i] + spread[w]``.
-
-    For a tile of 16 x 16 int8 in blocks of 4 x 8 a word is 8 B: ``spread == [0, 4]`` (a block has
-    4 words), ``row_offsets == [0, 1, 2, 3, 8, 9, ...]`` (two blocks lie side by side).
+    A matrix must have the kernel's element type; an :class:`Operand` is converted to it.
     """
+    tile, block = grid.kernel.tile, grid.kernel.mmul
+    _pack(a, grid.a_order, 1, out, _Layout((tile.m, tile.k), (block.r, block.s)))
 
-    word: np.dtype[Any]
-    row_offsets: NDArray[np.uint64]
-    spread: NDArray[np.uint64]
 
-    @property
-    def tables(self) -> tuple[NDArray[np.uint64], NDArray[np.uint64], np.uint64]:
-        return self.row_offsets, self.spread, np.uint64(self.row_offsets.size * self.spread.size)
+def pack_b(b: NDArray[Any] | Operand, grid: TileGrid, out: NDArray[Any]) -> None:
+    """Pack B (K, N) into the flat array ``out`` of ``grid.b_bytes``, as :func:`pack_a`."""
+    tile, block = grid.kernel.tile, grid.kernel.mmul
+    _pack(b, grid.b_order, 0, out, _Layout((tile.k, tile.n), (block.s, block.t)))
 
-    @classmethod
-    @lru_cache(maxsize=64)
-    def of(cls, tile: tuple[int, int], block: tuple[int, int], itemsize: int) -> _WordLayout:
-        block_row_bytes = block[1] * itemsize
-        word_bytes = min(8, block_row_bytes & -block_row_bytes)
-        across, words = tile[1] // block[1], block_row_bytes // word_bytes
-        row = np.arange(tile[0])
-        row_offsets = (row // block[0] * across * block[0] + row % block[0]) * words
-        spread = np.arange(across)[:, None] * (block[0] * words) + np.arange(words)
-        return cls(
-            np.dtype(f"u{word_bytes}"),
-            row_offsets.astype(np.uint64),
-            spread.reshape(-1).astype(np.uint64),
-        )
+
+def unpack_a(packed: NDArray[Any], grid: TileGrid, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """A (M, terms * K) again from what ``pack_a`` made of it."""
+    tile, block = grid.kernel.tile, grid.kernel.mmul
+    shape = grid.M, grid.terms * grid.K
+    out = np.empty(shape, packed.dtype) if out is None else out
+    _unpack(packed, grid.a_order, 1, out, _Layout((tile.m, tile.k), (block.r, block.s)), grid.terms)
+    return out
+
+
+def unpack_b(packed: NDArray[Any], grid: TileGrid, out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """B (terms * K, N) again from what ``pack_b`` made of it."""
+    tile, block = grid.kernel.tile, grid.kernel.mmul
+    shape = grid.terms * grid.K, grid.N
+    out = np.empty(shape, packed.dtype) if out is None else out
+    _unpack(packed, grid.b_order, 0, out, _Layout((tile.k, tile.n), (block.s, block.t)), grid.terms)
+    return out
+
+
+def unpack_c(
+    packed: NDArray[Any],
+    order: NDArray[np.int64],
+    grid: TileGrid,
+    out: NDArray[Any] | None = None,
+    scales: tuple[NDArray[Any], NDArray[Any]] | None = None,
+) -> NDArray[Any]:
+    """C (M, N) from its tiles; ``order[i, j]`` says where tile (i, j) is stored. Padding is
+    dropped.
+
+    Written into ``out`` in its element type: INT32 saturates to int8; or is multiplied by the
+    scales of rows and columns, flat arrays of the float type to compute in.
+    """
+    tile, block = grid.kernel.tile, grid.kernel.mmul
+    out = np.empty((grid.M, grid.N), packed.dtype) if out is None else out
+    layout = _Layout((tile.m, tile.n), (block.r, block.t))
+    if scales is None:
+        layout.unpack(packed, order, out, type_name(out.dtype))
+    else:
+        layout.unpack(packed, order, out, type_name(scales[0].dtype), *scales)
+    return out
 
 
 def _pack(
-    matrix: NDArray[Any],
-    out: NDArray[Any],
+    given: NDArray[Any] | Operand,
     order: NDArray[np.int64],
-    tile: tuple[int, int],
-    block: tuple[int, int],
+    axis: int,
+    out: NDArray[Any],
+    layout: _Layout,
 ) -> None:
-    layout = _WordLayout.of(tile, block, matrix.dtype.itemsize)
-    if matrix.shape[0] != order.shape[0] * tile[0]:
-        out.view(np.uint8).fill(0)
-    source = _whole_tiles(matrix, order.shape[1] * tile[1], layout.word)
-    _pack_tiles(source, out.view(layout.word), order.view(np.uint64), *layout.tables)
+    name = type_name(out.dtype)
+    operand = given if isinstance(given, Operand) else Operand(given, name, name, axis)
+    assert stored_as(operand.write_as) == out.dtype
+    layout.pack(operand, order, axis, out)
 
 
 def _unpack(
     packed: NDArray[Any],
     order: NDArray[np.int64],
-    shape: tuple[int, int],
-    tile: tuple[int, int],
-    block: tuple[int, int],
-) -> NDArray[Any]:
-    layout = _WordLayout.of(tile, block, packed.dtype.itemsize)
-    columns = order.shape[1] * tile[1]
-    padded = np.empty((shape[0], columns), packed.dtype)
-    _unpack_tiles(
-        packed.view(layout.word), padded.view(layout.word), order.view(np.uint64), *layout.tables
-    )
-    return padded if columns == shape[1] else np.ascontiguousarray(padded[:, : shape[1]])
+    axis: int,
+    out: NDArray[Any],
+    layout: _Layout,
+    terms: int,
+) -> None:
+    parts = _split(order, terms, axis), _split(out, terms, axis)
+    for places, part in zip(*parts, strict=True):
+        layout.unpack(packed, places, part, type_name(packed.dtype))
 
 
-def _whole_tiles(matrix: NDArray[Any], columns: int, word: np.dtype[Any]) -> NDArray[Any]:
-    """The matrix as rows of words, widened to ``columns`` with zeros; a copy only where it must
-    be."""
-    fits = matrix.shape[1] == columns and matrix.flags.c_contiguous and matrix.dtype.isnative
-    if fits and (words := matrix.view(word)).flags.aligned:
-        return words
-    copy = np.zeros((matrix.shape[0], columns), matrix.dtype.newbyteorder("="))
-    copy[:, : matrix.shape[1]] = matrix
-    return copy.view(word)
+def _split(whole: NDArray[Any], terms: int, axis: int) -> list[NDArray[Any]]:
+    return [whole] if terms == 1 else np.split(whole, terms, axis)
 
 
-# Both loops go tile by tile, because tiles that are neighbours in the matrix can lie a power of two
-# apart when packed, where they evict each other from the cache. They index with unsigned numbers:
-# with signed ones numba adds a wrap-around test to every access. Tile rows that are all padding (on
-# a grid of cores) are left out: unsigned, the rows that remain for them would be a huge number.
+@dataclass(frozen=True)
+class _Layout:
+    """A matrix as tiles of row-major blocks: moves it between its rows and its tiles.
+
+    ``order[i, j]`` is where tile (i, j) is stored. Factors of rows and columns multiply on the way.
+    """
+
+    tile: tuple[int, int]
+    block: tuple[int, int]
+
+    def pack(
+        self, operand: Operand, order: NDArray[np.int64], axis: int, out: NDArray[Any]
+    ) -> None:
+        """Terms lie along ``axis``, which is K: each tile as far from that of the term before."""
+        matrix = operand.source
+        down, across = (-(-matrix.shape[i] // self.tile[i]) for i in (0, 1))
+        first, second = (order, order[:, across:]) if axis == 1 else (order, order[down:])
+        unused = order[down:] if axis == 1 else order[:, across:]
+        tile_elements = self.tile[0] * self.tile[1]
+        if unused.size:  # on a grid of cores some tiles are all padding
+            out.reshape(-1, tile_elements)[unused] = 0
+        apart = int(second[0, 0] - first[0, 0]) * tile_elements * out.itemsize if second.size else 0
+        factors = operand.factors
+        move = self._mover(operand.read_as, operand.write_as, order, out, *factors, apart)
+        for part, y, x in pieces(matrix, operand.read_as, self.tile):
+            move(part, y, x)
+
+    def unpack(
+        self,
+        packed: NDArray[Any],
+        order: NDArray[np.int64],
+        out: NDArray[Any],
+        write_as: str,
+        row_factors: NDArray[Any] | None = None,
+        column_factors: NDArray[Any] | None = None,
+    ) -> None:
+        read_as = type_name(packed.dtype)
+        move = self._mover(read_as, write_as, order, packed, row_factors, column_factors)
+        with np.errstate(over="ignore", invalid="ignore"):  # of floats that become float16
+            for part, y, x in pieces(out, write_as, self.tile, fill=True):
+                move(part, y, x)
+
+    def _mover(
+        self,
+        read_as: str,
+        write_as: str,
+        order: NDArray[np.int64],
+        packed: NDArray[Any],
+        row_factors: NDArray[Any] | None,
+        column_factors: NDArray[Any] | None,
+        apart: int | None = None,
+    ) -> Callable[[NDArray[Any], int, int], None]:
+        """What moves whole tiles of a matrix, given with the row and column they begin at: packs
+        them if it is told how far ``apart`` terms lie, else unpacks them."""
+        given = {"rows": row_factors, "columns": column_factors}
+        factors = " ".join(name for name, numbers in given.items() if numbers is not None)
+        by_row, by_column = map(_padded, (row_factors, column_factors), self.tile)
+        loop = _tile_loop(read_as, write_as, factors, *self.tile, *self.block, apart is not None)
+        order = np.ascontiguousarray(order)
+
+        def move(part: NDArray[Any], y: int, x: int) -> None:
+            loop(
+                address(part), part.strides[0], *part.shape, address(packed), order, y, x,
+                _place(by_row, y), _place(by_column, x), apart or 0,
+            )  # fmt: skip
+
+        return move
 
 
-@numba.njit(cache=True, nogil=True)
-def _pack_tiles(source, out, order, row_offsets, spread, tile_words):
-    height, width = np.uint64(row_offsets.size), np.uint64(spread.size)
-    stride = np.uint64(source.shape[1])
-    words = source.reshape(-1)
-    total = np.uint64(source.shape[0])
-    for y in range((total + height - np.uint64(1)) // height):
-        rows = min(height, total - y * height)
-        for x in range(np.uint64(order.shape[1])):
-            start, corner = order[y, x] * tile_words, y * height * stride + x * width
-            for w in range(width):
-                target, first = start + spread[w], corner + w
-                for i in range(rows):
-                    out[target + row_offsets[i]] = words[first + i * stride]
+def _padded(factors: NDArray[Any] | None, tile: int) -> NDArray[Any] | None:
+    """Factors of all rows or columns of whole tiles; None when there are none."""
+    if factors is None:
+        return None
+    padded = np.ones(-(-factors.size // tile) * tile, factors.dtype)
+    padded[: factors.size] = factors
+    return padded
 
 
-@numba.njit(cache=True, nogil=True)
-def _unpack_tiles(packed, out, order, row_offsets, spread, tile_words):
-    height, width = np.uint64(row_offsets.size), np.uint64(spread.size)
-    stride = np.uint64(out.shape[1])
-    words = out.reshape(-1)
-    total = np.uint64(out.shape[0])
-    for y in range((total + height - np.uint64(1)) // height):
-        rows = min(height, total - y * height)
-        for x in range(np.uint64(order.shape[1])):
-            start, corner = order[y, x] * tile_words, y * height * stride + x * width
-            for i in range(rows):
-                for w in range(width):
-                    words[corner + i * stride + w] = packed[start + row_offsets[i] + spread[w]]
+def _place(factors: NDArray[Any] | None, first: int) -> int:
+    return 0 if factors is None else address(factors) + first * factors.itemsize
+
+
+@cache
+def _tile_loop(
+    source_type: str,
+    target_type: str,
+    factors: str,
+    high: int,
+    wide: int,
+    r: int,
+    s: int,
+    packing: bool,
+) -> Any:
+    """The compiled loop that moves whole tiles, block by block, from a matrix to where they are
+    packed, or back. Tiles are ``high`` x ``wide``, blocks r x s, both constants of the loop.
+
+    Tile by tile, because tiles that are neighbours in the matrix can lie a power of two apart when
+    packed, where they evict each other from the cache.
+    """
+    sizes = element_bytes(source_type), element_bytes(target_type)
+    matrix_bytes, packed_bytes = sizes if packing else sizes[::-1]
+    tile_bytes, block_bytes = high * wide * packed_bytes, r * s * packed_bytes
+    factor_bytes = 8 if "float64" in (source_type, target_type) else 4
+    revision = REVISION
+
+    @numba.njit(cache=True, nogil=True)
+    def move(
+        matrix, stride, rows, columns, packed, order, first_row, first_column,
+        by_row, by_column, apart,
+    ):  # fmt: skip
+        assert revision
+        for i in range(0, rows, r):
+            tile_row, row = (first_row + i) // high, by_row + i * factor_bytes
+            within = packed + i % high * wide * packed_bytes
+            for x in range(0, columns, wide):
+                inside = within + order[tile_row, (first_column + x) // wide] * tile_bytes
+                for j in range(x, x + wide, s):
+                    column = by_column + j * factor_bytes
+                    outside = matrix + i * stride + j * matrix_bytes
+                    if packing:
+                        convert_block(
+                            source_type, target_type, factors, r, s,
+                            outside, stride, inside, None, row, column, apart,
+                        )  # fmt: skip
+                    else:
+                        convert_block(
+                            source_type, target_type, factors, r, s,
+                            inside, None, outside, stride, row, column,
+                        )  # fmt: skip
+                    inside += block_bytes
+
+    return move

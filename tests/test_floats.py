@@ -85,6 +85,23 @@ def test_int8_has_the_same_bits_on_every_device_and_strategy() -> None:
         assert_equal_bits(got, want)
 
 
+@pytest.mark.parametrize(
+    ("a_size", "b_size"), [(1e-38, 1e30), (1e36, 1e-37), (1e-42, 1), (1, 1e36)]
+)
+def test_int8_keeps_its_accuracy_where_float32_would_leave_its_range(
+    a_size: float, b_size: float
+) -> None:
+    a, b = normals(1, 20, 64) * a_size, normals(2, 64, 10) * b_size
+    a[5:] /= a_size  # rows of both kinds
+    a, b = a.astype(np.float32), b.astype(np.float32)
+    want = a.astype(np.float64) @ b
+    got = npu_matmul(a, b, precision="int8", device="cpu")
+    assert_equal_bits(npu_matmul(a, b, precision="int8", device="emulated"), got)
+    for rows in (slice(0, 5), slice(5, None)):
+        # steps of 1/127 of about three deviations, each off by 0.3 of a step: 1 %, of A and of B
+        assert error(got[rows], want[rows]) < 0.02
+
+
 @every_device
 def test_zero_rows_and_columns_are_exact_in_int8(device: str) -> None:
     a, b = normals(1, 6, 20), normals(2, 20, 5)
@@ -143,7 +160,7 @@ def test_a_packed_matrix_gives_the_same_bits_and_moves_no_weights(
     if device == "emulated":
         kernel = packed.kernel
         assert kernel is not None
-        depth = -(-40 * PRECISIONS[precision].terms // kernel.tile.k) * kernel.tile.k
+        depth = PRECISIONS[precision].terms * -(-40 // kernel.tile.k) * kernel.tile.k
         rows = -(-20 // kernel.block[0]) * kernel.block[0]
         assert last_call().bytes_to_device == rows * depth * kernel.a_dtype.itemsize
         assert whole > last_call().bytes_to_device

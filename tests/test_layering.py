@@ -26,11 +26,14 @@ LAYERS = [
     ("pure", ["mlir.reader", "mlir.elaborate", "tiler", "accumulate", "precision", "operands"]),
     ("pure", ["design", "schedule", "instructions", "stream_rules", "streams", "emulator."]),
     ("pure", ["wiring_rules", "transfer_rules", "layout_rules", "memory_rules", "design_rules"]),
-    ("pure", ["kernel_rules", "symbol_rules", "lowering", "memory_map", "balance"]),
+    (
+        "pure",
+        ["kernel_rules", "symbol_rules", "lowering", "memory_map", "balance", "host", "host."],
+    ),
     ("device seam", ["device"]),
     ("devices", ["device."]),
     ("strategies", ["strategies", "choose"]),
-    ("call", ["call", "packed", "matmul"]),
+    ("call", ["call", "packed", "quick", "matmul"]),
     ("applications", [""]),
 ]
 RANKS = {name: rank for rank, name in enumerate(dict(LAYERS))}
@@ -122,7 +125,13 @@ def test_the_modules_are_found_and_their_imports_seen() -> None:
     assert [layer(m) for m in ("kernel", "tiler", "device", "device.cpu", "choose", "matmul")] == [
         *range(6)
     ]
-    assert layer("whisper.model") == layer("integrations.torch") == layer("cli") == layer("") == RANKS["applications"]
+    assert (
+        layer("whisper.model")
+        == layer("integrations.torch")
+        == layer("cli")
+        == layer("")
+        == RANKS["applications"]
+    )
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name])

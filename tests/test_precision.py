@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from comparing import assert_equal_bits
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -16,8 +16,9 @@ from npu_matmul.precision import (
     BF16,
     PRECISIONS,
     QuantiseError,
-    dequantise,
+    finish,
     quantise,
+    scales_of,
     split_bf16,
     to_bf16,
 )
@@ -42,6 +43,7 @@ def nearest_bf16(x: float) -> float:
     return float(np.copysign(float(bits[pick].view(BF16)), x))
 
 
+@settings(deadline=None)  # the first call compiles
 @given(st.floats(allow_nan=False, allow_infinity=False, width=64))
 def test_a_float64_is_rounded_to_bf16_once(x: float) -> None:
     got = float(to_bf16(np.array([x]))[0])
@@ -108,8 +110,52 @@ def test_quantising_fills_each_lane_and_is_within_half_a_step(axis: int, dtype: 
     operand = quantise(x, axis=axis, name="A")
     assert operand.scale is not None and operand.matrix.dtype == np.int8
     assert (np.abs(operand.matrix.astype(int)).max(axis=axis) == 127).all()
-    error = np.abs(operand.matrix * operand.scale - x.astype(np.float64))
-    assert (error <= operand.scale * (0.5 + 1e-9)).all()
+    scale = operand.scale.astype(np.float64)
+    error = np.abs(operand.matrix * scale - x.astype(np.float64))
+    # half a step of rounding; scale, inverse and product are each off by half a bit in 127 steps
+    assert (error <= scale * (0.5 + 127 * 1.5 * np.finfo(operand.scale.dtype).eps)).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, BF16, np.int8])
+def test_scale_and_elements_are_float32_arithmetic(axis: int, dtype: Any) -> None:
+    x = (np.random.default_rng(5).standard_normal((21, 70)) * 9).astype(dtype)
+    x[:, 3] = x[4] = 0
+    operand = quantise(x, axis=axis, name="A")
+    wide = x.astype(np.float32)
+    largest = np.abs(wide).max(axis, keepdims=True)
+    none = largest == 0
+    largest[none] = 127
+    assert operand.scale is not None
+    assert_equal_bits(operand.scale, largest / np.float32(127))
+    inverse = np.float32(127) / largest
+    assert_equal_bits(operand.matrix, np.rint(wide * inverse).clip(-127, 127).astype(np.int8))
+
+
+@pytest.mark.parametrize("exponent", [-149, -140, -128, -127, -126, -120, -61, 61, 120, 127])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_what_leads_float32_out_of_its_range_is_quantised_in_float64(
+    axis: int, exponent: int
+) -> None:
+    """A row of extreme numbers among others: each element is the nearest step, each step right."""
+    x = np.random.default_rng(6).uniform(-1, 1, (5, 40)).astype(np.float32)
+    x[2] = np.ldexp(x[2] / np.abs(x[2]).max() * np.float32(1.99), exponent)
+    given = x if axis == 1 else x.T
+    operand = quantise(given, axis=axis, name="A")
+    assert operand.scale is not None and operand.scale.dtype == np.float64
+    wide = given.astype(np.float64)
+    largest = np.abs(wide).max(axis, keepdims=True)
+    assert_equal_bits(operand.scale, largest / 127)
+    assert np.abs(operand.matrix).max(axis).tolist() == [127] * 5
+    error = np.abs(operand.matrix * operand.scale - wide)
+    assert (error <= operand.scale * (0.5 + 1e-12)).all()
+
+
+def test_a_float64_so_small_that_its_inverse_overflows_keeps_its_nearest_step() -> None:
+    x = np.array([[2.0**-1070, -(2.0**-1074), 0], [2.0**-1020, 2.0**-1022, -(2.0**-1019)]])
+    operand = quantise(x, axis=1, name="A")
+    assert operand.scale is not None and np.isfinite(operand.scale).all()
+    assert (np.abs(operand.matrix * operand.scale - x) <= operand.scale / 2).all()
 
 
 def test_a_lane_of_zeros_stays_exactly_zero() -> None:
@@ -130,5 +176,7 @@ def test_quantising_says_where_the_first_value_is_that_int8_lacks(bad: float, wo
 def test_dequantising_multiplies_by_both_scales() -> None:
     sums = np.array([[10, -20], [30, 40]], np.int32)
     a, b = np.array([[0.5], [2.0]]), np.array([[0.25, 4.0]])
+    out = np.empty((2, 2))
+    finish(sums, out, scales_of(a, b))
     want: NDArray[Any] = np.array([[1.25, -40.0], [15.0, 320.0]])
-    assert_equal_bits(dequantise(sums, a, b), want)
+    assert_equal_bits(out, want)

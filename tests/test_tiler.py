@@ -14,10 +14,12 @@ import pytest
 from comparing import assert_equal_bits, random_int8
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import LAYOUTS, WRITABLE
 from numpy.typing import NDArray
 
 from npu_matmul import tiler
 from npu_matmul.kernel import CoreGrid, Kernel, Mmul, TileShape, Types, load_kernel
+from npu_matmul.precision import PRECISIONS, Operand, finish, scales_of
 from npu_matmul.tiler import TileGrid, pack_a, pack_b, unpack_a, unpack_b, unpack_c
 
 BASE = load_kernel("matmul_16x16")
@@ -207,29 +209,9 @@ def test_the_grid_counts_tiles_bytes_and_padding(
     assert grid.padding == pytest.approx(1 - used)
 
 
-def _unaligned(matrix: Matrix) -> Matrix:
-    shifted = np.frombuffer(b"?" + matrix.tobytes(), matrix.dtype, offset=1)
-    return shifted.reshape(matrix.shape)
-
-
-def _swapped(matrix: Matrix) -> Matrix:
-    return matrix.astype(matrix.dtype.newbyteorder())
-
-
-def _read_only(matrix: Matrix) -> Matrix:
-    matrix.flags.writeable = False
-    return matrix
-
-
 SOURCES: dict[str, Callable[[Matrix], Matrix]] = {
-    "Fortran order": np.asfortranarray,
-    "reversed": lambda matrix: matrix[::-1, ::-1].copy()[::-1, ::-1],
-    "every second element": lambda matrix: np.repeat(np.repeat(matrix, 2, 0), 2, 1)[::2, ::2],
-    "a part of a wider one": lambda matrix: np.pad(matrix, ((0, 0), (0, 3)))[:, :-3],
+    **LAYOUTS,
     "one row repeated": lambda matrix: np.broadcast_to(matrix[:1], matrix.shape),
-    "unaligned": _unaligned,
-    "other byte order": _swapped,
-    "read only": _read_only,
 }
 
 
@@ -251,31 +233,6 @@ def test_a_source_of_any_memory_layout_is_packed_alike(
     assert matrix.tobytes() == before
 
 
-WORD = np.dtype(np.uint64)
-
-
-@pytest.mark.parametrize("rows", [16, 13])
-def test_a_matrix_of_whole_aligned_rows_is_not_copied(rows: int) -> None:
-    matrix = random_int8(5, rows, 32)
-    assert np.shares_memory(tiler._whole_tiles(matrix, 32, WORD), matrix)
-
-
-@pytest.mark.parametrize(
-    "source", ["Fortran order", "reversed", "unaligned", "every second element"]
-)
-def test_a_matrix_that_cannot_be_read_in_words_is_copied_once(source: str) -> None:
-    matrix = SOURCES[source](random_int8(6, 16, 32))
-    whole = tiler._whole_tiles(matrix, 32, WORD)
-    assert not np.shares_memory(whole, matrix)
-    assert_equal_bits(whole.view(np.int8), np.array(matrix, order="C"))
-
-
-def test_a_matrix_that_needs_padding_is_widened_with_zeros() -> None:
-    matrix = random_int8(7, 16, 29)
-    whole = tiler._whole_tiles(matrix, 32, WORD).view(np.int8)
-    assert_equal_bits(whole, np.pad(matrix, ((0, 0), (0, 3))))
-
-
 def test_random_bfloat16_is_packed_without_rounding() -> None:
     kernel = KERNELS["bf16"]
     bits = np.random.default_rng(8).integers(0, 1 << 16, (37, 41)).astype(np.uint16)
@@ -283,3 +240,98 @@ def test_random_bfloat16_is_packed_without_rounding() -> None:
     grid = TileGrid(kernel, 37, 41, 1)
     restored = unpack_a(packed(pack_a, matrix, grid, grid.a_bytes), grid)
     assert_equal_bits(restored.view(np.uint16), bits)
+
+
+FLOAT_KERNELS = {
+    "int8": variant((16, 16, 24), (4, 8, 8), (2, 3)),
+    "bf16": KERNELS["bf16"],
+    "bf16x3": KERNELS["bf16"],
+}
+FLOATS = [np.float16, np.float32, np.float64, BFLOAT16, np.int8]
+
+
+def floats(kind: Any, seed: int, *shape: int) -> Matrix:
+    """Normal numbers of many sizes; int8 where that is asked for."""
+    random = np.random.default_rng(seed)
+    x: Matrix = random.standard_normal(shape) * random.choice([0.01, 1, 30], shape)
+    return x.astype(kind)
+
+
+def packed_operands(operands: tuple[Operand, Operand], grid: TileGrid) -> tuple[Matrix, Matrix]:
+    """Both packed into memory that held something else."""
+    packed = []
+    for pack, operand, nbytes in zip(
+        (pack_a, pack_b), operands, (grid.a_bytes, grid.b_bytes), strict=True
+    ):
+        out = np.full(nbytes, UNWRITTEN, np.uint8).view(grid.kernel.a_dtype)
+        pack(operand, grid, out)
+        packed.append(out)
+    return packed[0], packed[1]
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_floats_packed_at_once_are_what_is_packed_after_converting(
+    precision: str, kind: Any
+) -> None:
+    how, kernel = PRECISIONS[precision], FLOAT_KERNELS[precision]
+    for m, k, n in ((1, 1, 1), (17, 33, 25), (64, 64, 96), (40, 130, 7)):
+        operands = how.a(floats(kind, 1, m, k)), how.b(floats(kind, 2, k, n))
+        grid = TileGrid(kernel, m, k, n, how.terms)
+        a, b = packed_operands(operands, grid)
+        for term, part in enumerate(np.split(operands[0].matrix, how.terms, 1)):
+            one = TileGrid(kernel, m, k, n)
+            order = np.split(grid.a_order, how.terms, 1)[term]
+            tile, block = kernel.tile, kernel.mmul
+            at = places(order, (tile.m, tile.k), (block.r, block.s), (m, k))
+            assert_equal_bits(a[at], part)
+            assert one.Kt * how.terms == grid.Kt
+        assert np.count_nonzero(a.view(np.uint8)) == np.count_nonzero(
+            np.ascontiguousarray(operands[0].matrix).view(np.uint8)
+        )
+        assert_equal_bits(unpack_a(a, grid), np.ascontiguousarray(operands[0].matrix))
+        assert_equal_bits(unpack_b(b, grid), np.ascontiguousarray(operands[1].matrix))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_floats_of_any_layout_are_packed_alike(layout: str, precision: str) -> None:
+    how, kernel = PRECISIONS[precision], FLOAT_KERNELS[precision]
+    for m, k, n in ((19, 37, 30), (32, 64, 48)):
+        a, b = floats(np.float32, 3, m, k), floats(np.float32, 4, k, n)
+        grid = TileGrid(kernel, m, k, n, how.terms)
+        want = packed_operands((how.a(a), how.b(b)), grid)
+        got = packed_operands((how.a(LAYOUTS[layout](a)), how.b(LAYOUTS[layout](b))), grid)
+        for one, other in zip(got, want, strict=True):
+            assert_equal_bits(one, other)
+
+
+@pytest.mark.parametrize("layout", WRITABLE)
+@pytest.mark.parametrize("kind", [np.int8, np.int32, *FLOATS[:4]])
+def test_c_is_finished_as_it_is_unpacked(kind: Any, layout: str) -> None:
+    """Into any layout, and nothing beside it is touched."""
+    if kind == BFLOAT16 and layout == "other byte order":
+        pytest.skip("ml_dtypes has no bfloat16 of another byte order")
+    kernel = FLOAT_KERNELS["int8"]
+    tile, block = kernel.tile, kernel.mmul
+    for m, n in ((1, 1), (32, 72), (37, 31), (50, 100)):
+        grid = TileGrid(kernel, m, 1, n)
+        order = np.random.default_rng(m).permutation(grid.Mt * grid.Nt).reshape(grid.Mt, grid.Nt)
+        stored = np.random.default_rng(n).integers(-(2**31), 2**31, grid.c_bytes // 4)
+        stored = (stored >> 8 * (np.arange(stored.size) % 4)).astype(np.int32)
+        sums = stored[places(order, (tile.m, tile.n), (block.r, block.t), (m, n))]
+        scales = None
+        if kind not in (np.int8, np.int32):
+            wide = np.float64 if kind == np.float64 else np.float32
+            a, b = floats(wide, 5, m, 1), floats(wide, 6, 1, n)
+            scales = scales_of(a, b)
+            with np.errstate(over="ignore"):
+                want = (sums.astype(wide) * a * b).astype(kind)
+        else:
+            want = np.clip(sums, -128, 127).astype(kind) if kind == np.int8 else sums
+        out = LAYOUTS[layout](np.full((m, n), 99, kind))
+        assert unpack_c(stored, order, grid, out, scales) is out
+        assert_equal_bits(out.astype(want.dtype), want)
+        flat = np.empty((m, n), kind)
+        finish(sums, flat, scales)
+        assert_equal_bits(flat, want)

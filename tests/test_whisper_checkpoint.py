@@ -193,7 +193,9 @@ def test_a_file_cut_short_says_within_which_tensor(tmp_path: Path, kept: float) 
 
 def test_the_configuration_must_be_of_these_tensors(tmp_path: Path) -> None:
     write(tmp_path, hugging_face(), {**CONFIGURATION, "encoder_layers": 4})
-    with pytest.raises(CheckpointError, match=r"config.json: encoder_layers is 4, the tensors .* 2"):
+    with pytest.raises(
+        CheckpointError, match=r"config.json: encoder_layers is 4, the tensors .* 2"
+    ):
         load_encoder(tmp_path)
     write(tmp_path, hugging_face(), {"model_type": "bert"})
     with pytest.raises(CheckpointError, match="model_type is 'bert', not 'whisper'"):

@@ -12,6 +12,7 @@ import pytest
 from comparing import assert_equal_bits
 from numpy.typing import NDArray
 
+from npu_matmul.host.threads import THREADS_VARIABLE
 from npu_matmul.whisper import elementwise
 from npu_matmul.whisper.elementwise import add, add_bias, gelu, layer_norm, softmax
 
@@ -180,7 +181,7 @@ def test_threads_change_no_bit(
     monkeypatch.setattr(elementwise, "ELEMENTS_PER_THREAD", 1)
     results = []
     for count in (1, 2, 3, 7, 200):
-        monkeypatch.setattr(elementwise, "threads", lambda count=count: count)
+        monkeypatch.setenv(THREADS_VARIABLE, str(count))
         results.append(function(x.copy()))
     for other in results[1:]:
         assert_equal_bits(other, results[0])

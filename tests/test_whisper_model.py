@@ -286,7 +286,9 @@ def test_a_tensor_of_a_wrong_shape_is_named_with_the_right_one(name: str) -> Non
 
 
 def test_tensors_of_something_else_are_named() -> None:
-    with pytest.raises(CheckpointError, match="1 tensors are not of a Whisper encoder, .*'lm_head'"):
+    with pytest.raises(
+        CheckpointError, match="1 tensors are not of a Whisper encoder, .*'lm_head'"
+    ):
         AudioEncoder({**TENSORS, "lm_head": MEL})
     with pytest.raises(CheckpointError, match="'conv1.weight' is missing: this is no Whisper"):
         AudioEncoder({})

@@ -15,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,11 +23,13 @@ from numpy.typing import NDArray
 
 from npu_matmul.instructions import Stream, decode
 from npu_matmul.kernel import Kernel
+from npu_matmul.precision import Operand, Precision
 from npu_matmul.stream_rules import check_stream
 from npu_matmul.target import WORD_BYTES
 
 DEVICE_VARIABLE = "NPU_MATMUL_DEVICE"
 DEVICES = ("auto", "xrt", "emulated", "cpu")
+POOL_BYTES = 128 << 20  # of buffers that a device keeps for later calls
 PREPARED_STREAMS = 256  # kept per loaded kernel; the least recently used is dropped first
 
 log = logging.getLogger("npu_matmul")
@@ -55,8 +57,8 @@ class LaunchFailed(DeviceError):
 
 @dataclass
 class Counters:
-    """What a device did. Syncs and bytes are of data buffers; instruction streams are counted
-    apart."""
+    """What a device did. Syncs, bytes and allocations are of data buffers; instruction streams are
+    counted apart."""
 
     launches: int = 0
     syncs_to_device: int = 0
@@ -65,13 +67,15 @@ class Counters:
     bytes_from_device: int = 0
     instruction_syncs: int = 0
     instruction_bytes: int = 0
+    allocations: int = 0
+    allocated_bytes: int = 0
 
     def add(self, amounts: dict[str, int]) -> None:
         for name, amount in amounts.items():
             setattr(self, name, getattr(self, name) + amount)
 
     def as_dict(self) -> dict[str, int]:
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return dict(vars(self))
 
 
 class Device(ABC):
@@ -131,12 +135,20 @@ class HostDevice(Device):
     """A device that computes products itself, without tiles, buffers or launches."""
 
     @abstractmethod
-    def product(self, a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-        """(M, K) @ (K, N): int8 as INT32 modulo 2**32, bf16 as f32."""
+    def pack(self, b: Operand) -> Any:
+        """A converted matrix B in the device's own form, for :meth:`multiply`."""
 
     @abstractmethod
-    def arithmetic(self, dtype: np.dtype[Any]) -> str:
-        """How products of this element type are summed, for the report."""
+    def multiply(
+        self,
+        a: NDArray[Any],
+        b: Any,
+        how: Precision,
+        result: np.dtype[Any],
+        out: NDArray[Any] | None = None,
+    ) -> tuple[NDArray[Any], str]:
+        """A (M, K) as the caller has it times a packed B (K, N) as ``result``, in ``out`` if that
+        is given; and how products were summed, for the report."""
 
 
 class NpuDevice(Device):
@@ -149,10 +161,38 @@ class NpuDevice(Device):
 
     host_below = 0
 
-    @abstractmethod
+    def __init__(self) -> None:
+        super().__init__()
+        self._pool = BufferPool(POOL_BYTES)
+
     def alloc(self, nbytes: int) -> Buffer:
-        """A buffer of ``nbytes``, a positive multiple of 4; its contents are undefined on both
+        """A new buffer of ``nbytes``, a positive multiple of 4; its contents are undefined on both
         sides."""
+        self.require_open()
+        if nbytes <= 0 or nbytes % WORD_BYTES:
+            raise BufferSizeError(
+                f"a buffer of {nbytes} B: the size must be a positive multiple of {WORD_BYTES} B"
+            )
+        self.count(allocations=1, allocated_bytes=nbytes)
+        return self._alloc(nbytes)
+
+    @contextmanager
+    def lend(self, nbytes: int) -> Iterator[Buffer]:
+        """A buffer of ``nbytes`` for the time of the block, as if new: one that was given back
+        earlier if there is one."""
+        size = pool_size(nbytes)
+        whole = self._pool.take(size) or self.alloc(size)
+        buffer = whole.view(0, nbytes)
+        buffer.forget()
+        yield buffer
+        self._pool.give(whole)  # not after an error: what failed may still be writing to it
+
+    def close(self) -> None:
+        super().close()
+        self._pool.clear()
+
+    @abstractmethod
+    def _alloc(self, nbytes: int) -> Buffer: ...
 
     @abstractmethod
     def load(self, kernel: Kernel) -> LoadedKernel:
@@ -185,6 +225,11 @@ class Buffer(ABC):
             )
         return self._view(offset_bytes, nbytes)
 
+    @abstractmethod
+    def forget(self) -> None:
+        """Contents are undefined again on both sides; a device that checks what is read makes them
+        so."""
+
     def sync_to_device(self) -> None:
         """Make the device see what the host has written."""
         self.device.count(syncs_to_device=1, bytes_to_device=self.nbytes)
@@ -203,6 +248,48 @@ class Buffer(ABC):
 
     @abstractmethod
     def _sync_from_device(self) -> None: ...
+
+
+class BufferPool:
+    """Buffers that were given back, at most ``limit_bytes`` of them: the oldest go first."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self._free: list[Buffer] = []
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self._free)
+
+    def take(self, nbytes: int) -> Buffer | None:
+        """A buffer of exactly ``nbytes``, the one that was used last; None when there is none."""
+        with self._lock:
+            for place in reversed(range(len(self._free))):
+                if self._free[place].nbytes == nbytes:
+                    return self._free.pop(place)
+        return None
+
+    def give(self, buffer: Buffer) -> None:
+        with self._lock:
+            self._free.append(buffer)
+            while self.nbytes > self.limit_bytes:
+                del self._free[0]
+
+    def clear(self) -> None:
+        with self._lock:
+            self._free.clear()
+
+
+def pool_size(nbytes: int) -> int:
+    """The size of the buffer that is lent for ``nbytes``: so that calls of about the same size
+    share buffers, a multiple of an eighth of the power of two below; at least a page.
+
+    >>> pool_size(100), pool_size(70_000), pool_size(1_000_000)
+    (4096, 73728, 1048576)
+    """
+    step = max(4096, 1 << max(0, nbytes.bit_length() - 4))
+    return max(1, -(-nbytes // step)) * step
 
 
 class Run(ABC):

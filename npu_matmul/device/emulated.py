@@ -1,7 +1,7 @@
 """The emulated NPU behind the device seam: buffers with two sides, and a machine per loaded kernel.
 
-It is stricter than hardware: both sides of a new buffer are poisoned, and a transfer of bytes that
-were never synced is an error. It reports counts, never a time.
+It is stricter than hardware: both sides of a new or newly lent buffer are poisoned, and a transfer
+of bytes that were never synced is an error. It reports counts, never a time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.design import design_text
-from npu_matmul.device import Buffer, BufferSizeError, LaunchFailed, LoadedKernel, NpuDevice, Run
+from npu_matmul.device import Buffer, LaunchFailed, LoadedKernel, NpuDevice, Run
 from npu_matmul.emulator import POISON, EmulationError
 from npu_matmul.emulator.machine import Machine, MachineCounters
 from npu_matmul.emulator.shim import DeviceMemory
@@ -36,12 +36,7 @@ class EmulatedDevice(NpuDevice):
         self._loading = threading.Lock()
         self._buffer_numbers = itertools.count()
 
-    def alloc(self, nbytes: int) -> EmulatedBuffer:
-        self.require_open()
-        if nbytes <= 0 or nbytes % WORD_BYTES:
-            raise BufferSizeError(
-                f"a buffer of {nbytes} B: the size must be a positive multiple of {WORD_BYTES} B"
-            )
+    def _alloc(self, nbytes: int) -> EmulatedBuffer:
         words = nbytes // WORD_BYTES
         name = f"buffer {next(self._buffer_numbers)}"
         poison = np.full(nbytes, POISON, np.uint8)
@@ -73,6 +68,11 @@ class EmulatedBuffer(Buffer):
         name = f"{self.name}[{offset_bytes}:{offset_bytes + nbytes}]"
         memory = DeviceMemory(name, self.memory.words[words], self.memory.known[words])
         return EmulatedBuffer(self.device, self.host[offset_bytes : offset_bytes + nbytes], memory)
+
+    def forget(self) -> None:
+        self.host.fill(POISON)
+        self.memory.words.view(np.uint8).fill(POISON)
+        self.memory.known.fill(False)
 
     def _sync_to_device(self) -> None:
         self.memory.words.view(np.uint8)[:] = self.host

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.emulator import mac_bf16
-from npu_matmul.emulator.mac_i8 import matmul_i8
+from npu_matmul.emulator import mac_bf16, mac_i8
 from npu_matmul.kernel import Kernel
 
 Model = Callable[..., None]
@@ -73,7 +72,7 @@ def _product(kernel: Kernel) -> Product:
             f"kernel {kernel.name!r}, variant {kernel.variant!r}: mmul s = {kernel.mmul.s}; bf16 "
             f"products are modelled for s = {mac_bf16.STEP}, the number that one instruction adds"
         )
-    return _PRODUCTS[types]
+    return _PRODUCTS[types](kernel)
 
 
 def _shown(a: str, b: str, c: str) -> str:
@@ -84,7 +83,7 @@ def _product_bf16(a: Blocks, b: Blocks, c: Blocks, accumulate: bool) -> None:
     mac_bf16.matmul_bf16(a.view(np.uint16), b.view(np.uint16), c, accumulate)
 
 
-_PRODUCTS: dict[tuple[str, str, str], Product] = {
-    ("int8", "int8", "int32"): matmul_i8,
-    ("bfloat16", "bfloat16", "float32"): _product_bf16,
+_PRODUCTS: dict[tuple[str, str, str], Callable[[Kernel], Product]] = {
+    ("int8", "int8", "int32"): lambda kernel: mac_i8.product(kernel.mmul),
+    ("bfloat16", "bfloat16", "float32"): lambda kernel: _product_bf16,
 }

@@ -16,16 +16,14 @@ layer_norm at most 4e-6 max(1, |y|), for rows whose deviation is not small besid
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from npu_matmul.host.threads import in_parts
 
 Floats = NDArray[np.float32]
 
@@ -119,25 +117,12 @@ def _by_rows(
 ) -> None:
     """``loop`` over all rows: a part per thread where there is enough to do."""
     rows, columns = matrices[0].shape
-    parts = max(1, min(threads(), rows, rows * columns // ELEMENTS_PER_THREAD))
-    cuts = [rows * part // parts for part in range(parts + 1)]
-    slices = [slice(*pair) for pair in pairwise(cuts)]
-    others = [_pool().submit(loop, *(m[s] for m in matrices), *rest) for s in slices[1:]]
-    loop(*(m[slices[0]] for m in matrices), *rest)
-    for other in others:
-        other.result()
 
+    def part(start: int, stop: int) -> int:
+        loop(*(matrix[start:stop] for matrix in matrices), *rest)
+        return -1
 
-@cache
-def threads() -> int:
-    """How many threads work: ``$OMP_NUM_THREADS`` where it is set, else one per core."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdigit() and int(asked) else len(os.sched_getaffinity(0))
-
-
-@cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(max(1, threads() - 1), thread_name_prefix="npu-matmul-elementwise")
+    in_parts(part, rows, -(-ELEMENTS_PER_THREAD // max(1, columns)))
 
 
 # Compiled. "contract" allows fused multiply-add; "reassoc" sums in vector lanes. Neither may assume

@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from npu_matmul.host.threads import THREADS_VARIABLE
 from npu_matmul.whisper.encode import FileReport, Job, Settings, encode_job
 
-# Read by BLAS and OpenMP when a process starts, and by elementwise.threads.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+# Read by BLAS and OpenMP when a process starts, and by our own pool.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", THREADS_VARIABLE)
 CONNECT_S = 10  # until a scheduler must have answered
 NPU_RESOURCE = "NPU"  # what a Dask worker declares: one, as it has one NPU
 

@@ -108,7 +108,9 @@ def test_weights_that_change_are_packed_again() -> None:
         layer(x)
         layer.weight.mul_(3)
         layer.bias.add_(1)
-        np.testing.assert_allclose(layer(x), nn.functional.linear(x, layer.weight, layer.bias), atol=1e-3)
+        np.testing.assert_allclose(
+            layer(x), nn.functional.linear(x, layer.weight, layer.bias), atol=1e-3
+        )
         layer.load_state_dict({"weight": torch.randn(32, 64), "bias": torch.zeros(32)})
         np.testing.assert_allclose(layer(x), x @ layer.weight.T, atol=1e-3)
 
@@ -141,7 +143,9 @@ def test_with_gradients_enabled_there_is_a_clear_error(training: bool) -> None:
     layer = nn.Linear(4, 3).train(training)
     done = accelerate(layer, device="cpu")
     mode = "training" if training else "evaluation"
-    with pytest.raises(GradientsNotSupported, match=rf"called in {mode} .*torch\.no_grad\(\).*rest"):
+    with pytest.raises(
+        GradientsNotSupported, match=rf"called in {mode} .*torch\.no_grad\(\).*rest"
+    ):
         layer(torch.zeros(2, 4))
     with torch.no_grad():
         assert layer(torch.zeros(2, 4)).shape == (2, 3)

@@ -96,11 +96,13 @@ def note_when_it_ran(settings: Settings, job: Job) -> Any:
 
 
 def test_workers_without_an_npu_are_refused_with_the_cure(tmp_path: Path) -> None:
-    with distributed.LocalCluster(
-        n_workers=1, processes=False, dashboard_address=None, local_directory=str(tmp_path)
-    ) as started:
-        with pytest.raises(ValueError, match=r'none of the 1 workers .* --resources "NPU=1"'):
-            list(over_dask(Settings(random="tiny"), [Job("a.wav")], started.scheduler_address))
+    with (
+        distributed.LocalCluster(
+            n_workers=1, processes=False, dashboard_address=None, local_directory=str(tmp_path)
+        ) as started,
+        pytest.raises(ValueError, match=r'none of the 1 workers .* --resources "NPU=1"'),
+    ):
+        list(over_dask(Settings(random="tiny"), [Job("a.wav")], started.scheduler_address))
 
 
 def test_an_address_without_a_scheduler_is_an_os_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,128 @@
+"""Measurements as tables of 80 columns: products with their peaks, small products, targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from npu_matmul.bench.contenders import BASELINE, OWN_INT8
+from npu_matmul.bench.session import threads_text
+from npu_matmul.bench.shapes import shape_text
+from npu_matmul.bench.targets import formatter
+
+Row = dict[str, Any]
+KINDS = ("int8", "dynamic int8", "bf16", "f32")
+UNSTEADY = "~ its median was not steady; the machine was busy, or slow to settle"
+
+
+def products_table(rows: Sequence[Row], peaks: Sequence[Row]) -> Table:
+    """Products of one shape and number of threads, grouped by kind, and what the CPU can do."""
+    shape, threads = rows[0]["shape"], rows[0]["threads"]
+    table = _table(f"{shape_text(shape)}, {threads_text(threads)}")
+    table.add_column("product")
+    for heading in ("ms", "G op/s", "x np f32", "of peak"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("error", justify="right", max_width=9)
+    for kind in KINDS:
+        group = sorted((r for r in rows if r["kind"] == kind), key=lambda r: r["seconds"])
+        for row in group:
+            table.add_row(
+                _name(row),
+                _mark(row, three_digits(row["seconds"] * 1e3)),
+                f"{row['gops']:.1f}",
+                f"{row['times_np_f32']:.2f}",
+                "" if row["of_peak"] is None else f"{row['of_peak']:.0%}",
+                accuracy_text(row["accuracy"]),
+                end_section=row is group[-1],
+            )
+    baseline = next(row for row in rows if row["product"] == BASELINE)
+    for row in peaks:
+        ratio = f"{row['gops'] / baseline['gops']:.2f}"
+        name = f"{row['peak']}, {row['instruction']}"
+        table.add_row(name, "", _mark(row, f"{row['gops']:.1f}"), ratio, "100%", "", style="dim")
+    return table
+
+
+def small_table(rows: Sequence[Row]) -> Table:
+    """Microseconds of one call of the public function, beside np.matmul's."""
+    table = _table("us per call of small products, one core, out=, in cache")
+    for heading in ("cube", "npu_matmul int8", "np.matmul f32", "x np f32", "error"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        if row["product"] == OWN_INT8:
+            other = next(r for r in rows if r["size"] == row["size"] and r["product"] == BASELINE)
+            times = (_mark(each, f"{each['seconds'] * 1e6:.2f}") for each in (row, other))
+            ratio = f"{row['times_np_f32']:.2f}"
+            table.add_row(str(row["size"]), *times, ratio, accuracy_text(row["accuracy"]))
+    return table
+
+
+def target_table(rows: Sequence[Row], operands: str) -> Table:
+    """Each target beside the worst shape and what the probed peak allows."""
+    table = _table(f"targets, at the worst whisper-base shape; operands: {operands}")
+    table.add_column("target")
+    for heading in ("asked", "measured", "allowed"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    for row in rows:
+        text = formatter(row["unit"])
+        cells = ("" if row[k] is None else text(row[k]) for k in ("asked", "worst", "allowed"))
+        table.add_row(row["target"], *cells, verdict(row))
+    return table
+
+
+def verdict(row: Row) -> str:
+    """In words; a star where no code could reach it on this CPU, against this baseline."""
+    if row["reached"] is None:
+        return "not measured"
+    if row["reached"]:
+        return "reached"
+    beyond = row["allowed"] is not None and row["allowed"] < row["asked"]
+    return "not reached" + ("*" if beyond else "")
+
+
+def accuracy_text(accuracy: Row) -> str:
+    """
+    >>> accuracy_text({"wrong_values": 0, "values": 4}), accuracy_text({"relative_error": 0.00231})
+    ('exact', '2.3e-03')
+    """
+    if "relative_error" in accuracy:
+        return f"{accuracy['relative_error']:.1e}"
+    return f"{accuracy['wrong_values']:,} wrong" if accuracy["wrong_values"] else "exact"
+
+
+def three_digits(value: float) -> str:
+    """
+    >>> [three_digits(value) for value in (0.0345, 7.0, 177.0, 1234.5)]
+    ['0.0345', '7.00', '177', '1234']
+    """
+    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"
+
+
+def disturbed(peaks: Sequence[Row]) -> str | None:
+    """A warning when the probes of several threads did not get their cores; else None."""
+    single = {row["kind"]: row["gops"] for row in peaks if row["threads"] == 1}
+    several = [row for row in peaks if row["threads"] > 1 and row["kind"] in single]
+    shares = [(row["gops"] / single[row["kind"]], row["threads"]) for row in several]
+    cores, threads = min(shares, default=(1.0, 1), key=lambda share: share[0] / share[1])
+    if cores >= 0.95 * threads:
+        return None
+    return (
+        f"Probes of {threads} threads ran as fast as {cores:.1f} cores at worst: something else "
+        "used the machine, or its clock fell. Rows of several threads understate what they can do."
+    )
+
+
+def _name(row: Row) -> str:
+    return f"{row['product']} ({row['blas_kernel']})" if row["blas_kernel"] else row["product"]
+
+
+def _mark(row: Row, text: str) -> str:
+    return text if row["steady"] else f"~{text}"
+
+
+def _table(title: str) -> Table:
+    return Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)

@@ -1,0 +1,174 @@
+"""One library's process: it prepares products and times a turn of one whenever it is asked.
+
+Requests and answers are lines of JSON on standard input and output; whatever a library prints goes
+to standard error. The process ends when its input does. ``workers`` is the other side.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
+from typing import Any
+
+MOST_SETS = 256  # of operands, where products are so small that they never fill a cache
+STAGE_CALLS = 21
+
+
+class Worker:
+    """The answers to each request, by the request's name. ``alternatives`` can be timed: a call and
+    how many make a turn."""
+
+    def __init__(self, library: str, path: str | None, threads: int) -> None:
+        self.library, self.path, self.threads = library, path, threads
+        self.alternatives: dict[str, tuple[Callable[[], Any], int]] = {}
+        self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        if library == "torch":
+            import torch
+
+            torch.set_num_threads(threads)
+
+    def hello(self) -> dict[str, Any]:
+        """What this process is limited to and which BLAS it has."""
+        from npu_matmul.bench.environment import blas, settings, usable_cpus
+
+        told = {"library": self.library, "cpus": usable_cpus(), "settings": settings()}
+        if self.library == "torch":
+            import torch
+
+            told |= {
+                "threads": torch.get_num_threads(),
+                "instructions": torch.backends.cpu.get_cpu_capability(),
+            }
+        return {**told, "blas": blas()}
+
+    def products(
+        self, shape: list[int], pool_bytes: int, turn_s: float, only: list[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Prepare this library's forms of a product; what was prepared before is dropped.
+
+        Each form gets as many sets of operands as fill ``pool_bytes``, at least one, which its
+        calls take in turn. Answers a row per form: its kind, accuracy and arithmetic, or "error".
+        """
+        from npu_matmul.bench.contenders import Problem, forms
+
+        M, K, N = shape
+        self.alternatives = {}
+        problem = Problem.random((M, K, N))
+        wanted = [f for f in forms(self.library, self.path) if only is None or f.name in only]
+        return [self._product(form, problem, (M, K, N), pool_bytes, turn_s) for form in wanted]
+
+    def _product(
+        self, form: Any, problem: Any, shape: tuple[int, int, int], pool_bytes: int, turn_s: float
+    ) -> dict[str, Any]:
+        from npu_matmul.bench.timing import calls_per_turn
+
+        M, K, N = shape
+        set_bytes = form.operand_bytes(shape)
+        row = {
+            "product": form.name,
+            "library": self.library,
+            "kind": form.kind,
+            "path": form.path,
+            "operations": 2 * M * K * N,
+            "operand_bytes": set_bytes,
+        }
+        try:
+            sets = [form.prepare(problem)]
+            sets[0].work()
+            row["accuracy"] = problem.accuracy(form.kind, sets[0].result())
+            row["arithmetic"] = self._arithmetic()
+            count = min(max(1, -(-pool_bytes // set_bytes)), MOST_SETS)
+            sets += [form.prepare(problem) for _ in range(count - 1)]
+        except (RuntimeError, ValueError, TypeError, NotImplementedError, ImportError) as error:
+            return {**row, "error": _one_line(error)}
+        row["sets"] = count
+        work = sets[0].work if count == 1 else _rotating([each.work for each in sets])
+        self.alternatives[form.name] = work, calls_per_turn(work, turn_s)
+        return row
+
+    def _arithmetic(self) -> str | None:
+        if self.library != "npu_matmul":
+            return None
+        from npu_matmul import last_call
+
+        return last_call().arithmetic
+
+    def peaks(self, turn_s: float) -> list[dict[str, Any]]:
+        """Prepare the probes of ``peak``."""
+        from npu_matmul.bench import peak
+        from npu_matmul.bench.timing import calls_per_turn
+
+        rows = []
+        for probe in peak.usable_probes():
+            name = f"peak {probe.kind}"
+            work = peak.probe_work(probe, self.pool, self.threads)
+            self.alternatives[name] = work, calls_per_turn(work, turn_s)
+            told = {"kind": probe.kind, "instruction": probe.instruction, "bits": probe.bits}
+            operations = peak.operations(probe, self.threads)
+            rows.append({"peak": name, **told, "operations": operations})
+        return rows
+
+    def copies(self, turn_s: float) -> list[dict[str, Any]]:
+        """Prepare the copies of ``peak``."""
+        from npu_matmul.bench import peak
+        from npu_matmul.bench.timing import calls_per_turn
+
+        rows = []
+        for name, (moved_bytes, work) in peak.copy_works(self.pool, self.threads).items():
+            self.alternatives[f"copy {name}"] = work, calls_per_turn(work, turn_s)
+            rows.append({"copy": f"copy {name}", "where": name, "bytes": moved_bytes})
+        return rows
+
+    def turn(self, name: str) -> dict[str, float]:
+        from npu_matmul.bench.timing import elapsed
+
+        took = elapsed(*self.alternatives[name])
+        return {"cpu_s": took.cpu_s, "wall_s": took.wall_s}
+
+    def stages(self, name: str) -> dict[str, Any]:
+        """Median wall seconds of a prepared product's calls, in all and by stage."""
+        from npu_matmul import last_call
+
+        work, _ = self.alternatives[name]
+        walls, stages = [], []
+        for _ in range(STAGE_CALLS):
+            start = time.perf_counter()
+            work()
+            walls.append(time.perf_counter() - start)
+            stages.append(last_call().seconds)
+        by_stage = {key: statistics.median(call[key] for call in stages) for key in stages[0]}
+        return {"wall_s": statistics.median(walls), "seconds": by_stage}
+
+
+def _rotating(works: list[Callable[[], Any]]) -> Callable[[], Any]:
+    following = cycle(works).__next__
+    return lambda: following()()
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
+
+
+def main(library: str, path: str, cpus: str) -> None:
+    """Serve requests until the input ends, on these CPUs alone."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    allowed = [int(cpu) for cpu in cpus.split(",")]
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, allowed)
+    worker = Worker(library, path or None, len(allowed))
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = getattr(worker, request.pop("ask"))(**request)
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

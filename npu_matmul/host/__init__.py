@@ -1,0 +1,1 @@
+"""Compiled loops of the host: vector intrinsics for numba, and what is built of them."""

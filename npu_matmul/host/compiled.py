@@ -1,0 +1,24 @@
+"""numba's decorator with a cache on disk that notices changes of every file of this package.
+
+numba looks only at the file of the function itself; what it calls may have changed meanwhile, and
+the old code would run on. So the functions carry a digest of all files in the name under which
+numba keeps them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+
+_FILES = sorted(Path(__file__).parent.glob("*.py"))
+REVISION = hashlib.sha256(b"".join(file.read_bytes() for file in _FILES)).hexdigest()[:16]
+
+
+def compiled(function: Callable[..., Any]) -> Any:
+    """``function``, compiled when it is first called, without the GIL, and kept on disk."""
+    function.__qualname__ += f"_{REVISION}"
+    return numba.njit(cache=True, nogil=True)(function)

@@ -1,0 +1,323 @@
+"""Products on the host: rows of A, B in panels, C written once.
+
+``_walk`` goes over C in blocks of rows, whose A stays in the second-level cache, and in panels of
+columns; the loop over K is in ``microkernel``. What differs between the kinds of product is handed
+in: a *microkernel*, which holds the instruction and what becomes of the sums, and a *feed*, which
+copies a block of A's rows into what the instruction reads. int8 and bf16 rows need no feed where
+they lie well.
+
+Every address is an int64, so that one compiled form serves every layout.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+from numba.extending import register_jitable
+
+from npu_matmul.host import microkernel
+from npu_matmul.host.compiled import compiled
+from npu_matmul.host.convert import is_plain, scale_and_inverse
+from npu_matmul.host.pointers import pointer, stack_words
+from npu_matmul.host.vectors import convert_row, largest_magnitude
+
+MOST_ROWS = 14  # of one call of a microkernel
+BLOCK_ROWS = 84  # a multiple of 14, 12 and 6; 172 kB of A at K = 2048
+
+
+# of each unit: lanes, the most rows at once, what was added to the elements of B (each row's sums
+# start from minus as much times the row's own sum), and whether it takes subnormals for zero
+VNNI = 16, 14, 128, False
+AVX2 = 8, 6, 0, False
+BF16 = 16, 14, 0, True
+
+
+@compiled
+def vnni_sums(a, rows, b, panels, c):
+    return _walk(microkernel.vnni_sums, _copy_i8, VNNI, a, rows, b, panels, c)
+
+
+@compiled
+def vnni_clipped(a, rows, b, panels, c):
+    return _walk(microkernel.vnni_clipped, _copy_i8, VNNI, a, rows, b, panels, c)
+
+
+@compiled
+def vnni_scaled(a, rows, b, panels, c):
+    return _walk(microkernel.vnni_scaled, _quantise_i8, VNNI, a, rows, b, panels, c)
+
+
+@compiled
+def avx2_sums(a, rows, b, panels, c):
+    return _walk(microkernel.avx2_sums, _widen_i8, AVX2, a, rows, b, panels, c)
+
+
+@compiled
+def avx2_clipped(a, rows, b, panels, c):
+    return _walk(microkernel.avx2_clipped, _widen_i8, AVX2, a, rows, b, panels, c)
+
+
+@compiled
+def avx2_scaled(a, rows, b, panels, c):
+    return _walk(microkernel.avx2_scaled, _quantise_i16, AVX2, a, rows, b, panels, c)
+
+
+@compiled
+def bf16_sums(a, rows, b, panels, c):
+    return _walk(microkernel.bf16_sums, _copy_bf16, BF16, a, rows, b, panels, c)
+
+
+@compiled
+def bf16_rounded(a, rows, b, panels, c):
+    return _walk(microkernel.bf16_sums, _round_bf16, BF16, a, rows, b, panels, c)
+
+
+@compiled
+def bf16_split(a, rows, b, panels, c):
+    return _walk(microkernel.bf16_sums, _split_bf16, BF16, a, rows, b, panels, c)
+
+
+@compiled
+def vnni_small_sums(a, b, c):
+    return _small(microkernel.vnni_sums, _copy_i8, VNNI, a, b, c)
+
+
+@compiled
+def vnni_small_clipped(a, b, c):
+    return _small(microkernel.vnni_clipped, _copy_i8, VNNI, a, b, c)
+
+
+@compiled
+def avx2_small_sums(a, b, c):
+    return _small(microkernel.avx2_sums, _widen_i8, AVX2, a, b, c)
+
+
+@compiled
+def avx2_small_clipped(a, b, c):
+    return _small(microkernel.avx2_clipped, _widen_i8, AVX2, a, b, c)
+
+
+@numba.njit(nogil=True)
+def _small(kernel, feed, unit, a, b, c):
+    """All of C = A @ B for arrays A and C, unless their shapes do not fit, they overlap, columns of
+    C are no neighbours, or the work is too much for one thread.
+
+    ``b`` is an array, as each argument costs time: (address, K, columns, panels, most rows, bytes
+    of a fed element). Returns whether it was done.
+    """
+    M, K = a.shape
+    if b[1] != K or b[4] < M or c.shape != (M, b[2]) or c.strides[1] != c.itemsize:
+        return False
+    left, right = np.int64(a.ctypes.data), np.int64(c.ctypes.data)
+    a_row, a_element = a.strides
+    if _overlap(left, M, a_row, K, a_element, right, M, c.strides[0], c.shape[1], c.itemsize):
+        return False
+    fed_row = 0 if b[5] == 1 and a_element == 1 else K * b[5]
+    source = left, a_row, a_element, K, K * b[5], fed_row, np.int64(0)
+    target = right, c.strides[0], c.itemsize
+    matrix = b[0], b[2], np.int64(0)
+    return _walk(kernel, feed, unit, source, (0, M), matrix, (0, b[3]), target) < 0
+
+
+@numba.njit(nogil=True)
+def _overlap(a, a_rows, a_row, a_columns, a_element, c, c_rows, c_row, c_columns, c_element):
+    """Whether the memory that two arrays span has a byte in common."""
+    a_first = a + min(0, (a_rows - 1) * a_row) + min(0, (a_columns - 1) * a_element)
+    c_first = c + min(0, (c_rows - 1) * c_row)
+    a_last = a + max(0, (a_rows - 1) * a_row) + max(0, (a_columns - 1) * a_element)
+    c_last = c + max(0, (c_rows - 1) * c_row) + c_columns * c_element - 1
+    return a_first <= c_last and c_first <= a_last
+
+
+@numba.njit(nogil=True)
+def _walk(kernel, feed, unit, a, rows, b, panels, c):
+    """Blocks of the rows ``rows`` and of the panels ``panels`` of C = A @ B.
+
+    ``a`` is (address, bytes to the next row, to the next element, K, bytes of a fed row, bytes
+    between fed rows or 0 to read A itself, scales); ``b`` (address, columns, scales); ``c``
+    (address, bytes to the next row, to the next element). ``unit`` is one of the tuples above.
+
+    Returns -1, or the first row that the feed or the unit refused.
+    """
+    lanes, most, offset, flushes = unit
+    source, a_row, a_element, depth, row_bytes, fed_row, row_scale = a
+    b_address, columns, column_scale = b
+    words, rest = row_bytes // 4, row_bytes % 4
+    width = 2 * lanes
+    panel_bytes = (row_bytes + 3) // 4 * 4 * width
+    fed = np.empty(min(BLOCK_ROWS, rows[1] - rows[0]) * fed_row, np.uint8)
+    starts, tails = stack_words(BLOCK_ROWS), stack_words(BLOCK_ROWS)
+    for top in range(rows[0], rows[1], BLOCK_ROWS):
+        block = min(BLOCK_ROWS, rows[1] - top)
+        left, left_row = source + top * a_row, a_row
+        if fed_row:
+            left, left_row = np.int64(fed.ctypes.data), fed_row
+            refused = feed(
+                source + top * a_row, a_row, a_element, depth, block, left, fed_row,
+                row_scale + 4 * top,
+            )  # fmt: skip
+            if refused >= 0:
+                return top + refused
+        for i in range(block):
+            if flushes and _has_subnormal(left + i * left_row, row_bytes // 2):
+                return top + i
+            start = -offset * _row_sum(left + i * left_row, row_bytes) if offset else 0
+            pointer(starts, np.int32)[i] = start
+            if rest:
+                pointer(tails, np.uint32)[i] = _tail(left + i * left_row + 4 * words, rest)
+        for p in range(panels[0], panels[1]):
+            column = p * width
+            r = 0
+            while r < block:
+                n = _rows_at_once(block - r, most)
+                kernel(
+                    n, left + r * left_row, left_row, words, starts + 4 * r,
+                    tails + 4 * r if rest else 0, b_address + p * panel_bytes,
+                    c[0] + (top + r) * c[1] + column * c[2], c[1], columns - column,
+                    row_scale + 4 * (top + r), column_scale + 4 * column,
+                )  # fmt: skip
+                r += n
+    return -1
+
+
+@numba.njit(nogil=True)
+def _rows_at_once(left, most):
+    """Rows for the next call: as even a split as the microkernels, which are for even numbers,
+    allow."""
+    if left == 1:
+        return 1
+    calls = (left + most - 1) // most
+    rows = (left + calls - 1) // calls
+    return min(rows + rows % 2, left - left % 2)
+
+
+@numba.njit(nogil=True)
+def _row_sum(address, size):
+    total = np.int32(0)
+    for x in numba.carray(pointer(address, np.int8), size):
+        total += np.int32(x)
+    return total
+
+
+@numba.njit(nogil=True)
+def _has_subnormal(address, size):
+    """Whether any of ``size`` bf16 is subnormal: exponent zero, mantissa not."""
+    found = np.uint16(0)
+    for bits in numba.carray(pointer(address, np.uint16), size):
+        found |= np.uint16((bits & np.uint16(0x7FFF)) - np.uint16(1) < np.uint16(0x7F))
+    return found != 0
+
+
+@numba.njit(nogil=True)
+def _tail(address, size):
+    """The last, incomplete word of a row, filled up with zeros."""
+    word = np.uint32(0)
+    for i in range(size):
+        word |= np.uint32(pointer(address, np.uint8)[i]) << np.uint32(8 * i)
+    return word
+
+
+@register_jitable
+def _copy_i8(source, row, element, depth, rows, to, to_row, scales):
+    for i in range(rows):
+        _gather(np.int8, source + i * row, element, depth, to + i * to_row)
+    return -1
+
+
+@register_jitable
+def _widen_i8(source, row, element, depth, rows, to, to_row, scales):
+    near = np.empty(depth, np.int8)
+    for i in range(rows):
+        start = source + i * row
+        if element != 1:
+            _gather(np.int8, start, element, depth, np.int64(near.ctypes.data))
+            start = np.int64(near.ctypes.data)
+        _widen(start, depth, to + i * to_row)
+    return -1
+
+
+@register_jitable
+def _copy_bf16(source, row, element, depth, rows, to, to_row, scales):
+    for i in range(rows):
+        _gather(np.int16, source + i * row, element, depth, to + i * to_row)
+    return -1
+
+
+@register_jitable
+def _quantise_i8(source, row, element, depth, rows, to, to_row, scales):
+    """f32 rows as symmetric int8, and their scales; refuses a row that float32 cannot quantise."""
+    near = np.empty(depth if element != 4 else 0, np.float32)
+    for i in range(rows):
+        start = _row_of_f32(source + i * row, element, depth, near)
+        magnitude = largest_magnitude("float32", depth, start)
+        if not is_plain(magnitude):
+            return i
+        scale, inverse = scale_and_inverse(magnitude)
+        pointer(scales, np.float32)[i] = scale
+        convert_row("float32", "int8", "rows", depth, start, to + i * to_row, inverse, 0)
+    return -1
+
+
+@register_jitable
+def _quantise_i16(source, row, element, depth, rows, to, to_row, scales):
+    """As ``_quantise_i8``, then widened."""
+    small = np.empty(depth, np.int8)
+    for i in range(rows):
+        start, line = source + i * row, np.int64(small.ctypes.data)
+        refused = _quantise_i8(start, row, element, depth, 1, line, depth, scales + 4 * i)
+        if refused >= 0:
+            return i
+        _widen(line, depth, to + i * to_row)
+    return -1
+
+
+@register_jitable
+def _round_bf16(source, row, element, depth, rows, to, to_row, scales):
+    near = np.empty(depth if element != 4 else 0, np.float32)
+    for i in range(rows):
+        start = _row_of_f32(source + i * row, element, depth, near)
+        convert_row("float32", "bfloat16", "", depth, start, to + i * to_row, 0, 0)
+    return -1
+
+
+@register_jitable
+def _split_bf16(source, row, element, depth, rows, to, to_row, scales):
+    """f32 rows as three bf16 terms each, in the order of ``precision``'s bf16x3."""
+    near = np.empty(depth if element != 4 else 0, np.float32)
+    for i in range(rows):
+        start, line = _row_of_f32(source + i * row, element, depth, near), to + i * to_row
+        convert_row("float32", "bfloat16 low", "", depth, start, line, 0, 0)
+        convert_row("float32", "bfloat16 finite", "", depth, start, line + 2 * depth, 0, 0)
+        convert_row("float32", "bfloat16", "", depth, start, line + 4 * depth, 0, 0)
+    return -1
+
+
+@numba.njit(nogil=True)
+def _widen(start, size, to):
+    """int8 that follow one another, as int16."""
+    wide = numba.carray(pointer(to, np.int16), size)
+    near = numba.carray(pointer(start, np.int8), size)
+    for i in range(near.size):
+        wide[i] = near[i]
+
+
+@numba.njit(nogil=True)
+def _row_of_f32(start, element, depth, near):
+    """The address of a row whose elements follow one another: itself, or its copy in ``near``."""
+    if element == 4:
+        return start
+    _gather(np.float32, start, element, depth, np.int64(near.ctypes.data))
+    return np.int64(near.ctypes.data)
+
+
+@numba.njit(nogil=True)
+def _gather(kind, start, element, depth, to):
+    """``depth`` elements that lie ``element`` bytes apart, one after the other at ``to``."""
+    line = numba.carray(pointer(to, kind), depth)
+    if element == line.itemsize:
+        near = numba.carray(pointer(start, kind), depth)
+        for k in range(near.size):  # numba makes no vectors of line[:] = near
+            line[k] = near[k]
+    else:
+        for k in range(depth):
+            line[k] = pointer(start + k * element, kind)[0]

@@ -1,0 +1,271 @@
+"""The innermost loops of a product on the host: a few rows of C in vector registers over all of K.
+
+A product is cut into panels of ``2 * lanes`` columns. The operands come in *groups*, words of four
+bytes along K: four int8, or two int16 or bf16. For each group the kernel loads two vectors of B,
+which is packed as (panel, group, column, 4 bytes), and broadcasts one word of each row of A, which
+is used as it lies. One instruction multiplies a group and adds it to the sums.
+
+numba cannot express this: it would spill the sums to memory. So each kernel is one intrinsic,
+whose whole loop is LLVM IR. It holds a loop for every number of rows in ``ROWS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import binding, ir
+from numba.core import types
+from numba.extending import intrinsic
+
+ROWS = (1, 2, 4, 6, 8, 10, 12, 14)  # 14 rows of two vectors are 28 of AVX-512's 32 registers
+WORD = ir.IntType(32)
+INT = ir.IntType(64)
+
+Value = Any  # an llvmlite value
+Dot = Callable[[ir.IRBuilder, Value, Value, Value], Value]  # sums, group of A, group of B
+
+
+@dataclass(frozen=True)
+class Unit:
+    """An instruction that multiplies and adds groups: its lanes, sums, and the most rows that fit
+    in registers."""
+
+    lanes: int
+    sum_type: Any
+    most_rows: int
+    dot: Dot
+
+    @property
+    def sums(self) -> ir.VectorType:
+        return ir.VectorType(self.sum_type, self.lanes)
+
+    @property
+    def groups(self) -> ir.VectorType:
+        return ir.VectorType(WORD, self.lanes)
+
+
+def _call(b: ir.IRBuilder, name: str, result: Any, *args: Value) -> Value:
+    kind = ir.FunctionType(result, [arg.type for arg in args])
+    return b.call(b.module.globals.get(name) or ir.Function(b.module, kind, name), args)
+
+
+def _vpdpbusd(b: ir.IRBuilder, sums: Value, a: Value, panel: Value) -> Value:
+    """Four products of unsigned bytes (of B, moved up by 128) with signed ones (of A)."""
+    return _call(b, "llvm.x86.avx512.vpdpbusd.512", sums.type, sums, panel, a)
+
+
+def _vdpbf16ps(b: ir.IRBuilder, sums: Value, a: Value, panel: Value) -> Value:
+    return _call(b, "llvm.x86.avx512bf16.dpbf16ps.512", sums.type, sums, a, panel)
+
+
+def _vpmaddwd(b: ir.IRBuilder, sums: Value, a: Value, panel: Value) -> Value:
+    """Two products of int16, which cannot overflow, as both came from int8.
+
+    Written as assembly: LLVM would put instructions of VNNI in its place where there are some.
+    """
+    kind = ir.FunctionType(sums.type, [a.type, panel.type])
+    binding.initialize_native_asmparser()
+    both = ir.InlineAsm(kind, "vpmaddwd $2, $1, $0", "=x,x,x")
+    return b.add(sums, b.call(both, [a, panel]))
+
+
+VNNI = Unit(16, WORD, 14, _vpdpbusd)
+BF16 = Unit(16, ir.FloatType(), 14, _vdpbf16ps)
+AVX2 = Unit(8, WORD, 6, _vpmaddwd)
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Where a kernel stores: row ``i``, vector ``v`` of the panel, and the lanes within C."""
+
+    c: Value
+    c_row_bytes: Value
+    columns: Value
+    row_scale: Value
+    column_scale: Value
+
+
+def _load(b: ir.IRBuilder, address: Value, kind: Any) -> Value:
+    return b.load(b.inttoptr(address, ir.PointerType(kind)), align=1)
+
+
+def _splat(b: ir.IRBuilder, value: Value, lanes: int) -> Value:
+    kind = ir.VectorType(value.type, lanes)
+    one = b.insert_element(ir.Constant(kind, ir.Undefined), value, WORD(0))
+    zeros = ir.Constant(ir.VectorType(WORD, lanes), [0] * lanes)
+    return b.shuffle_vector(one, ir.Constant(kind, ir.Undefined), zeros)
+
+
+def _store(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, vector: Value) -> None:
+    """One vector into C; the lanes beyond the last column are left out."""
+    lanes, element = unit.lanes, vector.type.element
+    size = element.width // 8 if isinstance(element, ir.IntType) else 4
+    offset = b.add(b.mul(row, tile.c_row_bytes), INT(v * lanes * size))
+    where = b.inttoptr(b.add(tile.c, offset), ir.PointerType(vector.type))
+    whole = b.icmp_signed(">=", tile.columns, INT((v + 1) * lanes))
+    with b.if_else(whole) as (all_lanes, some_lanes):
+        with all_lanes:
+            b.store(vector, where, align=1)
+        with some_lanes:
+            left = b.trunc(b.sub(tile.columns, INT(v * lanes)), WORD)
+            lane = ir.Constant(ir.VectorType(WORD, lanes), list(range(lanes)))
+            mask = b.icmp_signed("<", lane, _splat(b, left, lanes))
+            letter = "f" if element == ir.FloatType() else "i"
+            name = f"llvm.masked.store.v{lanes}{letter}{size * 8}.p0"
+            _call(b, name, ir.VoidType(), vector, where, WORD(1), mask)
+
+
+def _sums(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, sums: Value) -> None:
+    _store(b, unit, tile, row, v, sums)
+
+
+def _clipped(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, sums: Value) -> None:
+    """Saturated to int8."""
+    for limit, order in ((127, "<"), (-128, ">")):
+        bound = ir.Constant(sums.type, [limit] * unit.lanes)
+        sums = b.select(b.icmp_signed(order, sums, bound), sums, bound)
+    _store(b, unit, tile, row, v, b.trunc(sums, ir.VectorType(ir.IntType(8), unit.lanes)))
+
+
+def _scaled(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, sums: Value) -> None:
+    """As f32, times the scales of A's row and B's columns."""
+    kind = ir.VectorType(ir.FloatType(), unit.lanes)
+    scale = _load(b, b.add(tile.row_scale, b.mul(row, INT(4))), ir.FloatType())
+    columns = _load(b, b.add(tile.column_scale, INT(v * unit.lanes * 4)), kind)
+    value = b.fmul(b.fmul(b.sitofp(sums, kind), _splat(b, scale, unit.lanes)), columns)
+    _store(b, unit, tile, row, v, value)
+
+
+def _blocks(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, sums: Value) -> None:
+    """Into C stored as blocks of eight columns, added to what is there or not.
+
+    ``c`` is the address of a table: where each row begins, in C's first block. ``c_row_bytes`` is
+    from block to block, ``column_scale`` from C's first block to the panel's first, and
+    ``row_scale`` -1 to add, 0 to overwrite.
+    """
+    start = b.add(_load(b, b.add(tile.c, b.mul(row, INT(8))), INT), tile.column_scale)
+    keep = _splat(b, b.trunc(tile.row_scale, WORD), 8)
+    for half in range(unit.lanes // 8):
+        block = v * unit.lanes // 8 + half
+        with b.if_then(b.icmp_signed(">", tile.columns, INT(8 * block))):
+            where = b.add(start, b.mul(tile.c_row_bytes, INT(block)))
+            lanes = [WORD(8 * half + i) for i in range(8)]
+            mask = ir.Constant(ir.VectorType(WORD, 8), lanes)
+            part = b.shuffle_vector(sums, ir.Constant(sums.type, ir.Undefined), mask)
+            total = b.add(part, b.and_(_load(b, where, part.type), keep))
+            b.store(total, b.inttoptr(where, ir.PointerType(part.type)), align=1)
+
+
+Epilogue = Callable[[ir.IRBuilder, Unit, Tile, Value, int, Value], None]
+
+
+def _make(unit: Unit, epilogue: Epilogue) -> Any:
+    """A kernel as an intrinsic; all arguments are int64: addresses, and sizes in bytes or words.
+
+    ``starts`` holds what the sums of each row start from (INT32), ``tails`` the last, incomplete
+    word of each row of A; it is 0 where K is whole words.
+    """
+
+    @intrinsic
+    def kernel(  # type: ignore[no-untyped-def]
+        typingctx, rows, a, a_row_bytes, words, starts, tails, b, c, c_row_bytes, columns,
+        row_scale, column_scale,
+    ):  # fmt: skip
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            _generate(builder, unit, epilogue, args)
+            return context.get_dummy_value()
+
+        return types.none(*[types.int64] * 12), codegen
+
+    return kernel
+
+
+vnni_sums = _make(VNNI, _sums)
+vnni_clipped = _make(VNNI, _clipped)
+vnni_scaled = _make(VNNI, _scaled)
+vnni_blocks = _make(VNNI, _blocks)
+avx2_sums = _make(AVX2, _sums)
+avx2_clipped = _make(AVX2, _clipped)
+avx2_scaled = _make(AVX2, _scaled)
+bf16_sums = _make(BF16, _sums)
+
+
+def _generate(b: ir.IRBuilder, unit: Unit, epilogue: Epilogue, args: Sequence[Value]) -> None:
+    rows = args[0]
+    done = b.append_basic_block("done")
+    choice = b.switch(b.trunc(rows, WORD), done)
+    for count in (count for count in ROWS if count <= unit.most_rows):
+        block = b.append_basic_block(f"rows{count}")
+        choice.add_case(WORD(count), block)
+        b.position_at_end(block)
+        _rows(b, unit, epilogue, count, args[1:])
+        b.branch(done)
+    b.position_at_end(done)
+
+
+def _rows(
+    b: ir.IRBuilder, unit: Unit, epilogue: Epilogue, count: int, args: Sequence[Value]
+) -> None:
+    a, a_row, words, starts, tails, panel, c, c_row, columns, row_scale, column_scale = args
+    before = b.block
+    rows = [b.add(a, b.mul(a_row, INT(i))) for i in range(count)]
+    first = []
+    for i in range(count):
+        if unit.sum_type == WORD:
+            start = _load(b, b.add(starts, INT(4 * i)), WORD)
+        else:
+            start = ir.Constant(unit.sum_type, 0.0)
+        first += [_splat(b, start, unit.lanes)] * 2
+    head, body, last = (b.append_basic_block(name) for name in ("head", "body", "last"))
+    b.branch(head)
+
+    b.position_at_end(head)
+    step = b.phi(INT)
+    step.add_incoming(INT(0), before)
+    sums = [b.phi(unit.sums) for _ in first]
+    for phi, value in zip(sums, first, strict=True):
+        phi.add_incoming(value, before)
+    b.cbranch(b.icmp_signed("<", step, words), body, last)
+
+    b.position_at_end(body)
+    offset = b.mul(step, INT(4))
+    here = b.add(panel, b.mul(step, INT(8 * unit.lanes)))
+    words_of_a = [b.add(row, offset) for row in rows]
+    new = _step(b, unit, words_of_a, here, sums)
+    for phi, value in zip(sums, new, strict=True):
+        phi.add_incoming(value, b.block)
+    step.add_incoming(b.add(step, INT(1)), b.block)
+    b.branch(head)
+
+    b.position_at_end(last)
+    with_tail = b.icmp_signed("!=", tails, INT(0))
+    origin = b.block
+    with b.if_then(with_tail):
+        lefts = [b.add(tails, INT(4 * i)) for i in range(count)]
+        here = b.add(panel, b.mul(words, INT(8 * unit.lanes)))
+        ended = _step(b, unit, lefts, here, sums)
+        tail_block = b.block
+    tile = Tile(c, c_row, columns, row_scale, column_scale)
+    final = []
+    for value, other in zip(sums, ended, strict=True):
+        phi = b.phi(unit.sums)
+        phi.add_incoming(value, origin)
+        phi.add_incoming(other, tail_block)
+        final.append(phi)
+    for i in range(count):
+        for v in range(2):
+            epilogue(b, unit, tile, INT(i), v, final[2 * i + v])
+
+
+def _step(
+    b: ir.IRBuilder, unit: Unit, lefts: Sequence[Value], panel: Value, sums: Sequence[Value]
+) -> list[Value]:
+    """One group: every row's word of A with both vectors of B."""
+    right = [_load(b, b.add(panel, INT(v * unit.lanes * 4)), unit.groups) for v in range(2)]
+    new = []
+    for i, left in enumerate(lefts):
+        word = _splat(b, _load(b, left, WORD), unit.lanes)
+        new += [unit.dot(b, sums[2 * i + v], word, right[v]) for v in range(2)]
+    return new

@@ -1,0 +1,178 @@
+"""A product on this host, by one of its paths: B packed once, A as it lies, C written once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from npu_matmul.host import gemm, panels
+from npu_matmul.host.paths import Path
+from npu_matmul.host.threads import in_parts
+
+INT8, INT32, FLOAT32, BF16 = (
+    np.dtype(kind) for kind in (np.int8, np.int32, np.float32, ml_dtypes.bfloat16)
+)
+CONFLICT_BYTES = 4096  # rows this far apart share the few places of one set of a first-level cache
+PAD_BYTES = 64
+
+_PACK = {"avx512vnni": panels.pack_vnni, "avx2": panels.pack_avx2, "avx512bf16": panels.pack_bf16}
+_FED = {"avx512vnni": INT8, "avx2": np.dtype(np.int16), "avx512bf16": BF16}
+# by path, element type of A, and what is computed
+_WALKS = {
+    ("avx512vnni", INT8, INT32): gemm.vnni_sums,
+    ("avx512vnni", INT8, INT8): gemm.vnni_clipped,
+    ("avx512vnni", FLOAT32, FLOAT32): gemm.vnni_scaled,
+    ("avx2", INT8, INT32): gemm.avx2_sums,
+    ("avx2", INT8, INT8): gemm.avx2_clipped,
+    ("avx2", FLOAT32, FLOAT32): gemm.avx2_scaled,
+    ("avx512bf16", BF16, FLOAT32): gemm.bf16_sums,
+    ("avx512bf16", FLOAT32, FLOAT32): gemm.bf16_rounded,
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Panels:
+    """B (``depth``, ``columns``) as ``path`` reads it: uint32 (panels, groups, columns of a
+    panel)."""
+
+    path: Path
+    depth: int
+    columns: int
+    words: NDArray[np.uint32] = field(repr=False)
+
+    @cached_property
+    def address(self) -> int:
+        return address(self.words)
+
+
+@dataclass(frozen=True, eq=False)
+class HostMatrix:
+    """A converted B (K, N): in panels for a path, or as it is for the portable one."""
+
+    content: Panels | NDArray[Any] = field(repr=False)
+    scale: NDArray[Any] | None = field(repr=False, default=None)
+    panel_scale: NDArray[np.float32] | None = field(repr=False, default=None)
+
+    def matrix(self) -> NDArray[Any]:
+        """The matrix (K, N), int8 or bf16."""
+        if isinstance(self.content, Panels):
+            return unpack(self.content)
+        return self.content
+
+
+def pack(b: NDArray[Any], path: Path) -> Panels:
+    """B (K, N), int8 or bf16 as the path wants it, of any layout, in panels."""
+    depth, columns = b.shape
+    count, groups = -(-columns // path.columns), -(-depth // path.group)
+    words = _aligned_words(count * groups * path.columns).reshape(count, groups, path.columns)
+    row, element = b.strides
+    start = address(b)
+
+    def some(first: int, last: int) -> int:
+        part = start + first * path.columns * element
+        left = columns - first * path.columns
+        _PACK[path.name](part, row, element, depth, left, words[first:last])
+        return -1
+
+    in_parts(some, count, count if words.nbytes < 1 << 21 else 1)
+    return Panels(path, depth, columns, words)
+
+
+def product(
+    a: NDArray[Any], b: Panels, out: NDArray[Any], scale: NDArray[np.float32] | None = None
+) -> bool:
+    """``out = a @ b``; a (M, K) of any layout, out (M, N) with neighbouring columns.
+
+    ======== =========== ============= ====================================================
+    a        b           out           computes
+    ======== =========== ============= ====================================================
+    int8     int8        int32, int8   exact sums modulo 2**32, or these saturated
+    float32  int8        float32       a quantised by rows; sums times both scales
+    bfloat16 bfloat16    float32       sums in f32
+    float32  bfloat16    float32       a rounded to bf16, or, with b of three times a's
+                                       depth, split into three terms; sums in f32
+    ======== =========== ============= ====================================================
+
+    ``scale`` is that of b's columns, from ``panel_scale``. False if the path would not treat ``a``
+    as it must: rows that float32 cannot quantise, subnormal bf16. Then ``out`` is undefined.
+    """
+    path = b.path
+    rows, depth = a.shape
+    walk = _WALKS[path.name, a.dtype, out.dtype]
+    if walk is gemm.bf16_rounded and b.depth != depth:
+        assert b.depth == 3 * depth
+        walk = gemm.bf16_split
+    row, element = a.strides
+    fed_row = 0
+    lies_well = element == a.itemsize and (row % CONFLICT_BYTES or rows < 4)
+    if path.fed_bytes != a.itemsize or not lies_well:
+        fed_row = b.depth * path.fed_bytes + PAD_BYTES
+    row_scale, column_scale = 0, 0
+    if scale is not None:
+        scales = np.empty(rows, np.float32)
+        row_scale, column_scale = address(scales), address(scale)
+    left = address(a), row, element, depth, b.depth * path.fed_bytes, fed_row, row_scale
+    right = b.address, b.columns, column_scale
+    target = address(out), out.strides[0], out.itemsize
+    return over_rows(walk, left, right, target, rows, b) < 0
+
+
+def over_rows(walk: Any, left: Any, right: Any, target: Any, rows: int, b: Panels) -> int:
+    """The walk, in threads where it is worth them: over rows, or over panels where rows are few."""
+    count = b.words.shape[0]
+    work = rows * b.depth * b.columns
+    if rows >= 2 * gemm.MOST_ROWS:
+        step = rows if work < b.path.small else gemm.MOST_ROWS
+
+        def some_rows(first: int, last: int) -> int:
+            return int(walk(left, (first, last), right, (0, count), target))
+
+        return in_parts(some_rows, rows, step)
+    step = count if work < b.path.small else 1
+
+    def some_panels(first: int, last: int) -> int:
+        return int(walk(left, (0, rows), right, (first, last), target))
+
+    return in_parts(some_panels, count, step)
+
+
+def unpack(b: Panels) -> NDArray[Any]:
+    """The matrix (K, N), int8 or bf16, that was packed."""
+    count, groups, columns = b.words.shape
+    elements = b.words.view(_FED[b.path.name]).reshape(count, groups, columns, b.path.group)
+    if b.path.name == "avx512vnni":
+        elements = elements ^ np.int8(-128)
+    rows = elements.transpose(1, 3, 0, 2).reshape(groups * b.path.group, count * columns)
+    return np.array(rows[: b.depth, : b.columns], b.path.element, order="C")
+
+
+def suits(b: NDArray[Any], path: Path) -> bool:
+    """Whether the path treats all values of B as it must: one for bf16 takes subnormals for 0."""
+    if path.element != "bfloat16":
+        return True
+    bits = b.view(np.uint16) & 0x7FFF
+    return not bool(((bits > 0) & (bits < 0x80)).any())
+
+
+def panel_scale(scale: NDArray[Any], b: Panels) -> NDArray[np.float32]:
+    """Scales of b's columns as float32, filled up to whole panels, whose vectors are read whole."""
+    padded = np.zeros(b.words.shape[0] * b.words.shape[2], np.float32)
+    padded[: b.columns] = scale.reshape(-1)
+    return padded
+
+
+def address(x: NDArray[Any]) -> int:
+    """Where the first element of an array lies."""
+    return int(x.__array_interface__["data"][0])
+
+
+def _aligned_words(count: int) -> NDArray[np.uint32]:
+    """uint32 from a cache line's start on, so that no vector of a panel crosses two lines."""
+    raw = np.empty(count + 16, np.uint32)
+    start = -address(raw) % 64 // 4
+    return raw[start : start + count]

@@ -1,0 +1,375 @@
+"""Shapes, environment, files, tables and targets of ``npu-matmul bench``, without measuring."""
+
+from __future__ import annotations
+
+import doctest
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+from rich.table import Table
+
+from npu_matmul.bench import command, contenders, plots, session, shapes, tables, targets, timing
+from npu_matmul.bench import environment as env
+from npu_matmul.bench.contenders import BASELINE, OWN_AVX2, OWN_DYNAMIC, OWN_INT8, MissingExtra
+from npu_matmul.bench.session import Plan, Results
+from npu_matmul.bench.shapes import NAMED, parse_shapes
+from npu_matmul.bench.writing import whole_file, write_json
+
+Row = dict[str, Any]
+RATES = {  # G op/s of one core at every shape
+    OWN_INT8: 400.0,
+    contenders.OWN_BF16: 200.0,
+    OWN_DYNAMIC: 350.0,
+    OWN_AVX2: 185.0,
+    BASELINE: 100.0,
+    contenders.TORCH_INT8: 410.0,
+    contenders.TORCH_BF16: 190.0,
+    contenders.TORCH_F32: 90.0,
+    contenders.ORT_INT8: 380.0,
+    contenders.ORT_DYNAMIC: 300.0,
+}
+PEAKS = {"int8": 470.0, "int8 AVX2": 235.0, "bf16": 235.0, "f32": 117.0, "f32 AVX2": 117.0}
+FORMS = {
+    form.name: (library, form)
+    for library in ("npu_matmul", "numpy", "torch", "ort")
+    for form in contenders.forms(library)
+} | {OWN_AVX2: ("npu_matmul", contenders.forms("npu_matmul", "avx2")[0])}
+
+
+def product_row(
+    name: str, shape: tuple[int, int, int], threads: int, rates: dict[str, float]
+) -> Row:
+    library, form = FORMS[name]
+    operations = 2 * int(np.prod(shape))
+    seconds = operations / (rates[name] * 1e9 * (1.9 if threads == 2 else 1.0))
+    exact = {"wrong_values": 0, "values": shape[0] * shape[2]}
+    return {
+        "product": name,
+        "library": library,
+        "kind": form.kind,
+        "path": form.path,
+        "shape": list(shape),
+        "threads": threads,
+        "operations": operations,
+        "operand_bytes": form.operand_bytes(shape),
+        "accuracy": exact if form.kind == "int8" else {"relative_error": 2.3e-3},
+        "arithmetic": f"INT32, exact, {form.path or 'vnni'}" if library == "npu_matmul" else None,
+        "seconds": seconds,
+        "steady": name != contenders.TORCH_F32,
+        "gops": operations / seconds / 1e9,
+    }
+
+
+def results_of(rates: dict[str, float] = RATES, of: Any = NAMED["whisper-base"]) -> Results:
+    """As measured, with those speeds at each shape."""
+    results = Results(env.environment(), "the rule", "the operands")
+    for threads in (1, 2):
+        for shape in of:
+            rows = [product_row(name, shape, threads, rates) for name in rates]
+            peaks = [
+                {
+                    **{"peak": f"peak {kind}", "kind": kind, "instruction": "vpdpbusd"},
+                    **{"shape": list(shape), "threads": threads, "gops": rate * threads},
+                    **{"steady": True},
+                }
+                for kind, rate in PEAKS.items()
+            ]
+            session._compare(rows, peaks, "SkylakeX")
+            results.rows += rows
+            results.peaks += peaks
+    for size, microseconds in ((16, 1.9), (64, 3.1)):
+        rows = [product_row(name, (size,) * 3, 1, rates) for name in (OWN_INT8, BASELINE)]
+        for row, seconds in zip(rows, (microseconds * 1e-6, 5e-6), strict=True):
+            row |= {"size": size, "seconds": seconds}
+        session._compare(rows, [], "SkylakeX")
+        results.small += rows
+    results.bandwidth = [
+        {"copy": f"copy {where}", "where": where, "threads": 1, "gb_per_s": speed}
+        for where, speed in (("cache", 95.0), ("memory", 36.0))
+    ]
+    took = {"convert": 0.001, "compute": 0.002, "finish": 0.0005}
+    results.stages = [
+        {
+            "product": name,
+            "shape": [1500, 512, 512],
+            "device": "cpu",
+            "wall_s": 4e-3,
+            "seconds": took,
+        }
+        for name in (OWN_INT8, OWN_DYNAMIC)
+    ]
+    return results
+
+
+@pytest.mark.parametrize("module", [shapes, tables, targets, timing])
+def test_examples_in_docstrings_hold(module: Any) -> None:
+    ran = doctest.testmod(module)
+    assert ran.attempted and not ran.failed
+
+
+# shapes and options
+
+
+def test_names_and_triples_are_taken_once_and_in_order() -> None:
+    found = parse_shapes(["7,8,9", "whisper-large", "7,8,9", "1500,1280,1280"])
+    assert found == [(7, 8, 9), *NAMED["whisper-large"]]
+    assert NAMED["whisper-base"] == ((1500, 512, 512), (1500, 512, 2048), (1500, 2048, 512))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "whisper", "1,2", "1,2,3,4", "0,2,3", "1,2,x", "1,2,-3", "1e3,2,3", "99999,1,1"]
+)
+def test_other_shapes_are_refused_with_what_is_allowed(text: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        parse_shapes(["whisper-base", text])
+    message = str(caught.value)
+    assert repr(text) in message
+    assert "whisper-base, whisper-large, or M,K,N" in message and "1 to 16,384" in message
+
+
+def test_a_missing_extra_is_refused_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for module in (contenders, plots):
+        monkeypatch.setattr(module, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r"torch: pip install 'npu-matmul\[bench\]'"):
+        command.plan_of([], "numpy,torch", "1", False)
+    with pytest.raises(MissingExtra, match="onnxruntime and onnx: pip install"):
+        command.plan_of([], "ort", "1", False)
+    with pytest.raises(MissingExtra, match=r"matplotlib: pip install 'npu-matmul\[plot\]'"):
+        command.check_outputs(tmp_path, None)
+    assert command.plan_of([], None, "1", False).against == ["numpy"]  # by default what is there
+
+
+def test_other_libraries_threads_and_files_are_refused_before_measuring(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="allowed are numpy, torch, ort"):
+        command.plan_of([], "numpy,jax", "1", False)
+    for threads in ("0", "two", "1,-1"):
+        with pytest.raises(ValueError, match="whole numbers from 1"):
+            command.plan_of([], "numpy", threads, False)
+    with pytest.raises(ValueError, match="a folder that exists"):
+        command.check_outputs(None, tmp_path / "absent" / "b.json")
+    with pytest.raises(ValueError, match="--json"):
+        command.check_outputs(None, tmp_path)
+
+
+def test_the_baseline_is_measured_whatever_it_is_compared_with() -> None:
+    assert Plan([(1, 1, 1)], against=()).libraries == ["npu_matmul", "numpy", "peak"]
+    assert Plan([(1, 1, 1)], against=["ort"]).libraries == ["npu_matmul", "numpy", "ort", "peak"]
+
+
+def test_operands_are_more_than_the_last_cache_holds_unless_asked() -> None:
+    assert Plan([]).pool_bytes > env.last_level_cache_bytes()
+    assert Plan([], in_cache=True).pool_bytes == 0
+
+
+def test_other_commands_and_the_package_import_no_benchmark() -> None:
+    program = (
+        "import sys, npu_matmul; from click.testing import CliRunner; from npu_matmul import cli;"
+        "ended = [CliRunner().invoke(cli.app, words).exit_code for words in"
+        " (['kernels'], ['devices'], ['bench', '--help'])];"
+        "heavy = ('npu_matmul.bench', 'matplotlib', 'torch', 'onnxruntime');"
+        "sys.exit(str([n for n in sys.modules if n.startswith(heavy)] + ended))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stderr.strip() == "[0, 0, 0]"
+
+
+# environment and files
+
+
+def test_the_environment_tells_machine_libraries_and_blas_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENBLAS_CORETYPE", "Haswell")
+    monkeypatch.setenv("HOME_OF_SECRETS", "x")
+    found = env.environment()
+    assert found["python"] == platform.python_version()
+    assert found["libraries"]["numpy"] == version("numpy") and "numba" in found["libraries"]
+    assert found["cores"] == os.cpu_count() and found["cpu"]
+    assert set(found["flags"]) <= set(env.FLAGS)
+    assert found["settings"]["OPENBLAS_CORETYPE"] == "Haswell"
+    assert not any("SECRET" in name for name in found["settings"])
+    assert found["blas"]["name"] and found["blas"]["kernel"]
+    json.dumps(found)
+    line = env.summary(found)
+    assert found["cpu"] in line and f"{found['blas']['kernel']} kernel" in line
+
+
+def test_openblas_itself_tells_its_kernel() -> None:
+    if "openblas" not in env.blas()["name"]:
+        pytest.skip(f"NumPy's BLAS here is {env.blas()['name']}, which does not tell")
+    assert env.blas()["kernel"] not in ("", "not told")
+
+
+def test_fewer_cpus_than_there_are_can_be_chosen() -> None:
+    one = env.fastest_cpus(1)
+    assert len(one) == 1 and set(one) <= set(env.usable_cpus())
+    assert sorted(env.fastest_cpus(10_000)) == env.usable_cpus()
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as part:
+        part.write_text("half")
+        raise KeyboardInterrupt
+    assert json.loads(path.read_text()) == {"a": 1}
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert [each.name for each in tmp_path.iterdir()] == ["b.json"]
+
+
+def test_json_holds_every_row_with_the_environment_and_the_rule(tmp_path: Path) -> None:
+    results = results_of()
+    write_json(tmp_path / "b.json", command.content(results, [{"strategy": "batched"}]))
+    found = json.loads((tmp_path / "b.json").read_text())
+    assert found["environment"]["blas"] == results.environment["blas"]
+    assert found["rule"] == "the rule" and found["operands"] == "the operands"
+    assert found["rows"] == results.rows and len(found["rows"]) == 2 * 3 * len(RATES)
+    assert found["strategies"] == [{"strategy": "batched"}]
+    assert len(found["targets"]) == len(targets.judge(results))
+    assert {"peaks", "bandwidth", "small", "stages", "skipped"} <= set(found)
+
+
+# tables
+
+
+def printed(table: Table) -> str:
+    console = Console(width=80, record=True, file=io.StringIO())
+    assert console.measure(table).maximum <= 80
+    console.print(table)
+    text = console.export_text()
+    assert "…" not in text
+    return text
+
+
+def test_products_stand_with_their_accuracy_and_the_peaks_in_80_columns() -> None:
+    results = results_of()
+    shape = [1500, 512, 2048]
+    rows = [r for r in results.rows if r["shape"] == shape and r["threads"] == 1]
+    peaks = [r for r in results.peaks if r["shape"] == shape and r["threads"] == 1]
+    rows[0]["accuracy"] = {"wrong_values": 3_072_000, "values": 3_072_000}
+    rows[0]["steady"] = False
+    text = printed(tables.products_table(rows, peaks))
+    for name in RATES:
+        assert name in text
+    words = text.split()
+    assert "1500x512x2048, one core" in text and "3,072,000" in text
+    assert "np.matmul f32 (SkylakeX)" in text
+    assert "peak int8, vpdpbusd" in text and "470.0" in words and "4.70" in words
+    line = next(line.split() for line in text.splitlines() if contenders.TORCH_INT8 in line)
+    assert line == ["torch._int_mm", "7.67", "410.0", "4.10", "87%", "exact"]
+    line = next(line for line in text.splitlines() if contenders.TORCH_F32 in line)
+    assert "~" in line  # not steady
+
+
+def test_small_products_and_targets_fit_80_columns() -> None:
+    results = results_of()
+    text = printed(tables.small_table(results.small))
+    assert ["64", "3.10", "5.00", "1.61", "exact"] in [line.split() for line in text.splitlines()]
+    text = " ".join(printed(tables.target_table(targets.judge(results), results.operands)).split())
+    assert "int8 / np f32 (SkylakeX) 7.50x 4.00x 4.70x not reached*" in text
+    assert "operands: the operands" in text
+    assert "int8, 16 cube, whole call 2.0 us 1.9 us reached" in text
+
+
+# targets
+
+
+def target(results: Results, name: str) -> Row:
+    return next(row for row in targets.judge(results) if row["target"].startswith(name))
+
+
+def test_the_worst_shape_decides_a_target() -> None:
+    results = results_of({**RATES, OWN_INT8: 415.0})
+    assert target(results, "int8 / torch._int_mm")["reached"] is True
+    slow = next(r for r in results.rows if r["product"] == OWN_INT8 and r["shape"][1] == 2048)
+    slow["seconds"] *= 1.5
+    row = target(results, "int8 / torch._int_mm")
+    assert row["reached"] is False
+    assert row["worst"] == pytest.approx(415 / 410 / 1.5) and row["best"] == pytest.approx(
+        415 / 410
+    )
+
+
+def test_the_cpu_allows_its_peak_over_the_baseline() -> None:
+    results = results_of()
+    allowed = {row["target"]: row["allowed"] for row in targets.judge(results)}
+    assert allowed["int8 / np f32 (SkylakeX)"] == pytest.approx(4.70)
+    assert allowed["bf16 / np f32 (SkylakeX)"] == pytest.approx(2.35)
+    assert allowed["int8 AVX2 / np f32 (SkylakeX)"] == pytest.approx(2.35)
+    assert allowed["int8, two threads / one"] == pytest.approx(2.0)
+    assert target(results, "int8 / its peak")["worst"] == pytest.approx(400 / 470)
+    assert target(results, "int8, two threads")["worst"] == pytest.approx(1.9)
+
+
+def test_what_was_not_measured_is_neither_reached_nor_not() -> None:
+    rates = {name: rate for name, rate in RATES.items() if "torch" not in name}
+    row = target(results_of(rates), "int8 / torch._int_mm")
+    assert row["reached"] is None and "no torch._int_mm on one core in this run" in row["note"]
+    others = targets.judge(results_of(of=[(64, 64, 64)]))
+    assert [row["reached"] for row in others[:10]] == [None] * 10
+
+
+def test_a_forced_path_counts_only_when_the_call_says_it_was_taken() -> None:
+    results = results_of()
+    assert target(results, "int8 AVX2")["reached"] is True
+    for row in results.rows:
+        row["arithmetic"] = "INT32, exact"
+    row = target(results, "int8 AVX2")
+    assert row["reached"] is None and "arithmetic" in row["note"]
+
+
+def test_times_of_small_products_must_be_at_most_what_is_asked() -> None:
+    results = results_of()
+    assert target(results, "int8, 16 cube")["reached"] is True
+    assert target(results, "int8, 64 cube")["reached"] is False
+    assert target(results, "int8, small cubes")["reached"] is True
+    results.small[0]["times_np_f32"] = 0.99
+    assert target(results, "int8, small cubes")["reached"] is False
+
+
+def test_probes_that_did_not_get_their_cores_are_reported() -> None:
+    results = results_of()
+    assert tables.disturbed(results.peaks) is None
+    for row in results.peaks:
+        row["gops"] *= 0.7 if row["threads"] == 2 else 1.0
+    assert "as fast as 1.4 cores at worst" in str(tables.disturbed(results.peaks))
+
+
+# pictures
+
+
+def test_pictures_are_drawn_with_the_environment_in_them(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from PIL import Image
+
+    strategies = [
+        {
+            **{"name": "cube", "shape": [512, 512, 512], "kernel": kernel, "strategy": strategy},
+            **{"launches": launches, "syncs_to_device": launches, "syncs_from_device": 1},
+            **{"host_seconds": launches / 1e3, "host_seconds_by_stage": {"launch": launches / 2e3}},
+        }
+        for kernel in ("matmul_16x16", "matmul_64x512")
+        for strategy, launches in (("sequential", 32768), ("output_tile", 1024), ("batched", 1))
+    ]
+    results = results_of()
+    written = plots.draw(tmp_path / "new", results, strategies)
+    names = ["roofline.png", "stages.png", "strategies.png"]
+    assert [path.name for path in written] == names
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names
+    for path in written:
+        with Image.open(path) as picture:
+            assert picture.width == 1600
+            assert picture.text["Description"] == env.summary(results.environment)

@@ -1,0 +1,225 @@
+"""A measurement of tiny products end to end: processes, accuracy, rows, the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import npu_matmul.cli
+from npu_matmul.bench import command, emulated, peak, session, timing
+from npu_matmul.bench.contenders import BASELINE, OPTIONAL, OWN_AVX2, OWN_INT8, Problem, forms
+from npu_matmul.bench.session import Plan, Results, measure
+from npu_matmul.bench.workers import Process, WorkerFailed, processes
+from npu_matmul.strategies import STRATEGIES, expected
+from npu_matmul.tiler import TileGrid
+
+SHAPE = 37, 45, 29
+EXTRAS = [
+    pytest.param(
+        library,
+        marks=pytest.mark.skipif(
+            not all(map(find_spec, packages)), reason=f"{' and '.join(packages)} not installed"
+        ),
+    )
+    for library, packages in OPTIONAL.items()
+]
+
+
+@pytest.fixture(scope="module")
+def quick() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "TURN_S", 0.0005)
+        patch.setattr(timing, "MAX_ROUNDS", 6)
+        yield patch
+
+
+@pytest.fixture(scope="module")
+def results(quick: pytest.MonkeyPatch) -> Results:
+    quick.setattr(session, "POOL_CACHES", 1e-3)  # a few sets of operands
+    return measure(Plan([SHAPE], against=("numpy",), threads=(1,), small_cubes=(16,)))
+
+
+def test_every_product_has_its_accuracy_beside_its_speed(results: Results) -> None:
+    rows = {row["product"]: row for row in results.rows}
+    assert set(rows) == {*(form.name for form in forms("npu_matmul")), OWN_AVX2, BASELINE}
+    operations = 2 * 37 * 45 * 29
+    for row in results.rows:
+        assert row["shape"] == list(SHAPE) and row["threads"] == 1
+        assert row["clock"] == "CPU time of the process"
+        assert row["gops"] == pytest.approx(operations / row["seconds"] / 1e9)
+        ratio = rows[BASELINE]["seconds"] / row["seconds"]
+        assert row["times_np_f32"] == pytest.approx(ratio)
+        assert row["low_s"] <= row["seconds"] <= row["high_s"] and row["rounds"] == 6
+        if row["kind"] == "int8":
+            assert row["accuracy"] == {"wrong_values": 0, "values": 37 * 29}
+        else:
+            bound = {"f32": 1e-6, "bf16": 5e-3, "dynamic int8": 2e-2}[row["kind"]]
+            assert bound / 1e4 < row["accuracy"]["relative_error"] < bound
+    assert rows[OWN_INT8]["sets"] > 1
+    assert rows[BASELINE]["blas_kernel"] == results.environment["blas"]["kernel"]
+
+
+def test_peaks_are_probed_in_the_same_turns_or_said_to_be_skipped(results: Results) -> None:
+    probed = {row["kind"]: row for row in results.peaks}
+    assert set(probed) == {probe.kind for probe in peak.usable_probes()}
+    assert len(probed) + len(peak.skipped_probes()) == len(peak.PROBES)
+    assert set(peak.skipped_probes()) <= set(results.skipped)
+    for row in results.rows:
+        if row["peak"]:
+            ceiling = probed[row["peak"]]["gops"]
+            assert row["of_peak"] == pytest.approx(row["gops"] / ceiling)
+    forced = next(row for row in results.rows if row["product"] == OWN_AVX2)
+    assert forced["path"] == "avx2" and forced["peak"] in ("int8 AVX2", None)
+
+
+def test_each_library_has_a_process_limited_to_one_thread_and_cpu(results: Results) -> None:
+    told = results.environment["processes"]
+    assert [each["library"] for each in told] == ["npu_matmul", "numpy", "peak", "npu_matmul"]
+    assert [each["path"] for each in told] == [None, None, None, "avx2"]
+    for each in told:
+        assert each["settings"]["OPENBLAS_NUM_THREADS"] == "1"
+        assert each["settings"]["NUMBA_NUM_THREADS"] == "1"
+        assert len(each["cpus"]) == 1 or not hasattr(os, "sched_setaffinity")
+    assert told[-1]["settings"]["NPU_MATMUL_CPU_PATH"] == "avx2"
+
+
+def test_small_products_stages_and_copies_are_measured_too(results: Results) -> None:
+    assert [(row["size"], row["product"]) for row in results.small] == [
+        (16, OWN_INT8),
+        (16, BASELINE),
+    ]
+    assert all(row["sets"] == 1 for row in results.small)  # in cache
+    assert {row["product"] for row in results.stages} == {f.name for f in forms("npu_matmul")}
+    for row in results.stages:  # an exact product as small as this is not timed by stage
+        assert bool(row["seconds"]) == (row["product"] != OWN_INT8)
+        assert sum(row["seconds"].values()) <= 1.5 * row["wall_s"]
+    assert {row["where"] for row in results.bandwidth} == {"cache", "memory"}
+
+
+def test_all_of_it_can_be_written_as_json(results: Results, tmp_path: Path) -> None:
+    content = command.content(results, [])
+    assert json.loads(json.dumps(content)) == content
+
+
+@pytest.mark.parametrize("library", EXTRAS)
+def test_what_we_are_compared_with_computes_the_same_product(library: str) -> None:
+    with processes([library], threads=1) as (process,):
+        told = process.ask("hello")
+        assert told["settings"]["OMP_NUM_THREADS"] == "1" and told.get("threads", 1) == 1
+        rows = process.ask("products", shape=SHAPE, pool_bytes=0, turn_s=1e-4)
+        assert [row.get("error") for row in rows] == [None] * len(forms(library))
+        for row in rows:
+            assert process.turn(row["product"]) > 0
+            if row["kind"] == "int8":
+                assert row["accuracy"] == {"wrong_values": 0, "values": 37 * 29}
+            else:
+                bound = {"f32": 1e-6, "bf16": 5e-3, "dynamic int8": 3e-2}[row["kind"]]
+                assert bound / 1e4 < row["accuracy"]["relative_error"] < bound
+
+
+def test_accuracy_counts_wrong_values_and_measures_errors() -> None:
+    problem = Problem.random(SHAPE)
+    exact = problem.a_int8.astype(np.int64) @ problem.b_int8.astype(np.int64)
+    exact[3, 4] += 1
+    assert problem.accuracy("int8", exact) == {"wrong_values": 1, "values": 37 * 29}
+    product = problem.a_f32.astype(float) @ problem.b_f32.astype(float)
+    assert problem.accuracy("f32", product * 1.01)["relative_error"] == pytest.approx(0.01)
+
+
+def test_a_form_that_raises_is_skipped_and_said_once() -> None:
+    results = Results({}, "", "")
+    row = {"product": "torch._int_mm", "error": "RuntimeError: no kernel"}
+    for _ in range(2):
+        session._skip(results, [row, {"product": "torch f32"}])
+    assert results.skipped == ["torch._int_mm: not measured: RuntimeError: no kernel"]
+
+
+def test_a_process_that_dies_is_an_error_with_its_last_words() -> None:
+    process = Process("numpy", 1)
+    try:
+        with pytest.raises(WorkerFailed, match=r"measures numpy ended with 1: .*no_such"):
+            process.ask("no_such")
+    finally:
+        process.close()
+
+
+def test_processes_end_with_the_block_even_when_interrupted() -> None:
+    with pytest.raises(KeyboardInterrupt), processes(["numpy"], threads=1) as started:
+        raise KeyboardInterrupt
+    assert started[0]._process.poll() is not None
+
+
+def test_strategies_are_counted_by_the_emulated_device() -> None:
+    rows = emulated.run({"tiny": (20, 33, 17)}, kernels=["matmul_16x16"])
+    assert [row["strategy"] for row in rows] == list(STRATEGIES)
+    for row in rows:
+        grid = TileGrid(npu_matmul.kernel.load_kernel(row["kernel"]), 20, 33, 17)
+        assert row["launches"] == expected(row["strategy"], grid).launches
+        assert row["equal"] and row["host_seconds"] > 0 and row["host_seconds_by_stage"]
+
+
+# the command line
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(npu_matmul.cli.app, ["bench", *arguments], catch_exceptions=True)
+
+
+def test_the_command_prints_tables_and_writes_json(
+    quick: pytest.MonkeyPatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def canned(plan: Plan, *_: Any) -> Results:
+        seen.append(plan)
+        return measure(Plan(plan.shapes, ("numpy",), (1,), small_cubes=(16,)), *_)
+
+    monkeypatch.setattr(command, "measure", canned)
+    path = tmp_path / "b.json"
+    done = run("--against", "numpy", "--shapes", "9,8,7", "5,6,7", "--json", str(path))
+    assert done.exit_code == 0, done.output
+    assert [plan.shapes for plan in seen] == [[(9, 8, 7), (5, 6, 7)]]
+    assert "9x8x7, one core" in done.output and "5x6x7, one core" in done.output
+    assert max(map(len, done.output.splitlines())) <= 80
+    assert "pip install 'npu-matmul[bench]'" in " ".join(done.output.split())
+    found = json.loads(path.read_text())
+    assert {tuple(row["shape"]) for row in found["rows"]} == {(9, 8, 7), (5, 6, 7)}
+    assert found["environment"]["cpu"] and found["rule"] == timing.RULE
+
+
+def test_an_interrupted_run_exits_with_130_and_writes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> Results:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "measure", interrupted)
+    done = run("--against", "numpy", "--json", str(tmp_path / "b.json"))
+    assert done.exit_code == 130 and "nothing was written half" in done.output
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--shapes", "whisper"], "allowed are whisper-base, whisper-large, or M,K,N"),
+        (["--against", "jax"], "allowed are numpy, torch, ort"),
+        (["--threads", "none"], "whole numbers from 1"),
+        (["--json", "/no/such/folder/b.json"], "a folder that exists"),
+    ],
+)
+def test_what_a_person_can_cure_is_one_line_and_exit_code_2(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr("sys.argv", ["npu-matmul", "bench", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        npu_matmul.cli.main()
+    assert ended.value.code == 2
+    assert words in " ".join(capsys.readouterr().err.split())
