@@ -1,4 +1,4 @@
-"""Whisper's audio encoder straight from its definition, in float64: what others are compared with."""
+"""Whisper's audio encoder straight from its definition, in float64: the reference."""
 
 from __future__ import annotations
 

@@ -181,7 +181,8 @@ def test_what_extras_install_is_imported_on_use_only() -> None:
 
 
 def test_the_command_line_loads_nothing_heavy_before_a_command_needs_it() -> None:
-    assert loaded_by(f"import {NAME}.cli, {NAME}.whisper; dir({NAME}.whisper)") == []
+    loaded = loaded_by(f"import {NAME}.cli, {NAME}.whisper; dir({NAME}.whisper)")
+    assert not {"xdsl", "torch", "pyxrt"} & set(loaded)
 
 
 def test_encoding_needs_no_torch() -> None:

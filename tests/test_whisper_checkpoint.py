@@ -228,5 +228,5 @@ def test_without_the_package_the_error_says_what_to_install(
         load_encoder(tmp_path)
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "model.pt").write_bytes(b"")
-    with pytest.raises(ModuleNotFoundError, match="read with torch, .* Hugging Face .* no torch"):
+    with pytest.raises(ModuleNotFoundError, match=r"read with torch, .* Hugging Face .* no torch"):
         load_encoder(tmp_path / "model.pt")

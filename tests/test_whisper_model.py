@@ -34,7 +34,7 @@ TENSORS = random_tensors(SMALL, seed=7)
 MEL = np.random.default_rng(1).standard_normal((12, 60), np.float32)
 WANT = naive_encoder(TENSORS, MEL, heads=2)
 
-# Relative errors: three bf16 terms leave about 2**-16 of each product, one leaves 2**-9, int8 2**-7.
+# Relative errors: three bf16 terms leave about 2**-16 of a product, one leaves 2**-9, int8 2**-7.
 BOUNDS = {"bf16x3": 5e-5, "bf16": 1e-2, "int8": 4e-2}
 
 
@@ -287,16 +287,16 @@ def test_a_tensor_of_a_wrong_shape_is_named_with_the_right_one(name: str) -> Non
 
 def test_tensors_of_something_else_are_named() -> None:
     with pytest.raises(
-        CheckpointError, match="1 tensors are not of a Whisper encoder, .*'lm_head'"
+        CheckpointError, match=r"1 tensors are not of a Whisper encoder, .*'lm_head'"
     ):
         AudioEncoder({**TENSORS, "lm_head": MEL})
-    with pytest.raises(CheckpointError, match="'conv1.weight' is missing: this is no Whisper"):
+    with pytest.raises(CheckpointError, match=r"'conv1\.weight' is missing: this is no Whisper"):
         AudioEncoder({})
     flat = {**TENSORS, "conv1.weight": TENSORS["conv1.weight"][..., 0]}
-    with pytest.raises(CheckpointError, match="'conv1.weight' has shape .*; 3 dimensions"):
+    with pytest.raises(CheckpointError, match=r"'conv1\.weight' has shape .*; 3 dimensions"):
         AudioEncoder(flat)
     narrow = random_tensors(Dimensions(12, 30, 96, 1, 1))
-    with pytest.raises(CheckpointError, match="'conv1.weight' has 96 outputs; .*multiple of 64"):
+    with pytest.raises(CheckpointError, match=r"'conv1\.weight' has 96 outputs; .*multiple of 64"):
         AudioEncoder(narrow)
 
 

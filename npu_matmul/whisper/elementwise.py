@@ -31,8 +31,8 @@ EPSILON = np.float32(1e-5)  # of LayerNorm: torch.nn.LayerNorm's default, which 
 ELEMENTS_PER_THREAD = 1 << 16  # a smaller part takes less time than handing it over
 
 # Phi(y) = (1 + erf(y / sqrt 2)) / 2 = 1/2 + y P(2 (y / PHI_END)**2 - 1) up to PHI_END, from where
-# it is 1 in float32. P is a least squares fit of degree 14 at 400 Chebyshev nodes, weighted by y, of
-# Phi made larger by 1.3e-7 of itself: both ends reach 0 and 1, where it is cut.
+# it is 1 in float32. P is a least squares fit of degree 14 at 400 Chebyshev nodes, weighted by y,
+# of Phi - 1/2 made larger by 1.3e-7 of itself: both ends reach 0 and 1, where it is cut.
 PHI_END = np.float32(5.5)
 PHI = tuple(
     np.float32(coefficient)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,10 @@ def test_files_are_encoded_on_the_workers(
     names = ["a.wav", "text.wav", "b.wav", "absent.wav", "c.wav"]
     result = CliRunner().invoke(
         cli.app,
-        ["encode", *names, "--weights", weights, "--device", "cpu", "-o", "out"]
-        + ["--dask", cluster.scheduler_address],
+        [
+            *("encode", *names, "--weights", weights, "--device", "cpu", "-o", "out"),
+            *("--dask", cluster.scheduler_address),
+        ],
     )
     assert result.exit_code == 1, (result.output, result.exception)
     words = " ".join(result.output.split())
@@ -80,7 +83,7 @@ def test_one_worker_encodes_one_file_at_a_time(cluster: Any, tmp_path: Path) -> 
     assert sum(map(len, by_worker.values())) == 6
     for spans in by_worker.values():
         spans.sort()
-        assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans))
 
 
 def note_when_it_ran(settings: Settings, job: Job) -> Any:
@@ -107,5 +110,5 @@ def test_workers_without_an_npu_are_refused_with_the_cure(tmp_path: Path) -> Non
 
 def test_an_address_without_a_scheduler_is_an_os_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(spread, "CONNECT_S", 1)
-    with pytest.raises(OSError, match="127.0.0.1:1"):
+    with pytest.raises(OSError, match=r"127\.0\.0\.1:1"):
         list(over_dask(Settings(random="tiny"), [Job("a.wav")], "tcp://127.0.0.1:1"))

@@ -75,7 +75,7 @@ def test_a_wrong_decoder_tensor_is_named(tmp_path: Path) -> None:
             load_model(path, device="cpu")
     encoder_only = {n: t for n, t in state.items() if n.startswith("encoder.")}
     torch.save({"dims": vars(model.dims), "model_state_dict": encoder_only}, path)
-    with pytest.raises(CheckpointError, match="'decoder.token_embedding.weight' is missing"):
+    with pytest.raises(CheckpointError, match=r"'decoder\.token_embedding\.weight' is missing"):
         load_model(path, device="cpu")
 
 
