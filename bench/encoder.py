@@ -54,7 +54,10 @@ def main(context: click.Context, sizes: str, device: str, rounds: int, path: Pat
         rows += found
     attention = attention_products(device)
     console.print(attention_table(attention))
-    path.write_text(json.dumps({"encoders": rows, "attention": attention}, indent=2) + "\n")
+    functions = {library: run_functions(library) for library in ("ours", "torch")}
+    console.print(function_table(functions))
+    results = {"encoders": rows, "attention": attention, "functions": functions}
+    path.write_text(json.dumps(results, indent=2) + "\n")
 
 
 @main.command()
@@ -72,6 +75,51 @@ def worker(library: str, size: str, device: str, folder: Path) -> None:
         start = time.perf_counter()
         encode(mel)
         print(time.perf_counter() - start, flush=True)
+
+
+@main.command()
+@click.argument("library", type=click.Choice(["ours", "torch"]))
+def functions(library: str) -> None:
+    """Median microseconds of what is not a product, as JSON."""
+    found = {
+        f"{name} {shape[0]} x {shape[1]}": median_ms(function, *operands, count=101) * 1e3
+        for shape in ((TOKENS, 512), (TOKENS, TOKENS))
+        for name, function, operands in functions_of(library, shape)
+        if name == "softmax" or shape[1] == 512
+    }
+    print(json.dumps(found))
+
+
+def functions_of(
+    library: str, shape: tuple[int, int]
+) -> list[tuple[str, Callable[..., Any], tuple[Any, ...]]]:
+    random = np.random.default_rng(SEED)
+    x = random.standard_normal(shape, np.float32)
+    weight, bias = random.standard_normal((2, shape[1]), np.float32)
+    if library == "ours":
+        from npu_matmul.whisper import elementwise
+
+        return [  # gelu and softmax work in place: on what they made, after the first time
+            ("gelu", elementwise.gelu, (x.copy(), np.zeros_like(bias))),
+            ("layer_norm", elementwise.layer_norm, (x, weight, bias)),
+            ("softmax", elementwise.softmax, (x.copy(),)),
+        ]
+    import torch
+    from torch.nn import functional
+
+    t, w, b = (torch.from_numpy(array) for array in (x, weight, bias))
+    return [
+        ("gelu", functional.gelu, (t,)),
+        ("layer_norm", lambda t, w, b: functional.layer_norm(t, w.shape, w, b), (t, w, b)),
+        ("softmax", lambda t: functional.softmax(t, -1), (t,)),
+    ]
+
+
+def run_functions(library: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "functions", library]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
 
 
 def measure(size: str, device: str, rounds: int) -> list[dict[str, Any]]:
@@ -228,12 +276,12 @@ def attention_products(device: str) -> list[dict[str, Any]]:
     ]
 
 
-def median_ms(multiply: Callable[[Any, Any], Any], a: Any, b: Any, count: int = 15) -> float:
-    multiply(a, b)
+def median_ms(function: Callable[..., Any], *operands: Any, count: int = 15) -> float:
+    function(*operands)
     spent = []
     for _ in range(count):
         start = time.perf_counter()
-        multiply(a, b)
+        function(*operands)
         spent.append(time.perf_counter() - start)
     return statistics.median(spent) * 1e3
 
@@ -269,6 +317,18 @@ def attention_table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(row["place"], f"{row['qk_ms']:.2f}", f"{row['wv_ms']:.2f}")
+    return table
+
+
+def function_table(found: dict[str, dict[str, float]]) -> Table:
+    title = "what is not a product, in a process of its own each"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("function")
+    for heading in ("ours, us", "torch, us", "x torch"):
+        table.add_column(heading, justify="right")
+    for name, ours in found["ours"].items():
+        torch = found["torch"][name]
+        table.add_row(name, f"{ours:.0f}", f"{torch:.0f}", f"{torch / ours:.2f}")
     return table
 
 
