@@ -12,6 +12,7 @@ from naive_encoder import cosine, naive_encoder, relative_error
 from numpy.typing import NDArray
 
 from npu_matmul.device import Device, NpuDevice, open_device
+from npu_matmul.host.paths import PATH_VARIABLE, PORTABLE, usable_paths
 from npu_matmul.kernel import load_kernel
 from npu_matmul.precision import QuantiseError
 from npu_matmul.strategies import expected
@@ -27,7 +28,7 @@ from npu_matmul.whisper.dimensions import (
 )
 from npu_matmul.whisper.ledger import record
 from npu_matmul.whisper.model import AudioEncoder, product_names
-from npu_matmul.whisper.placement import precisions
+from npu_matmul.whisper.placement import attention_rule, precisions
 
 SMALL = Dimensions(n_mels=12, n_audio_ctx=30, n_audio_state=128, n_audio_head=2, n_audio_layer=2)
 TENSORS = random_tensors(SMALL, seed=7)
@@ -63,8 +64,9 @@ def test_features_of_an_npu_are_those_of_the_definition(npu: NpuDevice, precisio
 
 
 def test_int8_on_an_npu_equals_the_cpu_bit_for_bit(npu: NpuDevice) -> None:
-    want = AudioEncoder(TENSORS, device="cpu", precision="int8")(MEL)
-    assert_equal_bits(AudioEncoder(TENSORS, device=npu, precision="int8")(MEL), want)
+    want = AudioEncoder(TENSORS, device="cpu", precision="int8", attention="host")(MEL)
+    got = AudioEncoder(TENSORS, device=npu, precision="int8", attention="host")(MEL)
+    assert_equal_bits(got, want)
 
 
 def test_each_tensor_matters(cpu: Device) -> None:
@@ -159,6 +161,16 @@ def test_the_rule_decides_where_nothing_is_told(cpu: Device) -> None:
         AudioEncoder(TENSORS, device=cpu, rule=lambda *_: "auto")
 
 
+def test_attention_pays_on_a_cpu_with_bf16_instructions_only(
+    npu: NpuDevice, cpu: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    native = usable_paths("bfloat16")[0].name != PORTABLE
+    assert attention_rule(cpu, 1500, 64) == ("device" if native else "host")
+    assert attention_rule(npu, 1500, 64) == "host"
+    monkeypatch.setenv(PATH_VARIABLE, PORTABLE)
+    assert attention_rule(cpu, 1500, 64) == "host"
+
+
 def test_layers_are_told_as_they_are_done(cpu: Device) -> None:
     told: list[int] = []
     AudioEncoder(TENSORS, device=cpu)(MEL, on_layer=told.append)
@@ -204,7 +216,7 @@ def test_precisions_are_selectable_per_projection(cpu: Device) -> None:
 def test_a_projection_of_another_precision_is_a_product_of_its_own(cpu: Device) -> None:
     for part, products in (("query", ["query", "kv"]), ("key", ["query", "key", "value"])):
         choice = {"*": "bf16", f"*.{part}": "bf16x3"}
-        encoder = AudioEncoder(TENSORS, device=cpu, precision=choice)
+        encoder = AudioEncoder(TENSORS, device=cpu, precision=choice, attention="host")
         with record() as book:
             features = encoder(MEL)
         assert [name for name in book.reports if name.startswith("blocks.0.attn.")] == [

@@ -118,27 +118,35 @@ class MultiHeadAttention:
         qkv = projected[0] if len(projected) == 1 else np.concatenate(projected, axis=1)
         query, key, value = np.split(qkv, 3, axis=1)
         mixed: Floats = np.empty_like(x)
+        scores: Floats = np.empty((tokens, tokens), np.float32)  # of one head at a time
         attend = self._on_device if on_device else self._on_host
         for start in range(0, len(x), tokens):
             window = slice(start, start + tokens)
             for left in range(0, x.shape[1], HEAD_WIDTH):
                 head = window, slice(left, left + HEAD_WIDTH)
-                attend(query[head], key[head].T, value[head], mixed[head])
+                attend(query[head], key[head].T, value[head], scores, mixed[head])
         return self.out(mixed)
 
-    def _on_host(self, query: Floats, key: Floats, value: Floats, out: Floats) -> None:
+    def _on_host(
+        self, query: Floats, key: Floats, value: Floats, scores: Floats, out: Floats
+    ) -> None:
         with ledger.stage("attn.qk"):
-            scores: Floats = np.matmul(query, key)
+            np.matmul(query, key, out=scores)
         self._softmax(scores)
         with ledger.stage("attn.wv"):
             np.matmul(scores, value, out=out)
         ledger.host_products(2)
 
-    def _on_device(self, query: Floats, key: Floats, value: Floats, out: Floats) -> None:
-        qk, wv = f"{self.name}.qk", f"{self.name}.wv"
-        scores: Floats = ledger.product(qk, query, key, precision=self.how[qk], device=self.device)
+    def _on_device(
+        self, query: Floats, key: Floats, value: Floats, scores: Floats, out: Floats
+    ) -> None:
+        self._product("qk", query, key, scores)
         self._softmax(scores)
-        out[...] = ledger.product(wv, scores, value, precision=self.how[wv], device=self.device)
+        self._product("wv", scores, value, out)
+
+    def _product(self, part: str, a: Floats, b: Floats, out: Floats) -> None:
+        name = f"{self.name}.{part}"
+        ledger.product(name, a, b, out=out, precision=self.how[name], device=self.device)
 
     @staticmethod
     def _softmax(scores: Floats) -> None:
