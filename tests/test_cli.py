@@ -117,7 +117,10 @@ def test_what_a_person_can_cure_is_one_line_and_exit_code_2(
     assert "Traceback" not in done.stderr
 
 
-def test_demo_counts_and_exits_with_0_when_all_values_are_equal() -> None:
+def test_demo_counts_and_exits_with_0_when_all_values_are_equal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("npu_matmul.whisper.demo.SIZE", "tiny")
     result = run("demo")
     assert result.exit_code == 0, result.output
     words = " ".join(result.output.split())
@@ -127,6 +130,8 @@ def test_demo_counts_and_exits_with_0_when_all_values_are_equal() -> None:
     assert "kernel matmul_64x512, device emulated" in words
     assert "launches 48 8 4" in words
     assert words.count("equal to np.matmul yes yes yes") == 2
+    assert "Making an encoder of tiny size" in words
+    assert "all 576,000 values equal those of the CPU, bit for bit" in words
 
 
 def test_demo_exits_with_1_when_one_value_differs(monkeypatch: pytest.MonkeyPatch) -> None:

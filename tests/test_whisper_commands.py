@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -227,11 +228,18 @@ def test_the_model_of_device_time_is_the_longest_of_three() -> None:
     assert demo.modelled_s(kernel, 100, 0, 0, 0) == pytest.approx(0.014)
 
 
+def test_the_demonstration_fails_when_a_layer_differs(
+    shown: demo.Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "run", lambda device: shown)
+    assert cli._encoder_is_right()
+    monkeypatch.setattr(demo, "run", lambda device: replace(shown, layer_wrong=1))
+    assert not cli._encoder_is_right()
+
+
 def test_the_demonstration_says_that_times_are_modelled_and_what_differs(
     shown: demo.Shown, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from dataclasses import replace
-
     from rich.console import Console
 
     demo.show(shown, Console(width=80))

@@ -147,12 +147,12 @@ def test_attention_runs_where_it_is_told(npu: NpuDevice) -> None:
 def test_the_rule_decides_where_nothing_is_told(cpu: Device) -> None:
     asked = []
 
-    def rule(device: Device, tokens: int, head_width: int) -> str:
-        asked.append((device.name, tokens, head_width))
+    def rule(device: Device, tokens: int, head_width: int, precision: str) -> str:
+        asked.append((device.name, tokens, head_width, precision))
         return "device"
 
-    encoder = AudioEncoder(TENSORS, device=cpu, rule=rule)
-    assert asked == [("cpu", 30, 64)] and encoder.attention == "device"
+    encoder = AudioEncoder(TENSORS, device=cpu, precision="int8", rule=rule)
+    assert asked == [("cpu", 30, 64, "bf16")] and encoder.attention == "device"
     assert AudioEncoder(TENSORS, device=cpu, attention="host", rule=rule).attention == "host"
     assert len(asked) == 1
     with pytest.raises(ValueError, match="attention is 'gpu'; allowed are auto, host, device"):
@@ -165,10 +165,11 @@ def test_attention_pays_on_a_cpu_with_bf16_instructions_only(
     npu: NpuDevice, cpu: Device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native = usable_paths("bfloat16")[0].name != PORTABLE
-    assert attention_rule(cpu, 1500, 64) == ("device" if native else "host")
-    assert attention_rule(npu, 1500, 64) == "host"
+    assert attention_rule(cpu, 1500, 64, "bf16") == ("device" if native else "host")
+    assert attention_rule(cpu, 1500, 64, "bf16x3") == "host"
+    assert attention_rule(npu, 1500, 64, "bf16") == "host"
     monkeypatch.setenv(PATH_VARIABLE, PORTABLE)
-    assert attention_rule(cpu, 1500, 64) == "host"
+    assert attention_rule(cpu, 1500, 64, "bf16") == "host"
 
 
 def test_layers_are_told_as_they_are_done(cpu: Device) -> None:

@@ -190,7 +190,8 @@ class AudioEncoder:
             their names to precisions (:func:`npu_matmul.whisper.placement.precisions`).
         attention: where the products inside attention are computed: "host" (np.matmul in float32),
             "device" (``npu_matmul``), or "auto", which asks ``rule``.
-        rule: ``rule(device, tokens, head_width)`` gives "host" or "device" for "auto".
+        rule: ``rule(device, tokens, head_width, precision)`` gives "host" or "device" for "auto";
+            ``precision`` is that of the first layer's queries with keys.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape; the message names it.
@@ -216,8 +217,8 @@ class AudioEncoder:
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         self.dims: Dimensions = read_dimensions(shapes, source)
         self.device = device if isinstance(device, Device) else open_device(device or "auto")
-        self.attention = self._place(attention, rule)
         self.precisions = precisions(precision, product_names(self.dims))
+        self.attention = self._place(attention, rule)
         how = self.precisions
         self.conv1 = Conv1d("conv1", *_pair(tensors, "conv1"), self.device, how["conv1"])
         self.conv2 = Conv1d("conv2", *_pair(tensors, "conv2"), self.device, how["conv2"], STRIDE)
@@ -271,7 +272,8 @@ class AudioEncoder:
     def _place(self, attention: str, rule: AttentionRule) -> str:
         place = attention
         if attention == "auto":
-            place = rule(self.device, self.dims.n_audio_ctx, HEAD_WIDTH)
+            how = self.precisions["blocks.0.attn.qk"]
+            place = rule(self.device, self.dims.n_audio_ctx, HEAD_WIDTH, how)
         if attention not in PLACES or place not in PLACES[1:]:
             raise ValueError(f"attention is {place!r}; allowed are {', '.join(PLACES)}")
         return place

@@ -22,7 +22,8 @@ ATTENTION_PRODUCTS = ("attn.qk", "attn.wv")
 ATTENTION_PRECISION = {"bf16": "bf16", "bf16x3": "bf16x3", "int8": "bf16"}
 
 PrecisionChoice = str | Mapping[str, str]
-AttentionRule = Callable[[Device, int, int], str]
+# device, tokens, width of a head, precision of its products -> "host" or "device"
+AttentionRule = Callable[[Device, int, int, str], str]
 
 
 def precisions(choice: PrecisionChoice, names: Iterable[str]) -> dict[str, str]:
@@ -68,7 +69,7 @@ def _examples(names: list[str]) -> list[str]:
     return [name for name in names if not name.startswith("blocks.") or ".0." in name]
 
 
-def attention_rule(device: Device, tokens: int, head_width: int) -> str:
+def attention_rule(device: Device, tokens: int, head_width: int, precision: str) -> str:
     """ "device" where the two products of a head pay on ``device``, else "host"; for
     ``attention="auto"``.
 
@@ -76,8 +77,9 @@ def attention_rule(device: Device, tokens: int, head_width: int) -> str:
     second reads what the first wrote, and both operands must be packed each time. Published for
     1536 x 64 x 1536 on a Ryzen 8845HS in bf16: 0.78 ms for one of them, without packing
     (github.com/drakosha/whisper-xdna). On the CPU they do where it has bf16 instructions, which are
-    several times as fast as float32 ones. ``bench/encoder.py`` measures both places; a planner that
-    knows a machine better is given to the encoder in this function's place.
+    two or four times as fast as float32 ones; but not in three terms. ``bench/encoder.py`` measures
+    both places; a planner that knows a machine better is given to the encoder in this function's
+    place.
     """
     native = isinstance(device, HostDevice) and choose_path("bfloat16").name != PORTABLE
-    return "device" if native else "host"
+    return "device" if native and precision != "bf16x3" else "host"
