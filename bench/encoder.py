@@ -11,6 +11,7 @@ The second table is the rule for attention: one head's two products where ``atte
 from __future__ import annotations
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -54,8 +55,12 @@ def main(context: click.Context, sizes: str, device: str, rounds: int, path: Pat
         rows += found
     attention = attention_products(device)
     console.print(attention_table(attention))
-    functions = {library: run_functions(library) for library in ("ours", "torch")}
-    console.print(function_table(functions))
+    functions = {
+        threads: {library: run_functions(library, threads) for library in ("ours", "torch")}
+        for threads in ("1", str(os.cpu_count()))
+    }
+    for threads, found in functions.items():
+        console.print(function_table(threads, found))
     results = {"encoders": rows, "attention": attention, "functions": functions}
     path.write_text(json.dumps(results, indent=2) + "\n")
 
@@ -80,9 +85,13 @@ def worker(library: str, size: str, device: str, folder: Path) -> None:
 @main.command()
 @click.argument("library", type=click.Choice(["ours", "torch"]))
 def functions(library: str) -> None:
-    """Median microseconds of what is not a product, as JSON."""
+    """Median microseconds of what is not a product, as JSON: of one thread, CPU time, which other
+    processes do not disturb; of more, wall time."""
+    one = os.environ.get("OMP_NUM_THREADS") == "1"
+    clock = time.thread_time if one else time.perf_counter
     found = {
-        f"{name} {shape[0]} x {shape[1]}": median_ms(function, *operands, count=101) * 1e3
+        f"{name} {shape[0]} x {shape[1]}": median_ms(function, *operands, count=101, clock=clock)
+        * 1e3
         for shape in ((TOKENS, 512), (TOKENS, TOKENS))
         for name, function, operands in functions_of(library, shape)
         if name == "softmax" or shape[1] == 512
@@ -115,9 +124,10 @@ def functions_of(
     ]
 
 
-def run_functions(library: str) -> dict[str, float]:
+def run_functions(library: str, threads: str) -> dict[str, float]:
     command = [sys.executable, __file__, "functions", library]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    environment = {**os.environ, "OMP_NUM_THREADS": threads, "NPU_MATMUL_THREADS": threads}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found: dict[str, float] = json.loads(done.stdout)
     return found
 
@@ -276,13 +286,18 @@ def attention_products(device: str) -> list[dict[str, Any]]:
     ]
 
 
-def median_ms(function: Callable[..., Any], *operands: Any, count: int = 15) -> float:
+def median_ms(
+    function: Callable[..., Any],
+    *operands: Any,
+    count: int = 15,
+    clock: Callable[[], float] = time.perf_counter,
+) -> float:
     function(*operands)
     spent = []
     for _ in range(count):
-        start = time.perf_counter()
+        start = clock()
         function(*operands)
-        spent.append(time.perf_counter() - start)
+        spent.append(clock() - start)
     return statistics.median(spent) * 1e3
 
 
@@ -320,8 +335,9 @@ def attention_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def function_table(found: dict[str, dict[str, float]]) -> Table:
-    title = "what is not a product, in a process of its own each"
+def function_table(threads: str, found: dict[str, dict[str, float]]) -> Table:
+    kind = "one thread, CPU time" if threads == "1" else f"{threads} threads, wall time"
+    title = f"what is not a product: {kind}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("function")
     for heading in ("ours, us", "torch, us", "x torch"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +16,9 @@ pytest.importorskip("safetensors")
 
 from whisper_files import TENSORS, write_audio, write_checkpoint
 
-from npu_matmul.device import NpuDevice
-from npu_matmul.whisper import encode, spread
+from npu_matmul import whisper
+from npu_matmul.device import DEVICE_VARIABLE, NpuDevice
+from npu_matmul.whisper import commands, encode, spread
 from npu_matmul.whisper.audio import WINDOW_SAMPLES, pad_or_trim, speech_sample
 from npu_matmul.whisper.encode import FileReport, Job, Pipeline, Progress, Settings
 from npu_matmul.whisper.mel import log_mel_spectrogram
@@ -129,6 +132,26 @@ def test_random_weights_are_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
     mel = np.zeros((80, 3000), np.float32)
     first, second = (Pipeline(Settings(random="tiny", device="cpu")) for _ in range(2))
     assert_equal_bits(first.encoder(mel), second.encoder(mel))
+
+
+def test_the_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    blocks = [block.split("```")[0] for block in readme.split("```python\n")[1:]]
+    (example,) = (block for block in blocks if "load_encoder" in block)
+    write_checkpoint(tmp_path / "whisper-base")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
+    names = {"samples": speech_sample()}
+    exec(example, names)
+    assert names["features"].shape == (1500, 64)
+    assert names["encoder"].precisions["conv2"] == "bf16x3"
+
+
+@pytest.mark.parametrize("module", [commands, whisper])
+def test_docstring_examples_run(module: Any) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 # Several processes
