@@ -16,7 +16,7 @@ pytest.importorskip("safetensors")
 
 from whisper_files import SMALL, write_audio, write_checkpoint
 
-from npu_matmul import cli
+from npu_matmul import cli, strategies
 from npu_matmul.strategies import expected
 from npu_matmul.tiler import TileGrid
 from npu_matmul.whisper import demo, encode
@@ -226,6 +226,21 @@ def test_the_model_of_device_time_is_the_longest_of_three() -> None:
     assert demo.modelled_s(kernel, 0, 0, 3 * second_of_bytes, second_of_macs) == pytest.approx(3)
     assert demo.modelled_s(kernel, 0, 0, 0, second_of_macs) == pytest.approx(1)
     assert demo.modelled_s(kernel, 100, 0, 0, 0) == pytest.approx(0.014)
+
+
+def test_the_demonstration_sees_one_sum_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = strategies.STRATEGIES["batched"]
+
+    def one_off(product: strategies.Product) -> np.ndarray:
+        result = honest(product)
+        result[-1, -1] += 1
+        return result
+
+    monkeypatch.setattr(demo, "SIZE", "tiny")
+    monkeypatch.setattr(demo, "SIZES", {"tiny": SMALL})
+    assert demo.run("cpu").layer_wrong == 0
+    monkeypatch.setitem(strategies.STRATEGIES, "batched", one_off)
+    assert 0 < demo.run("cpu").layer_wrong < 1500 * 64
 
 
 def test_the_demonstration_fails_when_a_layer_differs(
