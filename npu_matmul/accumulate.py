@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.host.compiled import compiled
 from npu_matmul.host.convert import address, convert, type_name
-from npu_matmul.host.vectors import REVISION, add_partials
+from npu_matmul.host.vectors import add_partials
 
 
 def accumulate(total: NDArray[Any], partials: NDArray[Any]) -> None:
@@ -48,11 +48,8 @@ def clip_to_int8(
 
 @cache
 def _adder(element_type: str) -> Any:
-    revision = REVISION
-
-    @numba.njit(cache=True, nogil=True)
+    @compiled
     def add(total, size, partials, stride, count):
-        assert revision
         add_partials(element_type, size, total, partials, stride, count)
 
     return add

@@ -1,4 +1,4 @@
-"""The command line, ``npu-matmul``: demo, encode, kernels, devices, emit, check, bench."""
+"""The command line, ``npu-matmul``: demo, encode, kernels, emit, check, verify, bench, more."""
 
 from __future__ import annotations
 
@@ -250,6 +250,33 @@ def check(what: str | None, variant: str | None, target: str | None, scheme: str
     for checked in found:
         check_report.show(checked, console)
     if any(checked.violations for checked in found):
+        sys.exit(1)
+
+
+@app.command()
+@click.argument("module", metavar="FILE.mlir", type=click.Path(path_type=Path))
+@click.option(
+    "--insts",
+    type=click.Path(path_type=Path),
+    help="An instruction stream: of the module's sequence, or the launch to run without one.",
+)
+@click.option(
+    "--schedules",
+    "count",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Orders in which the parts of the array come to move: 12 fixed ones, then random ones.",
+)
+@click.option("--seed", type=click.IntRange(0), help="Of operands and schedules; default: drawn.")
+def verify(module: Path, insts: Path | None, count: int, seed: int | None) -> None:
+    """Run a design, or what the toolchain made of it, and compare it with NumPy's product.
+
+    Exit code 1 when it is wrong under any schedule, 2 when it cannot be read.
+    """
+    from npu_matmul.verify import command
+
+    if not command.run(module, insts, count, seed, console):
         sys.exit(1)
 
 

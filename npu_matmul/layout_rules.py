@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from npu_matmul.lowering import DmaEnd, dma_ends
-from npu_matmul.overlay import Overlay
+from npu_matmul.overlay import Dims, Overlay
 from npu_matmul.target import WORD_BYTES, TileLimits
 from npu_matmul.violation import Violation
 
@@ -21,7 +21,8 @@ def layout_violations(overlay: Overlay) -> Iterator[Violation]:
             continue
         limits = overlay.target.limits(end.tile.kind)
         where = f"{end.fifo.place}: object FIFO @{end.fifo.name} at {end.tile}"
-        for rule, found, cure in (*_whole(end, limits), *_loops(end, limits)):
+        loops = loop_faults(end.dims, end.fifo.dtype.itemsize, limits)
+        for rule, found, cure in (*_whole(end, limits), *loops):
             yield Violation(rule, where, found, cure)
 
 
@@ -36,10 +37,10 @@ def _whole(end: DmaEnd, limits: TileLimits) -> Iterator[tuple[str, str, str]]:
         yield "layout", found, "do a part of the transformation at the other end"
 
 
-def _loops(end: DmaEnd, limits: TileLimits) -> Iterator[tuple[str, str, str]]:
-    itemsize = end.fifo.dtype.itemsize
-    for position, (size, stride) in enumerate(end.dims):
-        innermost = position == len(end.dims) - 1
+def loop_faults(dims: Dims, itemsize: int, limits: TileLimits) -> Iterator[tuple[str, str, str]]:
+    """Rule, what was found and cure of each loop that a descriptor of such a tile cannot say."""
+    for position, (size, stride) in enumerate(dims):
+        innermost = position == len(dims) - 1
         loop = f"<size = {size}, stride = {stride}>"
         wrap = size * itemsize // WORD_BYTES if innermost else size
         if size > limits.max_size:

@@ -23,7 +23,7 @@ from npu_matmul.operands import (
     result_type,
 )
 from npu_matmul.packed import PackedMatrix
-from npu_matmul.precision import EXACT, Precision
+from npu_matmul.precision import EXACT, Precision, QuantiseError
 from npu_matmul.report import calls
 from npu_matmul.strategies import pack_resident
 from npu_matmul.tiler import TileGrid
@@ -95,7 +95,7 @@ def npu_matmul(
     plain = precision is None is device is kernel is strategy and on_error == "raise"
     if plain and out is not None and type(B) is PackedMatrix:
         quick = B.quick
-        if quick is not None and quick(A, out, dtype):
+        if quick is not None and quick.run(A, out, dtype):
             calls.last = quick.report
             return out
     if isinstance(A, PackedMatrix):
@@ -115,8 +115,11 @@ def npu_matmul(
         b = b[:, np.newaxis]
     call.choose(a, b, kernel, strategy)
     call.out = out
-    with call.device.record() as counters:
-        result = call.product(a, b).reshape(shape)
+    try:
+        with call.device.record() as counters:
+            result = call.product(a, b).reshape(shape)
+    except QuantiseError as error:  # of one matrix: say where in the caller's array it is
+        raise QuantiseError(np.asarray(A if error.name == "A" else B), error.name) from None
     if out is not None and not np.may_share_memory(out, result):
         with call.stages.stage("out"):
             out[...] = result

@@ -25,7 +25,7 @@ def memory_violations(overlay: Overlay, maps: Maps, scheme: str) -> Iterator[Vio
         if scheme == "bank-aware":
             found = [*_crossings(placed, limits), *_without_room(overlay, ranges, limits)]
         else:
-            found = [*_overlaps(placed), *_excess(overlay, tiles[0], placed, limits)]
+            found = [*overlaps(placed), *_excess(overlay, tiles[0], placed, limits)]
         for text, cure in found:
             yield Violation("memory", place_of(tiles), text, cure)
 
@@ -108,7 +108,8 @@ def _saving(overlay: Overlay, tile: Tile, needed: int, excess: int) -> str:
     return "make the elements smaller"
 
 
-def _overlaps(placed: list[Range]) -> Iterator[tuple[str, str]]:
+def overlaps(placed: list[Range]) -> Iterator[tuple[str, str]]:
+    """Which of the ranges, sorted by start, stand on top of each other, and the cure."""
     pairs = [
         f"{lower.name} and {upper.name}"
         for number, lower in enumerate(placed)

@@ -12,7 +12,7 @@ from npu_matmul.device import Buffer, Device
 from npu_matmul.host.product import HostMatrix, Panels
 from npu_matmul.kernel import Kernel
 from npu_matmul.precision import EXACT, Precision
-from npu_matmul.quick import QuickProduct
+from npu_matmul.quick import Quick, quick_product
 from npu_matmul.tiler import TileGrid, unpack_b
 
 
@@ -30,12 +30,12 @@ class PackedMatrix:
     dtype: np.dtype[Any]
     content: Buffer | HostMatrix | NDArray[Any] = field(repr=False)
     scale: NDArray[Any] | None = field(repr=False, default=None)
-    quick: QuickProduct | None = field(repr=False, default=None, init=False)
+    quick: Quick | None = field(repr=False, default=None, init=False)
 
     def __post_init__(self) -> None:
         matrix = self.content.content if isinstance(self.content, HostMatrix) else None
         if self.precision is EXACT and isinstance(matrix, Panels):
-            object.__setattr__(self, "quick", QuickProduct(self.device, matrix))
+            object.__setattr__(self, "quick", quick_product(self.device, matrix))
 
     @property
     def ndim(self) -> int:

@@ -28,7 +28,15 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.host.convert import convert, magnitudes, plain_scales, stored_as, type_name
+from npu_matmul.host.convert import (
+    TERMS_OF_A,
+    TERMS_OF_B,
+    convert,
+    magnitudes,
+    plain_scales,
+    stored_as,
+    type_name,
+)
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 Scales = tuple[NDArray[Any], NDArray[Any]]  # of rows and columns, both flat and of one float type
@@ -94,8 +102,17 @@ class Precision:
 
 
 class QuantiseError(ValueError):
-    """A matrix with NaN or infinity was to be quantised; the message says where the first one
-    is."""
+    """An operand with NaN or infinity was to be quantised; the message says where in ``x`` the
+    first one is."""
+
+    def __init__(self, x: NDArray[Any], name: str) -> None:
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
+        shown = where if x.ndim != 1 else where[0]
+        super().__init__(
+            f"precision='int8': operand {name} holds {x[where]} at {shown}; int8 has no such "
+            "value. Remove it, or use precision='bf16', which passes it on"
+        )
+        self.name = name
 
 
 def to_bf16(x: NDArray[Any]) -> NDArray[Any]:
@@ -133,7 +150,7 @@ def quantise(x: NDArray[Any], axis: int, name: str) -> Operand:
     scale, inverse = np.empty_like(largest), np.empty_like(largest)
     if largest.dtype == np.float64 or not plain_scales(largest.view(np.uint32), scale, inverse):
         if not np.isfinite(largest).all():
-            raise _not_finite(x, name)
+            raise QuantiseError(x, name)
         scale, inverse = _scales_in_float64(largest.astype(np.float64))
         read_as = "float64"
     else:
@@ -176,14 +193,6 @@ def finish(sums: NDArray[Any], out: NDArray[Any], scales: Scales | None) -> None
             convert(sums, out, "int32", type_name(scales[0].dtype), *scales)
 
 
-def _not_finite(x: NDArray[Any], name: str) -> QuantiseError:
-    where = tuple(int(i) for i in np.argwhere(~np.isfinite(x))[0])
-    return QuantiseError(
-        f"precision='int8': operand {name} holds {x[where]} at {where}; int8 has no such value. "
-        "Remove it, or use precision='bf16', which passes it on"
-    )
-
-
 def _rows(x: NDArray[Any]) -> NDArray[Any]:
     return x if x.ndim == 2 else x.reshape(1, -1)
 
@@ -203,13 +212,6 @@ def _rounded(x: NDArray[Any], axis: int, terms: str = "bfloat16") -> Operand:
     return Operand(x, read_as, terms, axis)
 
 
-# Three terms make one product of three times the K: [low, high, high] of A beside
-# [high; low; high] of B, the small products first. The highs that meet a low are made 0 where they
-# are not finite: a low of 0 must not turn an infinity, which the product of both highs passes on,
-# into NaN.
-_TERMS_OF_A = "bfloat16 low|bfloat16 finite|bfloat16"
-_TERMS_OF_B = "bfloat16 finite|bfloat16 low|bfloat16"
-
 EXACT = Precision("exact", "int8", "int32", _as_is, _as_is)
 PRECISIONS = {
     "bf16": Precision(
@@ -219,8 +221,8 @@ PRECISIONS = {
         "bf16x3",
         "bfloat16",
         "float32",
-        lambda x: _rounded(x, 1, _TERMS_OF_A),
-        lambda x: _rounded(x, 0, _TERMS_OF_B),
+        lambda x: _rounded(x, 1, TERMS_OF_A),
+        lambda x: _rounded(x, 0, TERMS_OF_B),
         terms=3,
     ),
     "int8": Precision(

@@ -6,6 +6,8 @@ settled when B is packed is settled here; a call then checks its two arrays and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
@@ -25,47 +27,56 @@ _WALKS: dict[str, tuple[Any, Any]] = {
 _INT8, _INT32, _INT32_TYPE = np.dtype(np.int8), np.dtype(np.int32), np.int32
 
 
-class QuickProduct:
-    """``quick(a, out, dtype)`` computes ``out = a @ b`` and returns True, or returns False and
-    leaves ``out`` as it was, where the call is not of the common, small kind.
+@dataclass(frozen=True)
+class Quick:
+    """``run(a, out, dtype)`` computes ``out = a @ b`` and returns True, or returns False and leaves
+    ``out`` as it was, where the call is not of the common, small kind.
 
     That kind: int8 A (M, K); ``out`` (M, N) int8, or INT32 and ``dtype=np.int32``, with
     neighbouring columns; they do not overlap, and there is little work.
     """
 
-    __slots__ = ("_clipped", "_device", "_panels", "_plan", "_sums", "report")
+    run: Callable[[Any, Any, Any], bool]
+    report: CallReport
+    b: Panels  # whose address ``run`` reads
 
-    def __init__(self, device: Device, b: Panels) -> None:
-        path = b.path
-        most_rows = path.small // max(1, b.depth * b.columns)
-        sizes = b.depth, b.columns, b.words.shape[0], most_rows, path.fed_bytes
-        self._plan = np.array([b.address, *sizes], np.int64)
-        self._panels = b  # keeps the address valid
-        self._device = device
-        self._sums = partial(self._first, 0)
-        self._clipped = partial(self._first, 1)
-        self.report = CallReport(
-            device=device.name,
-            precision=EXACT.name,
-            arithmetic=f"INT32, exact ({path.name})",
-            reason=f"device {device.name!r} computes without kernels; too small to time by stage",
-        )
 
-    def __call__(self, a: Any, out: Any, dtype: Any) -> bool:
+def quick_product(device: Device, b: Panels) -> Quick:
+    """The short way for a B that ``device`` has packed."""
+    path = b.path
+    most_rows = path.small // max(1, b.depth * b.columns)
+    sizes = b.depth, b.columns, b.words.shape[0], most_rows, path.fed_bytes
+    plan = np.array([b.address, *sizes], np.int64)
+
+    sums: Any = None
+    clipped: Any = None
+
+    def first(which: int, *args: Any) -> bool:
+        """Compile both products, which a matrix that has no small ones need not wait for."""
+        nonlocal sums, clipped
+        sums, clipped = _compiled(path.name)
+        return bool((sums, clipped)[which](*args))
+
+    sums, clipped = partial(first, 0), partial(first, 1)
+
+    # A function and its variables: calls of objects and their attributes would take longer.
+    def run(a: Any, out: Any, dtype: Any) -> bool:
         try:
-            if a.dtype is not _INT8 or not out.flags.writeable or self._device.closed:
+            if a.dtype is not _INT8 or not out.flags.writeable or device.closed:
                 return False
             if dtype is _INT32_TYPE:
-                return out.dtype is _INT32 and self._sums(a, self._plan, out)
-            return dtype is None and out.dtype is _INT8 and self._clipped(a, self._plan, out)
+                return out.dtype is _INT32 and sums(a, plan, out)
+            return dtype is None and out.dtype is _INT8 and clipped(a, plan, out)
         except (AttributeError, TypeError):  # not arrays, or not of two dimensions
             return False
 
-    def _first(self, which: int, *args: Any) -> bool:
-        """The first product: compiles both, which a matrix that has no small ones need not wait
-        for."""
-        self._sums, self._clipped = _compiled(self._panels.path.name)
-        return bool((self._sums, self._clipped)[which](*args))
+    report = CallReport(
+        device=device.name,
+        precision=EXACT.name,
+        arithmetic=f"INT32, exact ({path.name})",
+        reason=f"device {device.name!r} computes without kernels; too small to time by stage",
+    )
+    return Quick(run, report, b)
 
 
 @cache

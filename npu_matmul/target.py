@@ -16,6 +16,7 @@ MEMTILE_ROW = 1
 FIRST_CORE_ROW = 2
 
 WORD_BYTES = 4  # address granularity of every DMA: getAddressGenGranularity [model]
+LOCK_MAXIMUM = 63  # of a lock: 6-bit value [aie-rt]
 CORE_DATA_MEMORY_BYTES = 0x10000  # getLocalMemorySize [model]
 DEFAULT_STACK_BYTES = 0x400  # of an aie.core that names none: CoreOp's stack_size
 

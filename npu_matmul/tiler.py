@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.host.compiled import compiled
 from npu_matmul.host.convert import address, pieces, stored_as, type_name
-from npu_matmul.host.vectors import REVISION, convert_block, element_bytes
+from npu_matmul.host.elements import element_bytes
+from npu_matmul.host.vectors import convert_block
 from npu_matmul.kernel import Kernel
 from npu_matmul.precision import Operand
 
@@ -307,14 +308,12 @@ def _tile_loop(
     matrix_bytes, packed_bytes = sizes if packing else sizes[::-1]
     tile_bytes, block_bytes = high * wide * packed_bytes, r * s * packed_bytes
     factor_bytes = 8 if "float64" in (source_type, target_type) else 4
-    revision = REVISION
 
-    @numba.njit(cache=True, nogil=True)
+    @compiled
     def move(
         matrix, stride, rows, columns, packed, order, first_row, first_column,
         by_row, by_column, apart,
     ):  # fmt: skip
-        assert revision
         for i in range(0, rows, r):
             tile_row, row = (first_row + i) // high, by_row + i * factor_bytes
             within = packed + i % high * wide * packed_bytes

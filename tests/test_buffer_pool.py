@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,8 +12,9 @@ from comparing import assert_equal_bits, product_int32, random_int8
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npu_matmul import last_call, npu_matmul, pack_b
-from npu_matmul.device import Buffer, BufferPool, BufferSizeError, NpuDevice, pool_size
+from npu_matmul import buffer_pool, last_call, npu_matmul, pack_b
+from npu_matmul.buffer_pool import BufferPool, pool_size
+from npu_matmul.device import Buffer, BufferSizeError, NpuDevice
 from npu_matmul.device.emulated import EmulatedDevice
 from npu_matmul.kernel import load_kernel
 from npu_matmul.precision import PRECISIONS
@@ -20,6 +22,10 @@ from npu_matmul.strategies import STRATEGIES
 from npu_matmul.tiler import TileGrid
 
 POISON = 0xA5
+
+
+def test_the_docstring_examples_hold() -> None:
+    assert doctest.testmod(buffer_pool).failed == 0
 
 
 def memory(buffer: Buffer) -> int:

@@ -24,7 +24,7 @@ from npu_matmul.device import (
     NpuDevice,
 )
 from npu_matmul.device.emulated import EmulatedDevice
-from npu_matmul.emulator.shim import ShimChannel
+from npu_matmul.emulator.shim import FifoChannel
 from npu_matmul.instructions import StreamError, WaitToken, assemble, decode
 from npu_matmul.kernel import CoreGrid, TileShape, load_kernel
 from npu_matmul.mlir.elaborate import overlay_of_text
@@ -385,11 +385,11 @@ def test_an_interrupted_launch_leaves_the_emulated_device_usable(
 ) -> None:
     ready = Launchable(EmulatedDevice())
 
-    def interrupt(_: ShimChannel) -> None:
+    def interrupt(_: FifoChannel) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(ShimChannel, "_open_element", interrupt)
+        patch.setattr(FifoChannel, "_open_element", interrupt)
         with pytest.raises(KeyboardInterrupt):
             ready.launch()
     ready.assert_right()

@@ -86,7 +86,7 @@ def test_int8_has_the_same_bits_on_every_device_and_strategy() -> None:
 
 
 @pytest.mark.parametrize(
-    ("a_size", "b_size"), [(1e-38, 1e30), (1e36, 1e-37), (1e-42, 1), (1, 1e36)]
+    ("a_size", "b_size"), [(1e-38, 1e30), (2e37, 1e-12), (1e-42, 1), (1, 1e36)]
 )
 def test_int8_keeps_its_accuracy_where_float32_would_leave_its_range(
     a_size: float, b_size: float
@@ -118,6 +118,22 @@ def test_int8_refuses_what_it_lacks_and_the_next_call_works(device: str) -> None
     with pytest.raises(QuantiseError, match=r"operand A holds nan at \(1, 2\)"):
         npu_matmul(bad, a, precision="int8", device=device)
     assert np.isfinite(npu_matmul(a, a, precision="int8", device=device)).all()
+
+
+@every_device
+def test_the_place_that_int8_refuses_is_that_in_the_callers_array(device: str) -> None:
+    """Which is not the place in the one matrix that a stack or a row is turned into."""
+    stack, matrix, row = normals(1, 2, 3, 4), normals(2, 4, 5), normals(3, 4)
+    bad_stack, bad_row = stack.copy(), row.copy()
+    bad_stack[1, 2, 3], bad_row[2] = np.inf, np.nan
+    for a, b, words in [
+        (bad_stack, matrix, r"operand A holds inf at \(1, 2, 3\)"),
+        (bad_row, matrix, "operand A holds nan at 2;"),
+        (matrix.T, np.swapaxes(bad_stack, 1, 2), r"operand B holds inf at \(1, 3, 2\)"),
+        (matrix.T, bad_row, "operand B holds nan at 2;"),
+    ]:
+        with pytest.raises(QuantiseError, match=words):
+            npu_matmul(a, b, precision="int8", device=device)
 
 
 @every_device

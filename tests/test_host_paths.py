@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 
 import pytest
+from numba.core import config
 
 from npu_matmul.host import paths
 from npu_matmul.host.paths import PATH_VARIABLE, PORTABLE, choose_path, usable_paths
@@ -65,6 +66,17 @@ def test_a_path_that_does_not_exist_or_that_the_cpu_lacks_is_refused(
     give(monkeypatch, {"avx2", "avx512f", "avx512bw"}, "avx512vnni")
     with pytest.raises(ValueError, match="this CPU lacks avx512vl, avx512vnni"):
         choose_path("int8")
+
+
+@pytest.mark.parametrize(
+    ("features", "expected"), [(None, set()), ("", set()), ("+avx2,-avx512f", {"avx2"})]
+)
+def test_a_cpu_that_numba_was_told_to_compile_for_has_only_what_it_was_told(
+    monkeypatch: pytest.MonkeyPatch, features: str | None, expected: set[str]
+) -> None:
+    monkeypatch.setattr(config, "CPU_NAME", "generic")
+    monkeypatch.setattr(config, "CPU_FEATURES", features)
+    assert paths.cpu_features.__wrapped__() == expected
 
 
 def test_what_llvm_says_of_this_cpu_is_what_the_system_says() -> None:

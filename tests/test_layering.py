@@ -22,14 +22,13 @@ NAME = PACKAGE.name
 # From the ground up; a name with a dot at its end stands for all modules of that package.
 LAYERS = [
     ("vocabulary", ["kernel", "target", "sequence", "overlay", "report", "violation"]),
-    ("vocabulary", ["mlir", "mlir.aie", "mlir.aiex"]),
+    ("vocabulary", ["mlir", "mlir.directives", "mlir.aie", "mlir.aie_lowered", "mlir.aiex"]),
     ("pure", ["mlir.reader", "mlir.elaborate", "tiler", "accumulate", "precision", "operands"]),
     ("pure", ["design", "schedule", "instructions", "stream_rules", "streams", "emulator."]),
     ("pure", ["wiring_rules", "transfer_rules", "layout_rules", "memory_rules", "design_rules"]),
-    (
-        "pure",
-        ["kernel_rules", "symbol_rules", "lowering", "memory_map", "balance", "host", "host."],
-    ),
+    ("pure", ["kernel_rules", "symbol_rules", "lowering", "memory_map", "balance"]),
+    ("pure", ["buffer_pool", "host", "host."]),
+    ("pure", ["lowered.", "verify."]),
     ("device seam", ["device"]),
     ("devices", ["device."]),
     ("strategies", ["strategies", "choose"]),

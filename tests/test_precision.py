@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,11 +28,16 @@ MAX_BF16 = float(np.uint16(0x7F7F).view(BF16))
 SPECIALS = [0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, 5e-324, -5e-324, 1e-45, 2**-133, 2**-134]
 
 
+@cache
+def bf16_values() -> list[Fraction]:
+    """0 to the largest bf16, then where infinity stands for rounding."""
+    values = [Fraction(float(v)) for v in np.arange(0x7F80, dtype=np.uint16).view(BF16)]
+    return [*values, 2 * values[-1] - values[-2]]
+
+
 def nearest_bf16(x: float) -> float:
     """The bf16 number nearest to a finite x, ties to even, by exact fractions over all of them."""
-    bits = np.arange(0x7F81, dtype=np.uint16)  # 0 to the largest, then infinity
-    values = [Fraction(float(v)) for v in bits[:-1].view(BF16).astype(np.float64)]
-    values.append(2 * values[-1] - values[-2])  # where infinity stands for rounding
+    values = bf16_values()
     exact = abs(Fraction(x))
     low, high = 0, len(values) - 1
     while high - low > 1:
@@ -40,7 +46,7 @@ def nearest_bf16(x: float) -> float:
     below, above = exact - values[low], values[high] - exact
     pick = low if below < above or (below == above and low % 2 == 0) else high
     pick = low if exact == values[low] else pick
-    return float(np.copysign(float(bits[pick].view(BF16)), x))
+    return float(np.copysign(float(np.uint16(pick).view(BF16)), x))
 
 
 @settings(deadline=None)  # the first call compiles

@@ -13,54 +13,27 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from npu_matmul.emulator import EmulationError
-from npu_matmul.emulator.core import CoreProgram, ParameterMemory
-from npu_matmul.emulator.rings import Condition, End, Ring
-from npu_matmul.emulator.shim import DescriptorState, DeviceMemory, ShimChannel, Task
-from npu_matmul.emulator.symbols import Model
-from npu_matmul.instructions import (
-    EnableTokens,
-    PatchAddress,
-    StartTask,
-    Stream,
-    WaitToken,
-    WriteDescriptor,
-    WriteWord,
+from npu_matmul.emulator.actors import (
+    Actor,
+    Condition,
+    Deadlock,
+    RestStateError,
+    Settle,
+    round_robin,
 )
+from npu_matmul.emulator.core import CoreProgram, ParameterMemory
+from npu_matmul.emulator.host import Host
+from npu_matmul.emulator.patterns import order
+from npu_matmul.emulator.rings import End, Ring
+from npu_matmul.emulator.shim import DeviceMemory, FifoChannel
+from npu_matmul.emulator.symbols import Model
+from npu_matmul.instructions import Stream, WriteWord
 from npu_matmul.lowering import depth_at
 from npu_matmul.mlir import aie
 from npu_matmul.mlir.reader import DesignError
-from npu_matmul.overlay import Channel, Dims, Fifo, Overlay, Tile
-from npu_matmul.stream_rules import check_stream
-
-
-class Deadlock(EmulationError):
-    """Nothing can move; the message names every actor and what it waits for."""
-
-
-class RestStateError(EmulationError):
-    """After a launch the array is not as it was after boot, so the next launch would go wrong."""
-
-
-@dataclass(eq=False)
-class Actor:
-    name: str
-    steps: Iterator[Condition]
-    waits_for: Condition | None = None
-    finished: bool = False
-
-    def advance(self) -> bool:
-        """Run until it must wait; False when it could not move at all."""
-        if self.finished or (self.waits_for is not None and not self.waits_for.ready()):
-            return False
-        self.waits_for = next(self.steps, None)
-        self.finished = self.waits_for is None
-        return True
-
-    def __str__(self) -> str:
-        return f"{self.name} " + ("has ended" if self.finished else f"waits for {self.waits_for}")
+from npu_matmul.overlay import Channel, Fifo, Overlay, Tile
 
 
 @dataclass
@@ -75,13 +48,16 @@ class MachineCounters:
 
 @dataclass
 class Machine:
-    """One overlay, booted. After an error build a new one: the array's state is lost."""
+    """One overlay, booted. After an error build a new one: the array's state is lost.
+
+    ``settle`` schedules the actors; what is computed does not depend on it.
+    """
 
     overlay: Overlay
     models: Mapping[str, Model]
     launches: int = 0
-    _channels: dict[Channel, ShimChannel] = field(default_factory=dict)
-    _descriptors: dict[tuple[int, int], DescriptorState] = field(default_factory=dict)
+    settle: Settle = round_robin
+    _channels: dict[Channel, FifoChannel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._rings, sides = _build_rings(self.overlay)
@@ -99,8 +75,10 @@ class Machine:
             CoreProgram(core, sides.of_core(core.tile), by_value, self.models)
             for core in self.overlay.cores
         ]
-        self._actors += [Actor(core.name, core.run()) for core in self._cores]
-        self._settle(self._actors)
+        self._actors += [Actor(core.name, core.run(), kind="core") for core in self._cores]
+        partition = self.overlay.target, self.overlay.columns
+        self._host = Host(partition, self._channels, self._write_word)
+        self.settle(self._actors)
         ended = next((actor for actor in self._actors if actor.finished), None)
         if ended is not None:
             core = next(core for core in self._cores if core.name == ended.name)
@@ -121,15 +99,9 @@ class Machine:
 
     def launch(self, stream: Stream, arguments: Sequence[DeviceMemory]) -> None:
         """Execute a stream on buffers; raises :class:`EmulationError` or ``StreamError``."""
-        if (stream.target, stream.columns) != (self.overlay.target, self.overlay.columns):
-            raise EmulationError(
-                f"the stream is for {stream.columns} columns of "
-                f"{stream.target.name}, the overlay for "
-                f"{self.overlay.columns} of {self.overlay.target.name}"
-            )
-        check_stream(stream)
-        host = Actor("the runtime sequence", self._execute(stream, arguments))
-        self._settle([host, *self._actors])
+        self._host.check(stream)
+        host = Actor("the runtime sequence", self._host.run(stream, arguments), kind="host")
+        self.settle([host, *self._actors])
         if not host.finished:
             actors = "\n".join(
                 f"  {actor}" for actor in (host, *self._actors) if not actor.finished
@@ -137,37 +109,6 @@ class Machine:
             raise Deadlock(f"launch {self.launches}: nothing can move:\n{actors}")
         self._check_rest()
         self.launches += 1
-
-    def _settle(self, actors: Sequence[Actor]) -> None:
-        """Round robin until nobody can move."""
-        moving = True
-        while moving:
-            moving = False
-            for actor in actors:
-                moving |= actor.advance()
-
-    def _execute(self, stream: Stream, arguments: Sequence[DeviceMemory]) -> Iterator[Condition]:
-        for operation in stream.operations:
-            match operation:
-                case WriteWord():
-                    self._write_word(operation)
-                case WriteDescriptor():
-                    key = operation.column, operation.number
-                    self._descriptors[key] = DescriptorState(operation.descriptor)
-                case PatchAddress():
-                    self._patch(operation, arguments)
-                case StartTask():
-                    state = self._descriptors[operation.channel.column, operation.number]
-                    self._channel(operation.channel).queue.append(
-                        Task(state, operation.runs, operation.token)
-                    )
-                case WaitToken():
-                    channel = self._channel(operation.channel)
-                    while not channel.tokens:
-                        yield channel.token_sent
-                    channel.take_token()
-                case EnableTokens():
-                    pass  # check_stream holds that a task asking for a token comes after this
 
     def _write_word(self, operation: WriteWord) -> None:
         for memory in self._parameters.values():
@@ -181,28 +122,13 @@ class Machine:
             f"the stream writes {operation.tile} at {operation.offset:#x}, where no buffer is"
         )
 
-    def _patch(self, operation: PatchAddress, arguments: Sequence[DeviceMemory]) -> None:
-        if operation.argument >= len(arguments):
-            raise EmulationError(
-                f"the stream uses buffer {operation.argument}; the launch has {len(arguments)}"
-            )
-        state = self._descriptors[operation.column, operation.number]
-        state.memory = arguments[operation.argument]
-        state.offset_words = operation.offset_bytes // 4
-
-    def _channel(self, channel: Channel) -> ShimChannel:
-        if channel not in self._channels:
-            raise EmulationError(
-                f"the stream uses {channel}, which no object FIFO of the design is connected to"
-            )
-        return self._channels[channel]
-
     def _mover(self, fifo: Fifo, sides: _Sides) -> Actor:
         """The actor that moves a FIFO's elements: a shim channel, or DMAs between memories."""
         channel = self.overlay.channels.get(fifo.name)
         if channel is None:
             name = f"the DMA of @{fifo.name} from {fifo.producer}"
-            return Actor(name, _move(sides.leaving[fifo.name], sides.arriving[fifo.name], fifo))
+            moves = _move(sides.leaving[fifo.name], sides.arriving[fifo.name], fifo)
+            return Actor(name, moves, kind=f"{fifo.producer.kind} DMA")
         if channel.direction == "S2MM":
             ends = [sides.leaving[fifo.name]]
         else:
@@ -212,8 +138,8 @@ class Machine:
                 f"{fifo.place}: @{fifo.name}: layout transformations "
                 "beside a shim are not supported"
             )
-        self._channels[channel] = ShimChannel(channel, fifo.name, ends)
-        return Actor(str(self._channels[channel]), self._channels[channel].run())
+        found = self._channels[channel] = FifoChannel(channel, fifo.name, ends)
+        return Actor(str(found), found.run(), kind="shim DMA")
 
     def _levels(self) -> list[tuple[Any, Any]]:
         """Each part of the array with its state: equal lists mean the same rest state."""
@@ -245,7 +171,7 @@ def _difference(part: Any, was: Any, now: Any) -> str:
         return f"{part.name} waits for {now}; at rest it waits for {was}"
     if isinstance(part, CoreProgram):
         return f"{part.name} is elsewhere in its loops than at rest: {now} against {was}"
-    if isinstance(part, ShimChannel):
+    if isinstance(part, FifoChannel):
         return (
             f"{part}: {now[0]} tasks, {now[1]} tokens, {now[2]} B of an element begun; at rest none"
         )
@@ -310,8 +236,8 @@ def _core_rings(fifo: Fifo, overlay: Overlay, sides: _Sides) -> Iterator[Ring]:
 
 def _move(source: End, sinks: list[End], fifo: Fifo) -> Iterator[Condition]:
     """Move elements for ever from one memory to others, all of which must have room (broadcast)."""
-    gather = _order(fifo.to_stream)
-    scatter = [_order(dims) for dims in fifo.from_stream]
+    gather = order(fifo.to_stream)
+    scatter = [order(dims) for dims in fifo.from_stream]
     while True:
         while not source.can_take(1):
             yield source.until(1)
@@ -321,26 +247,11 @@ def _move(source: End, sinks: list[End], fifo: Fifo) -> Iterator[Condition]:
         data = source.array(source.take())
         if gather is not None:
             data = data[gather]
-        for sink, order in zip(sinks, scatter, strict=True):
+        for sink, places in zip(sinks, scatter, strict=True):
             target = sink.array(sink.take())
-            if order is None:
+            if places is None:
                 target[:] = data
             else:
-                target[order] = data
+                target[places] = data
             sink.give()
         source.give()
-
-
-def _order(dims: Dims) -> NDArray[np.int64] | None:
-    """Element indices in the order of a layout transformation, outermost loop first; None when
-    there is none.
-
-    >>> _order(((2, 1), (3, 2))).tolist()
-    [0, 2, 4, 1, 3, 5]
-    """
-    if not dims:
-        return None
-    order = np.zeros(1, np.int64)
-    for size, stride in dims:
-        order = (order[:, None] + np.arange(size) * stride).reshape(-1)
-    return order

@@ -8,25 +8,13 @@ released it. Joins have a writer for each piece of an element, distributes a rea
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.emulator import POISON
-
-
-@dataclass(frozen=True, eq=False)
-class Condition:
-    """What an actor waits for: asked by the scheduler, shown in a deadlock."""
-
-    ready: Callable[[], bool]
-    text: str
-
-    def __str__(self) -> str:
-        return self.text
+from npu_matmul.emulator.actors import Condition
 
 
 class Ring:

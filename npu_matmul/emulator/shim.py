@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.emulator import EmulationError
-from npu_matmul.emulator.rings import Condition, End
+from npu_matmul.emulator.actors import Condition
+from npu_matmul.emulator.rings import End
 from npu_matmul.instructions import Descriptor
 from npu_matmul.overlay import Channel
 from npu_matmul.target import WORD_BYTES
@@ -54,6 +55,26 @@ class DescriptorState:
             )
         return where
 
+    def read(self, reader: object) -> NDArray[np.uint32]:
+        """The words of the next run, which somebody must have put there."""
+        where, memory = self.next_run(), self.memory
+        assert memory is not None
+        known = memory.known[where]
+        if not known.all():
+            first = np.arange(memory.words.size)[where][int(np.argmin(known))] * WORD_BYTES
+            raise EmulationError(
+                f"{reader} reads byte {first} of {memory.name}, which "
+                "was never synced to the device: "
+                "write it and sync it before the launch"
+            )
+        return memory.words[where]
+
+    def write(self, where: slice | NDArray[np.int64], data: NDArray[np.uint32]) -> None:
+        """Put the words of a run where ``next_run`` said."""
+        assert self.memory is not None
+        self.memory.words[where] = data
+        self.memory.known[where] = True
+
 
 @dataclass(frozen=True)
 class Task:
@@ -63,18 +84,18 @@ class Task:
 
 
 class ShimChannel:
-    """One DMA channel of a shim: runs its start queue in order, word by word into or out of FIFO
-    elements."""
+    """One DMA channel of a shim: runs its start queue in order and reports what is done.
 
-    def __init__(self, channel: Channel, fifo: str, ends: list[End]) -> None:
+    How the words of a run leave for the array or come from it is ``_send`` and ``_receive``.
+    """
+
+    def __init__(self, channel: Channel, name: str) -> None:
         self.channel = channel
-        self.fifo = fifo
-        self.ends = ends
+        self.name = name
         self.queue: deque[Task] = deque()
         self.tokens = 0
         self.tasks_done = 0
         self.bytes_moved = 0
-        self.part_bytes = 0  # of an element begun and not finished
         self._busy = Condition(lambda: bool(self.queue), "a task")
         self.token_sent = Condition(lambda: self.tokens > 0, f"a token of {self}")
 
@@ -88,24 +109,40 @@ class ShimChannel:
             for _ in range(task.runs):
                 yield from moves(task.state)
             self.queue.popleft()
-            self.tasks_done += 1
-            self.tokens += task.token
+            self.finish(task)
+
+    def start(self, task: Task) -> None:
+        """Put a task on the start queue."""
+        self.queue.append(task)
+
+    def finish(self, task: Task) -> None:
+        """A task has left the queue; its token, if it sends one, is there."""
+        self.tasks_done += 1
+        self.tokens += task.token
 
     def take_token(self) -> None:
         self.tokens -= 1
 
     def _send(self, state: DescriptorState) -> Iterator[Condition]:
-        where, memory = state.next_run(), state.memory
-        assert memory is not None
-        known = memory.known[where]
-        if not known.all():
-            first = np.arange(memory.words.size)[where][int(np.argmin(known))] * WORD_BYTES
-            raise EmulationError(
-                f"{self} reads byte {first} of {memory.name}, which "
-                "was never synced to the device: "
-                "write it and sync it before the launch"
-            )
-        data = memory.words[where].view(np.uint8)
+        raise NotImplementedError
+
+    def _receive(self, state: DescriptorState) -> Iterator[Condition]:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return f"{self.channel} (@{self.name})"
+
+
+class FifoChannel(ShimChannel):
+    """A shim channel that moves its words into or out of the elements of an object FIFO."""
+
+    def __init__(self, channel: Channel, fifo: str, ends: list[End]) -> None:
+        super().__init__(channel, fifo)
+        self.ends = ends
+        self.part_bytes = 0  # of an element begun and not finished
+
+    def _send(self, state: DescriptorState) -> Iterator[Condition]:
+        data = state.read(self).view(np.uint8)
         sent = 0
         while sent < data.size:
             yield from self._open_element()
@@ -117,8 +154,7 @@ class ShimChannel:
             self._moved(count, targets[0].size)
 
     def _receive(self, state: DescriptorState) -> Iterator[Condition]:
-        where, memory = state.next_run(), state.memory
-        assert memory is not None
+        where = state.next_run()
         data = np.empty(state.descriptor.words * WORD_BYTES, np.uint8)
         received = 0
         end = self.ends[0]
@@ -129,8 +165,7 @@ class ShimChannel:
             data[received : received + count] = source[self.part_bytes : self.part_bytes + count]
             received += count
             self._moved(count, source.size)
-        memory.words[where] = data.view(np.uint32)
-        memory.known[where] = True
+        state.write(where, data.view(np.uint32))
 
     def _open_element(self) -> Iterator[Condition]:
         """Hold an element at every end: a broadcast moves only when all its readers can."""
@@ -152,6 +187,3 @@ class ShimChannel:
 
     def level(self) -> tuple[int, int, int]:
         return len(self.queue), self.tokens, self.part_bytes
-
-    def __str__(self) -> str:
-        return f"{self.channel} (@{self.fifo})"

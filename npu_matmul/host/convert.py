@@ -20,14 +20,13 @@ from functools import cache
 from typing import Any
 
 import ml_dtypes
-import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.host.compiled import compiled
+from npu_matmul.host.elements import element_bytes
 from npu_matmul.host.vectors import (
-    REVISION,
     convert_row,
-    element_bytes,
     float_of_bits,
     keep_largest,
     largest_magnitude,
@@ -51,6 +50,13 @@ _NAMES = {dtype: name for name, dtype in STORED_AS.items()}
 # Bits of 2**-60 and 2**60: sums are below 2**31, so that a sum times one scale has all its bits.
 _LEAST_PLAIN, _MOST_PLAIN = np.uint32((127 - 60) << 23), np.uint32((127 + 60) << 23)
 
+# Three terms make one product of three times the K: [low, high, high] of A beside
+# [high; low; high] of B, the small products first. The highs that meet a low are made 0 where they
+# are not finite: a low of 0 must not turn an infinity, which the product of both highs passes on,
+# into NaN.
+TERMS_OF_A = "bfloat16 low|bfloat16 finite|bfloat16"
+TERMS_OF_B = "bfloat16 finite|bfloat16 low|bfloat16"
+
 
 @cache
 def converter(source_type: str, target_type: str, factors: str = "") -> Any:
@@ -68,13 +74,11 @@ def converter(source_type: str, target_type: str, factors: str = "") -> Any:
     [[2, -5]]
     """
     factor_bytes = 8 if "float64" in (source_type, target_type) else 4
-    revision = REVISION
 
-    @numba.njit(cache=True, nogil=True)
+    @compiled
     def convert(
         source, source_stride, target, target_stride, rows, columns, by_row, by_column, apart=0
     ):
-        assert revision
         for i in range(rows):
             convert_row(
                 source_type, target_type, factors, columns,
@@ -95,11 +99,9 @@ def row_magnitudes(element_type: str) -> Any:
     >>> out.view(np.float32).tolist()
     [2.5, nan]
     """
-    revision = REVISION
 
-    @numba.njit(cache=True, nogil=True)
+    @compiled
     def find(source, stride, rows, columns, out):
-        assert revision
         for i in range(rows):
             out[i] = largest_magnitude(element_type, columns, source + i * stride)
 
@@ -110,11 +112,9 @@ def row_magnitudes(element_type: str) -> Any:
 def column_magnitudes(element_type: str) -> Any:
     """The compiled ``find(source, stride, rows, columns, out)``: raises the array ``out`` to the
     largest magnitude of each column."""
-    revision = REVISION
 
-    @numba.njit(cache=True, nogil=True)
+    @compiled
     def find(source, stride, rows, columns, out):
-        assert revision
         whole = rows - rows % ROWS_AT_ONCE
         for i in range(0, whole, ROWS_AT_ONCE):
             keep_largest(
@@ -126,7 +126,7 @@ def column_magnitudes(element_type: str) -> Any:
     return find
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def is_plain(magnitude):
     """Whether a row or column of this largest magnitude (uint32, the bits of a float32) can be
     quantised in float32: it is 0, or neither so small nor so large that an intermediate result
@@ -134,7 +134,7 @@ def is_plain(magnitude):
     return (magnitude == 0) | ((magnitude >= _LEAST_PLAIN) & (magnitude <= _MOST_PLAIN))
 
 
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def scale_and_inverse(magnitude):
     """Both of a plain row or column, in float32, from its largest magnitude (uint32)."""
     if magnitude == 0:
@@ -143,7 +143,7 @@ def scale_and_inverse(magnitude):
     return largest / np.float32(127), np.float32(127) / largest
 
 
-@numba.njit(cache=True, nogil=True)
+@compiled
 def plain_scales(magnitudes, scale, inverse):
     """Fill both for all rows or columns; False when one of them is not plain, or not finite."""
     plain = True
@@ -271,11 +271,10 @@ def transposer(element_type: str) -> Any:
     """The compiled ``turn(source, source_stride, target, target_stride, rows, columns)``: columns,
     whose elements follow one another at ``source``, become columns of rows; multiples of ``BLOCK``.
     """
-    revision, size = REVISION, element_bytes(element_type)
+    size = element_bytes(element_type)
 
-    @numba.njit(cache=True, nogil=True)
+    @compiled
     def turn(source, source_stride, target, target_stride, rows, columns):
-        assert revision
         for j in range(0, columns, BLOCK):
             for i in range(0, rows, BLOCK):
                 transpose_block(

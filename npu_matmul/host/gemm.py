@@ -17,7 +17,7 @@ from numba.extending import register_jitable
 
 from npu_matmul.host import microkernel
 from npu_matmul.host.compiled import compiled
-from npu_matmul.host.convert import is_plain, scale_and_inverse
+from npu_matmul.host.convert import TERMS_OF_A, is_plain, scale_and_inverse
 from npu_matmul.host.pointers import pointer, stack_words
 from npu_matmul.host.vectors import convert_row, largest_magnitude
 
@@ -286,9 +286,7 @@ def _split_bf16(source, row, element, depth, rows, to, to_row, scales):
     near = np.empty(depth if element != 4 else 0, np.float32)
     for i in range(rows):
         start, line = _row_of_f32(source + i * row, element, depth, near), to + i * to_row
-        convert_row("float32", "bfloat16 low", "", depth, start, line, 0, 0)
-        convert_row("float32", "bfloat16 finite", "", depth, start, line + 2 * depth, 0, 0)
-        convert_row("float32", "bfloat16", "", depth, start, line + 4 * depth, 0, 0)
+        convert_row("float32", TERMS_OF_A, "", depth, start, line, 0, 0, 2 * depth)
     return -1
 
 

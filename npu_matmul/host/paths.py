@@ -19,6 +19,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 PATH_VARIABLE = "NPU_MATMUL_CPU_PATH"
 
@@ -52,10 +53,16 @@ PATHS = (
 
 @lru_cache(maxsize=1)
 def cpu_features() -> frozenset[str]:
-    """What the CPU has and the operating system lets it use, by LLVM's names."""
+    """What numba compiles for, by LLVM's names: all that the CPU has, unless ``NUMBA_CPU_NAME``
+    says another one."""
     from llvmlite import binding
+    from numba.core import config as typed_config
 
-    return frozenset(name for name, has in binding.get_host_cpu_features().items() if has)
+    config: Any = typed_config  # whose settings numba adds at run time
+    if config.CPU_NAME is None:
+        return frozenset(name for name, has in binding.get_host_cpu_features().items() if has)
+    asked = (config.CPU_FEATURES or "").split(",")
+    return frozenset(name[1:] for name in asked if name.startswith("+"))
 
 
 def usable_paths(element: str) -> list[Path]:

@@ -1,24 +1,23 @@
 """The ``aie`` dialect, as far as object-FIFO designs use it (syntax of mlir-aie, April 2026).
 
 Names of operations and properties are mlir-aie's own, so that what is printed here is what the
-standard toolchain reads. Anything not defined here is refused by the parser.
+standard toolchain reads. Anything defined neither here nor in :mod:`npu_matmul.mlir.aie_lowered`
+is refused by the parser.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 from xdsl.dialects.builtin import (
     I32,
     I64,
     ArrayAttr,
+    DenseIntOrFPElementsAttr,
     IndexType,
     IntegerAttr,
     MemRefType,
     StringAttr,
     SymbolNameConstraint,
     SymbolRefAttr,
-    i64,
 )
 from xdsl.dialects.utils import EnumAttribute
 from xdsl.ir import (
@@ -41,17 +40,6 @@ from xdsl.irdl import (
     traits_def,
     var_operand_def,
 )
-from xdsl.irdl.declarative_assembly_format import (
-    AttributeVariable,
-    CustomDirective,
-    ParsingState,
-    PrintingState,
-    RegionVariable,
-    VariadicOperandVariable,
-    irdl_custom_directive,
-)
-from xdsl.parser import Parser
-from xdsl.printer import Printer
 from xdsl.traits import (
     IsTerminator,
     NoTerminator,
@@ -61,6 +49,14 @@ from xdsl.traits import (
 )
 from xdsl.utils.exceptions import VerifyException
 from xdsl.utils.str_enum import StrEnum
+
+from npu_matmul.mlir.directives import (
+    ArgumentRegion,
+    Consumers,
+    DimAttr,
+    InitialValue,
+    ProducerDims,
+)
 
 
 class Device(StrEnum):
@@ -96,16 +92,6 @@ class PortAttr(EnumAttribute[Port], SpacedOpaqueSyntaxAttribute):  # type: ignor
 
 
 @irdl_attr_definition
-class DimAttr(ParametrizedAttribute):
-    """One dimension of a layout transformation: ``<size = N, stride = S>``, stride in elements."""
-
-    name = "aie.bd_dim_layout"
-
-    size: IntegerAttr
-    stride: IntegerAttr
-
-
-@irdl_attr_definition
 class ObjectFifoType(ParametrizedAttribute, TypeAttribute):
     name = "aie.objectfifo"
 
@@ -117,101 +103,6 @@ class SubviewType(ParametrizedAttribute, TypeAttribute):
     name = "aie.objectfifosubview"
 
     element: MemRefType
-
-
-def _parse_dim(parser: Parser) -> DimAttr:
-    parser.parse_punctuation("<")
-    parser.parse_keyword("size")
-    parser.parse_punctuation("=")
-    size = parser.parse_integer(allow_boolean=False, allow_negative=False)
-    parser.parse_punctuation(",")
-    parser.parse_keyword("stride")
-    parser.parse_punctuation("=")
-    stride = parser.parse_integer(allow_boolean=False, allow_negative=False)
-    parser.parse_punctuation(">")
-    return DimAttr(IntegerAttr(size, i64), IntegerAttr(stride, i64))
-
-
-def _parse_dims(parser: Parser, keyword: str) -> ArrayAttr[DimAttr]:
-    if parser.parse_optional_keyword(keyword) is None:
-        return ArrayAttr([])
-    return ArrayAttr(
-        parser.parse_comma_separated_list(Parser.Delimiter.SQUARE, lambda: _parse_dim(parser))
-    )
-
-
-def _print_dims(printer: Printer, keyword: str, dims: Sequence[DimAttr]) -> None:
-    if not dims:
-        return
-    entries = ", ".join(
-        f"<size = {d.size.value.data}, stride = {d.stride.value.data}>" for d in dims
-    )
-    printer.print_string(f" {keyword} [{entries}]")
-
-
-@irdl_custom_directive
-class ProducerDims(CustomDirective):
-    """``dimensionsToStream [...]`` after the producer tile, or nothing."""
-
-    dims: AttributeVariable
-
-    def parse(self, parser: Parser, state: ParsingState) -> None:
-        self.dims.set(state, _parse_dims(parser, "dimensionsToStream"))
-
-    def print(self, printer: Printer, state: PrintingState, op: IRDLOperation) -> None:
-        _print_dims(printer, "dimensionsToStream", self.dims.get(op).data)  # type: ignore[union-attr]
-        state.should_emit_space, state.last_was_punctuation = False, False
-
-
-@irdl_custom_directive
-class Consumers(CustomDirective):
-    """``{%t0 dimensionsFromStream [...], %t1}``: each consumer tile with its layout
-    transformation."""
-
-    tiles: VariadicOperandVariable
-    dims: AttributeVariable
-
-    def parse(self, parser: Parser, state: ParsingState) -> None:
-        entries = parser.parse_comma_separated_list(
-            Parser.Delimiter.BRACES,
-            lambda: (
-                parser.parse_unresolved_operand(),
-                _parse_dims(parser, "dimensionsFromStream"),
-            ),
-        )
-        self.tiles.set(state, [tile for tile, _ in entries])
-        self.dims.set(state, ArrayAttr([dims for _, dims in entries]))
-
-    def print(self, printer: Printer, state: PrintingState, op: IRDLOperation) -> None:
-        state.print_whitespace(printer)
-        printer.print_string("{")
-        dims = self.dims.get(op).data  # type: ignore[union-attr]
-        for position, (tile, layout) in enumerate(zip(self.tiles.get(op), dims, strict=True)):
-            if position:
-                printer.print_string(", ")
-            printer.print_ssa_value(tile)
-            _print_dims(printer, "dimensionsFromStream", layout.data)
-        printer.print_string("}")
-
-
-@irdl_custom_directive
-class ArgumentRegion(CustomDirective):
-    """``(%a: memref<..>, ..) {..}``: a region with its arguments before it."""
-
-    body: RegionVariable
-
-    def parse(self, parser: Parser, state: ParsingState) -> None:
-        arguments = parser.parse_comma_separated_list(
-            Parser.Delimiter.PAREN, lambda: parser.parse_argument(expect_type=True)
-        )
-        self.body.set(state, parser.parse_region(arguments))  # type: ignore[arg-type]
-
-    def print(self, printer: Printer, state: PrintingState, op: IRDLOperation) -> None:
-        region = self.body.get(op)
-        printer.print_string("(")
-        printer.print_list(region.block.args, printer.print_block_argument)
-        printer.print_string(") ")
-        printer.print_region(region, print_entry_block_args=False)
 
 
 @irdl_op_definition
@@ -252,11 +143,17 @@ class BufferOp(IRDLOperation):
     tile = operand_def(IndexType())
     sym_name = prop_def(StringAttr)
     address = opt_prop_def(IntegerAttr[I32])
+    mem_bank = opt_prop_def(IntegerAttr[I32])
+    initial_value = opt_prop_def(DenseIntOrFPElementsAttr)
     buffer = result_def(MemRefType)
 
     traits = traits_def(SymbolOpInterface())
+    custom_directives = (InitialValue,)
     irdl_options = (ParsePropInAttrDict(),)
-    assembly_format = "`(` $tile `)` attr-dict `:` type($buffer)"
+    assembly_format = (
+        "`(` $tile `)` attr-dict `:` type($buffer) "
+        "custom<InitialValue>(ref(type($buffer)), $initial_value)"
+    )
 
 
 @irdl_op_definition
@@ -357,6 +254,7 @@ class CoreOp(IRDLOperation):
     tile = operand_def(IndexType())
     stack_size = opt_prop_def(IntegerAttr[I32])
     dynamic_objfifo_lowering = opt_prop_def(IntegerAttr)
+    link_files = opt_prop_def(ArrayAttr[StringAttr])
     body = region_def()
     result = result_def(IndexType())
 

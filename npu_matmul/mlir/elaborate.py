@@ -16,7 +16,8 @@ from xdsl.dialects import builtin, func
 from xdsl.dialects.builtin import ArrayAttr, MemRefType, StringAttr
 from xdsl.ir import Operation, SSAValue
 
-from npu_matmul.mlir import aie, aiex
+from npu_matmul.mlir import aie, aie_lowered, aiex
+from npu_matmul.mlir.directives import DimAttr
 from npu_matmul.mlir.reader import DesignError, place, read_design
 from npu_matmul.overlay import (
     Channel,
@@ -64,6 +65,13 @@ def overlay_of(device: aie.DeviceOp, refused: list[Violation] | None = None) -> 
     """
     _refuse_attributes(device)
     reading = _Reading(device, refused)
+    lowered = (aie_lowered.LockOp, aie_lowered.FlowOp, aie_lowered.DmaProgramOp)
+    for op in device.body.block.ops:
+        if isinstance(op, lowered):
+            raise DesignError(
+                f"{place(op)}: {op.name} is of a lowered module, not of a design with object "
+                "FIFOs: npu-matmul verify runs it"
+            )
     for op in device.body.block.ops:
         if not isinstance(op, func.FuncOp):
             _refuse_attributes(op)
@@ -76,7 +84,7 @@ class _Reading:
 
     def __init__(self, device: aie.DeviceOp, refused: list[Violation] | None) -> None:
         self.device = device.device.data.value
-        self.target, self.columns = _partition(self.device)
+        self.target, self.columns = partition_of(self.device)
         self.refused = refused
         self.tiles: dict[SSAValue, Tile] = {}
         self.fifos: dict[str, Fifo] = {}
@@ -90,7 +98,7 @@ class _Reading:
     def add(self, op: Operation) -> None:
         match op:
             case aie.TileOp():
-                self.tiles[op.result] = _tile(op, self.target, self.columns)
+                self.tiles[op.result] = tile_of_op(op, self.target, self.columns)
             case aie.ObjectFifoOp():
                 fifo = self.fifos[op.sym_name.data] = _fifo(op, self.tiles)
                 self._refuse(fifo_violations(fifo))
@@ -154,6 +162,8 @@ class _Reading:
         name, tile = op.sym_name.data, self.tiles[op.tile]
         self.parameters[name] = Parameter(name, tile, address, elements, dtype)
         self.values[op.buffer] = name
+        if op.initial_value is not None:
+            raise DesignError(f"{place(op)}: @{name}: initial values are not supported here")
         self._refuse(parameter_violations(self.parameters[name], self.target, place(op)))
 
 
@@ -217,13 +227,15 @@ def _refuse_attributes(op: Operation) -> None:
         )
 
 
-def _partition(name: str) -> tuple[Target, int]:
+def partition_of(name: str) -> tuple[Target, int]:
+    """Family and number of columns of a device name: ``npu1_1col`` is one column of npu1."""
     base, _, columns = name.partition("_")
     target = TARGETS[base]
     return target, int(columns.removesuffix("col")) if columns else target.columns
 
 
-def _tile(op: aie.TileOp, target: Target, columns: int) -> Tile:
+def tile_of_op(op: aie.TileOp, target: Target, columns: int) -> Tile:
+    """Where an ``aie.tile`` is; it must be in the partition."""
     tile = Tile(op.col.value.data, op.row.value.data)
     if not (0 <= tile.column < columns and 0 <= tile.row < target.rows):
         raise DesignError(
@@ -287,7 +299,7 @@ def _fifo(op: aie.ObjectFifoOp, tiles: dict[SSAValue, Tile]) -> Fifo:
     )
 
 
-def _dims(dims: ArrayAttr[aie.DimAttr]) -> Dims:
+def _dims(dims: ArrayAttr[DimAttr]) -> Dims:
     return tuple((dim.size.value.data, dim.stride.value.data) for dim in dims)
 
 

@@ -7,17 +7,22 @@ region).
 
 from __future__ import annotations
 
+import re
+from bisect import bisect_right
+
 from xdsl.context import Context
-from xdsl.dialects import arith, builtin, func, memref, scf
+from xdsl.dialects import arith, builtin, cf, func, memref, scf
 from xdsl.dialects.builtin import FileLineColLoc, IntAttr, ModuleOp, StringAttr
 from xdsl.ir import Operation, Region, SSAValue
 from xdsl.parser import Parser
 from xdsl.utils.exceptions import DiagnosticException, ParseError
 
+from npu_matmul.mlir import aie_lowered
 from npu_matmul.mlir.aie import Aie, DeviceOp
 from npu_matmul.mlir.aiex import Aiex
 
 SHOWN_CHARACTERS = 600
+_STANDARD = (builtin.Builtin, arith.Arith, scf.Scf, cf.Cf, func.Func, memref.MemRef)
 
 
 class DesignError(ValueError):
@@ -27,10 +32,15 @@ class DesignError(ValueError):
 class _LocatingParser(Parser):
     """Gives every operation the position of its first token, which xDSL leaves unknown."""
 
+    _line_starts: list[int] | None = None
+
     def parse_operation(self) -> Operation:
         span = self._current_token.span
-        line_start = span.input.content.rfind("\n", 0, span.start) + 1
-        line = span.input.content.count("\n", 0, span.start) + 1
+        if self._line_starts is None:
+            content = span.input.content
+            self._line_starts = [0, *(match.end() for match in re.finditer("\n", content))]
+        line = bisect_right(self._line_starts, span.start)
+        line_start = self._line_starts[line - 1]
         try:
             op = super().parse_operation()
         except (ParseError, DesignError):
@@ -50,8 +60,12 @@ def read_design(text: str, name: str = "design.mlir") -> DeviceOp:
     'npu1'
     """
     context = Context()
-    for dialect in (builtin.Builtin, arith.Arith, scf.Scf, func.Func, memref.MemRef, Aie, Aiex):
+    for dialect in (*_STANDARD, Aie, Aiex):
         context.load_dialect(dialect)
+    for operation in aie_lowered.OPERATIONS:
+        context.load_op(operation)
+    for attribute in aie_lowered.ATTRIBUTES:
+        context.load_attr_or_type(attribute)
     try:
         module = _LocatingParser(context, text, name).parse_module()
     except ParseError as error:

@@ -29,7 +29,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
         n_workers=2,
         threads_per_worker=2,
         resources={"NPU": 1},
-        dashboard_address=None,
+        dashboard_address=":0",
         local_directory=str(tmp_path_factory.mktemp("dask")),
     ) as started:
         yield started
@@ -101,7 +101,7 @@ def note_when_it_ran(settings: Settings, job: Job) -> Any:
 def test_workers_without_an_npu_are_refused_with_the_cure(tmp_path: Path) -> None:
     with (
         distributed.LocalCluster(
-            n_workers=1, processes=False, dashboard_address=None, local_directory=str(tmp_path)
+            n_workers=1, processes=False, dashboard_address=":0", local_directory=str(tmp_path)
         ) as started,
         pytest.raises(ValueError, match=r'none of the 1 workers .* --resources "NPU=1"'),
     ):

@@ -1,0 +1,253 @@
+"""Runs a module on the emulated NPU and says whether it is right.
+
+A module is first judged as it stands (addresses, lock counts, wiring), then run under several
+schedules: its own runtime sequence, and launches made up for its product with K changing from each
+to the next, without a reset. Every launch gets new random signed operands, and C is compared with
+NumPy's product. Where a module is no product that this can tell, every schedule must give the same
+bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from npu_matmul.emulator import POISON, EmulationError
+from npu_matmul.emulator.actors import Deadlock, RestStateError
+from npu_matmul.emulator.machine import Machine
+from npu_matmul.emulator.shim import DeviceMemory
+from npu_matmul.instructions import StreamError, decode
+from npu_matmul.kernel import Kernel
+from npu_matmul.lowered.core import AlignmentError
+from npu_matmul.lowered.locks import LockError
+from npu_matmul.lowered.machine import LoweredCounters, LoweredMachine
+from npu_matmul.lowered.memory import RaceError
+from npu_matmul.lowered.schedules import Schedule, schedules
+from npu_matmul.mlir.reader import DesignError, read_design
+from npu_matmul.overlay import Tile
+from npu_matmul.schedule import LaunchShape
+from npu_matmul.streams import launch_stream
+from npu_matmul.target import WORD_BYTES
+from npu_matmul.verify.product import NoProduct, Product, operands
+from npu_matmul.verify.subject import Problem, Subject, module_problem, stream_problems
+from npu_matmul.verify.traffic import Trial, expected_words, trial_of_stream
+
+MANY_CALLS = 1_000  # of a module's own sequence: with more it is run under the first schedule only
+
+Progress = Callable[[int, int, str], None]  # done, of how many, the schedule that is run
+
+
+@dataclass
+class Verdict:
+    """What was run, and what is wrong; ``reference`` says what values were compared with.
+
+    Counters are of all schedules together. A seed gives the operands, and the random schedules.
+    """
+
+    name: str
+    level: str
+    reference: str
+    seed: int
+    product: Product | None = None
+    schedules: list[str] = field(default_factory=list)
+    bytes_compared: int = 0
+    counters: LoweredCounters = field(default_factory=LoweredCounters)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    @property
+    def disagrees(self) -> str:
+        """Which part is wrong: "module", "stream", both, or none."""
+        return " and ".join(dict.fromkeys(problem.part for problem in self.problems))
+
+
+def verify_build(
+    kernel: Kernel,
+    shape: LaunchShape,
+    lowered: str,
+    insts: bytes,
+    *,
+    count: int = 12,
+    seed: int = 0,
+) -> Verdict:
+    """Whether what a toolchain made of a kernel's design and of one launch can be published.
+
+    ``lowered`` is the module after allocation, ``insts`` the toolchain's own stream for the launch
+    of ``shape``. The module is run on the project's streams, and its runtime sequence must be that
+    launch; the toolchain's stream must equal the project's word for word. So ``disagrees`` says
+    which of the two is wrong.
+    """
+    ours = launch_stream(kernel, shape)
+    subject = Subject(read_design(lowered, f"{kernel.name}.mlir"), f"{kernel.name}.mlir", None)
+    if subject.product is None or subject.product.kernel != kernel:
+        text = f"the module's product is {subject.reference}; built was {kernel.name}"
+        subject.problems.append(module_problem("kernel", f"{text} {kernel.variant}"))
+    for trial in subject.own:
+        for problem in stream_problems(ours, trial.stream.encode()):
+            subject.problems.append(module_problem("sequence", problem.text))
+    if not subject.own and subject.runnable:
+        stream = decode(ours)
+        trial = trial_of_stream("of the build", stream, subject.overlay, subject.product)
+        subject.own.append(trial)
+    verdict = _verdict(subject, count, seed)
+    verdict.problems += stream_problems(ours, insts)
+    return verdict
+
+
+def verify_text(
+    text: str,
+    name: str = "design.mlir",
+    *,
+    insts: bytes | None = None,
+    count: int = 12,
+    seed: int = 0,
+    progress: Progress = lambda done, total, schedule: None,
+) -> Verdict:
+    """Run a module's text under ``count`` schedules, the random ones from ``seed`` on.
+
+    ``insts``, if given, must be the stream of the module's runtime sequence; of a module without
+    one it is the launch that is run. Raises ``DesignError`` for what cannot be read.
+    """
+    return _verdict(Subject(read_design(text, name), name, insts), count, seed, progress)
+
+
+def _verdict(
+    subject: Subject, count: int, seed: int, progress: Progress = lambda done, total, schedule: None
+) -> Verdict:
+    verdict = Verdict(subject.name, subject.level, subject.reference, seed, subject.product)
+    verdict.problems += subject.problems
+    if subject.runnable:
+        _run_all(subject, verdict, list(schedules(count, seed, subject.coarse)), progress)
+    return verdict
+
+
+def _run_all(
+    subject: Subject, verdict: Verdict, planned: list[Schedule], progress: Progress
+) -> None:
+    """Each schedule on a machine of its own, up to the first that goes wrong."""
+    random = np.random.default_rng(verdict.seed)
+    trials = [*subject.own, *subject.made_up]
+    witness: list[NDArray[np.uint8]] = []
+    for number, schedule in enumerate(planned):
+        progress(number, len(planned), schedule.name)
+        if subject.product is None:  # the same operands for all, so that results compare
+            random = np.random.default_rng(verdict.seed)
+        verdict.schedules.append(schedule.name)
+        machine: Machine | LoweredMachine | None = None
+        results: list[NDArray[np.uint8]] = []
+        try:
+            machine = subject.boot(schedule)
+            steps: dict[Tile, int] = {}
+            for trial in trials:
+                results += launch_trial(machine, trial, subject, steps, random, verdict)
+        except (EmulationError, StreamError, DesignError, WrongValues) as error:
+            verdict.problems.append(module_problem(_kind(error), str(error), schedule.name))
+            break
+        finally:
+            if machine is not None:
+                _add(verdict.counters, machine)
+        if subject.product is None:
+            witness = witness or results
+            verdict.bytes_compared += sum(found.size for found in results) if number else 0
+            if any((a != b).any() for a, b in zip(witness, results, strict=True)):
+                text = f"the results differ from those under {verdict.schedules[0]}"
+                verdict.problems.append(module_problem("values", text, schedule.name))
+                break
+        if number == 0 and subject.made_up and machine.counters.kernel_calls > MANY_CALLS:
+            trials = subject.made_up
+    progress(len(planned), len(planned), "")
+
+
+class WrongValues(Exception):
+    """C is not the product."""
+
+
+def launch_trial(
+    machine: Machine | LoweredMachine,
+    trial: Trial,
+    subject: Subject,
+    steps: dict[Tile, int],
+    random: np.random.Generator,
+    verdict: Verdict,
+) -> list[NDArray[np.uint8]]:
+    """Run one launch on new operands; what it wrote, after the comparison."""
+    buffers, memories = [], []
+    for number, argument in enumerate(trial.arguments):
+        known = number in trial.inputs
+        if known:
+            data = operands(argument.dtype, argument.elements, random)
+        else:
+            data = np.full(argument.elements * argument.dtype.itemsize, POISON, np.uint8)
+        padding = bytes(-data.nbytes % WORD_BYTES)
+        words = np.frombuffer(data.tobytes() + padding, np.uint32).copy()
+        buffers.append(words)
+        memories.append(DeviceMemory(argument.name, words, np.full(words.size, known)))
+    given = [words.copy() for words in buffers]
+    machine.launch(trial.stream, memories)
+    steps.update(trial.steps)
+    if subject.product is not None:
+        _compare(trial, subject, subject.product, given, buffers, steps, verdict)
+    return [
+        memory.words.view(np.uint8) for n, memory in enumerate(memories) if n not in trial.inputs
+    ]
+
+
+def _compare(
+    trial: Trial,
+    subject: Subject,
+    product: Product,
+    given: list[NDArray[Any]],
+    buffers: list[NDArray[Any]],
+    steps: dict[Tile, int],
+    verdict: Verdict,
+) -> None:
+    """C against NumPy's product, element by element."""
+    try:
+        expected = expected_words(trial, product, given, steps)
+    except NoProduct as why:
+        raise WrongValues(f"launch {trial.name} is no product: {why}") from None
+    dtype = product.kernel.c_dtype
+    for name in product.c:
+        parts = [buffers[argument][words] for argument, words in trial.writes[name]]
+        got = np.concatenate(parts).view(dtype) if parts else np.empty(0, dtype)
+        want = expected[name]
+        if got.size != want.size:
+            raise WrongValues(
+                f"launch {trial.name}: @{name} brings {got.size} elements of C, the product has "
+                f"{want.size}"
+            )
+        wrong = np.flatnonzero(got != want)
+        if wrong.size:
+            first = int(wrong[0])
+            raise WrongValues(
+                f"launch {trial.name}: {product.place_of(name, first)}: got {got[first]}, the "
+                f"product is {want[first]}; {wrong.size:,} of {want.size:,} elements of @{name} "
+                "are wrong"
+            )
+        verdict.bytes_compared += want.nbytes
+
+
+def _kind(error: Exception) -> str:
+    kinds = {
+        RaceError: "race",
+        AlignmentError: "alignment",
+        LockError: "lock",
+        Deadlock: "deadlock",
+        RestStateError: "rest state",
+        WrongValues: "values",
+        StreamError: "stream rules",
+        DesignError: "design",
+    }
+    return kinds.get(type(error), "execution")
+
+
+def _add(total: LoweredCounters, machine: Machine | LoweredMachine) -> None:
+    for name, value in vars(machine.counters).items():
+        setattr(total, name, getattr(total, name) + value)
