@@ -1,16 +1,23 @@
-# Everything runs in .venv, which is made on first use.
+# Everything runs in .venv, which is made on first use; test-frameworks in one of its own.
 
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
+FRAMEWORKS := .venv-frameworks
+# an index with builds of torch without CUDA, which are a tenth of the size; default: pip's own
+TORCH_INDEX ?=
+PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-frameworks lint bench clean
 
 demo: $(VENV)/installed
 	@$(RUN)/npu-matmul demo
 
 test: $(VENV)/installed
 	@$(RUN)/python -m pytest
+
+test-frameworks: $(FRAMEWORKS)/installed
+	@$(FRAMEWORKS)/bin/python -m pytest tests/frameworks
 
 lint: $(VENV)/installed
 	$(RUN)/ruff check .
@@ -29,8 +36,15 @@ $(VENV)/plot-installed: $(VENV)/installed
 $(VENV)/installed: pyproject.toml
 	@echo "installing into $(VENV) ..."
 	@$(PYTHON) -m venv $(VENV)
-	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	@$(RUN)/$(PIP) --editable '.[test,lint]'
+	@touch $@
+
+$(FRAMEWORKS)/installed: pyproject.toml
+	@echo "installing torch, openai-whisper and transformers into $(FRAMEWORKS) ..."
+	@$(PYTHON) -m venv $(FRAMEWORKS)
+	@$(if $(TORCH_INDEX),$(FRAMEWORKS)/bin/$(PIP) --index-url $(TORCH_INDEX) torch)
+	@$(FRAMEWORKS)/bin/$(PIP) --editable '.[frameworks]'
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(FRAMEWORKS) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,5 +1,5 @@
-"""The demonstration: speech through the projections of a Whisper-tiny layer, by all three
-strategies.
+"""The first part of the demonstration: speech through the projections of a Whisper-tiny layer, by
+all three strategies.
 
 The recording's log-mel features pass a convolution front end on the host, are quantised to int8,
 and are multiplied with the query, key, value and output weights of one encoder layer. Weights are
@@ -22,7 +22,8 @@ from npu_matmul.matmul import npu_matmul
 from npu_matmul.precision import EXACT
 from npu_matmul.report import CallReport, last_call
 from npu_matmul.strategies import STRATEGIES
-from npu_matmul.whisper.audio import log_mel_spectrogram, speech_sample
+from npu_matmul.whisper.audio import speech_sample
+from npu_matmul.whisper.mel import host_log_mel_spectrogram
 
 STATE = 384  # n_audio_state of Whisper tiny
 MELS = 80
@@ -67,7 +68,7 @@ class Outcome:
 def make_inputs() -> Inputs:
     """The shipped recording's features as int8 activations, and seeded weights."""
     random = np.random.default_rng(SEED)
-    mel = log_mel_spectrogram(speech_sample(), MELS)
+    mel = host_log_mel_spectrogram(speech_sample(), MELS)
     first = random.normal(0, (3 * MELS) ** -0.5, (3 * MELS, STATE))
     second = random.normal(0, (3 * STATE) ** -0.5, (3 * STATE, STATE))
     hidden = _gelu(_windows(mel.T, step=1) @ first)

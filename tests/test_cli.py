@@ -19,6 +19,7 @@ from npu_matmul.mlir.reader import read_design
 from npu_matmul.schedule import cover
 from npu_matmul.streams import launch_stream
 from npu_matmul.tiler import TileGrid
+from npu_matmul.whisper.dimensions import Dimensions
 
 SHAPE = ["-m", "100", "-k", "70", "-n", "50"]
 
@@ -118,7 +119,11 @@ def test_what_a_person_can_cure_is_one_line_and_exit_code_2(
     assert "Traceback" not in done.stderr
 
 
-def test_demo_counts_and_exits_with_0_when_all_values_are_equal() -> None:
+def test_demo_counts_and_exits_with_0_when_all_values_are_equal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = Dimensions(80, 1500, n_audio_state=64, n_audio_head=1, n_audio_layer=1)
+    monkeypatch.setattr("npu_matmul.whisper.demo.SIZES", {"base": small})
     result = run("demo")
     assert result.exit_code == 0, result.output
     words = " ".join(result.output.split())
@@ -128,6 +133,8 @@ def test_demo_counts_and_exits_with_0_when_all_values_are_equal() -> None:
     assert "kernel matmul_64x512, device emulated" in words
     assert "launches 48 8 4" in words
     assert words.count("equal to np.matmul yes yes yes") == 2
+    assert "Making an encoder of base size" in words
+    assert "all 96,000 values equal those of the CPU, bit for bit" in words
 
 
 def test_demo_exits_with_1_when_one_value_differs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -216,6 +216,26 @@ def test_any_layout_is_read_and_written(source: str, target: str) -> None:
         assert_equal_bits(np.array(out, np.float64, order="C"), plain.astype(np.float64))
 
 
+@pytest.mark.parametrize("shape", [(384, 1152), (700, 300), (3, 70_000), (70_000, 3)])
+@pytest.mark.parametrize("source", ["C", "F", "apart"])
+@pytest.mark.parametrize("target", ["C", "F"])
+def test_matrices_larger_than_the_buffer_are_read_and_written(
+    shape: tuple[int, int], source: str, target: str
+) -> None:
+    """Whose parts begin at other columns than the first."""
+    random = np.random.default_rng(5)
+    wide = random.standard_normal((2 * shape[0], 2 * shape[1]), np.float32)
+    x = wide[::2, ::2] if source == "apart" else np.array(wide[::2, ::2], order=source)  # type: ignore[call-overload]
+    rows, columns = random.random(shape[0], np.float32), random.random(shape[1], np.float32)
+    out = np.empty(shape, np.float32, order=target)  # type: ignore[call-overload]
+    convert(x, out, None, None, rows, columns)
+    assert_equal_bits(out, x * rows[:, np.newaxis] * columns)
+    convert(x, out)
+    assert_equal_bits(out, x)
+    for axis in (0, 1):
+        assert_equal_bits(magnitudes(x, axis), np.abs(x).max(axis))
+
+
 def test_a_repeated_row_or_column_is_read() -> None:
     for x in (
         np.broadcast_to(normals(1, 1, 70), (9, 70)),

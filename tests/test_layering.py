@@ -38,6 +38,7 @@ LAYERS = [
 ]
 RANKS = {name: rank for rank, name in enumerate(dict(LAYERS))}
 OPENS_LAZILY = {("device", "device.emulated"), ("device", "device.cpu"), ("device", "device.xrt")}
+EXTRAS = {"torch", "whisper", "safetensors", "soundfile", "soxr", "distributed"}
 HEAVY = ["numba", "xdsl", "torch", "pyxrt"]
 
 
@@ -124,7 +125,13 @@ def test_the_modules_are_found_and_their_imports_seen() -> None:
     assert [layer(m) for m in ("kernel", "tiler", "device", "device.cpu", "choose", "matmul")] == [
         *range(6)
     ]
-    assert layer("whisper.audio") == layer("cli") == layer("") == RANKS["applications"]
+    assert (
+        layer("whisper.model")
+        == layer("integrations.torch")
+        == layer("cli")
+        == layer("")
+        == RANKS["applications"]
+    )
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name])
@@ -162,6 +169,25 @@ def test_no_module_imports_itself_round_a_circle() -> None:
 
 def test_the_package_itself_imports_nothing_of_its_own() -> None:
     assert not [found for found in INSIDE if found.importer == ""]
+
+
+def test_what_extras_install_is_imported_on_use_only() -> None:
+    """In functions; but the integration with torch is itself imported on use."""
+    early = {found.importer for found in ALL if found.imported in EXTRAS and not found.lazy}
+    assert early == {"integrations.torch"}
+    assert {found.imported for found in ALL} >= EXTRAS
+    integrating = [found for found in INSIDE if found.imported.startswith("integrations.")]
+    assert integrating and all(found.lazy for found in integrating)
+
+
+def test_the_command_line_loads_nothing_heavy_before_a_command_needs_it() -> None:
+    loaded = loaded_by(f"import {NAME}.cli, {NAME}.whisper; dir({NAME}.whisper)")
+    assert not {"xdsl", "torch", "pyxrt"} & set(loaded)
+
+
+def test_encoding_needs_no_torch() -> None:
+    modules = f"{NAME}.whisper.checkpoint, {NAME}.whisper.encode, {NAME}.whisper.spread"
+    assert not {"xdsl", "torch", "pyxrt"} & set(loaded_by(f"import {modules}"))
 
 
 def test_only_the_device_of_that_name_may_import_xrts_binding() -> None:

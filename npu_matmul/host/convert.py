@@ -312,15 +312,18 @@ def convert(
     given = {"rows": row_factors, "columns": column_factors}
     factors = " ".join(name for name, numbers in given.items() if numbers is not None)
     by_row, by_column = (0 if numbers is None else address(numbers) for numbers in given.values())
-    step = 0 if row_factors is None else row_factors.itemsize
+    row_step, column_step = (
+        0 if numbers is None else numbers.itemsize for numbers in given.values()
+    )
     loop = converter(source_type, target_type, factors)
     assert not apart or in_rows(out)
-    for source, first, _ in pieces(x, source_type):
-        part = out[first : first + len(source)]
-        for target, i, _ in pieces(part, target_type, fill=True):
+    for source, top, left in pieces(x, source_type):
+        part = out[top : top + source.shape[0], left : left + source.shape[1]]
+        for target, i, j in pieces(part, target_type, fill=True):
             loop(
-                address(source[i:]), source.strides[0], address(target), target.strides[0],
-                *target.shape, by_row + (first + i) * step, by_column, apart,
+                address(source[i:, j:]), source.strides[0], address(target), target.strides[0],
+                *target.shape, by_row + (top + i) * row_step, by_column + (left + j) * column_step,
+                apart,
             )  # fmt: skip
 
 
@@ -335,11 +338,14 @@ def magnitudes(x: NDArray[Any], axis: int) -> NDArray[Any]:
         x, axis = x.T, 1 - axis
     kind = "float32" if x.dtype == np.int8 else type_name(x.dtype)
     bits = np.zeros(x.shape[1 - axis], f"u{stored_as(kind).itemsize}")
-    for part, first, _ in pieces(x, kind):
-        find, found = column_magnitudes(kind), bits
-        if axis == 1:
-            find, found = row_magnitudes(kind), bits[first : first + len(part)]
-        find(address(part), part.strides[0], *part.shape, found)
+    for part, top, left in pieces(x, kind):
+        if axis == 0:
+            columns = bits[left : left + part.shape[1]]
+            column_magnitudes(kind)(address(part), part.strides[0], *part.shape, columns)
+        else:
+            found, rows = np.empty(len(part), bits.dtype), bits[top : top + len(part)]
+            row_magnitudes(kind)(address(part), part.strides[0], *part.shape, found)
+            np.maximum(rows, found, out=rows)
     if kind == "bfloat16":
         bits, kind = bits.astype(np.uint32) << np.uint32(16), "float32"
     return bits.view(stored_as(kind))

@@ -1,0 +1,1 @@
+"""Other libraries' modules on ``npu_matmul``; each is imported on use only."""

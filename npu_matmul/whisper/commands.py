@@ -1,0 +1,346 @@
+"""``npu-matmul encode`` and ``npu-matmul transcribe``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+from npu_matmul.device import DEVICES
+
+if TYPE_CHECKING:
+    from npu_matmul.whisper.encode import FileReport, Job, Settings
+
+console = Console()
+
+PRECISION_HELP = (
+    "bf16, bf16x3 or int8 for every projection, or PATTERN=PRECISION for those that match, like "
+    "'blocks.0.*=bf16' or '*.mlp.2=bf16'. May be repeated; the last that matches decides."
+)
+Option = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+
+def _encoder_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that both commands have."""
+    options: list[Option] = [
+        click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True),
+        click.option("--precision", multiple=True, default=["bf16"], help=PRECISION_HELP),
+        click.option(
+            "--attention",
+            type=click.Choice(["auto", "host", "device"]),
+            default="auto",
+            show_default=True,
+            help="Where the products inside attention are computed.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("audio", nargs=-1, required=True, metavar="AUDIO...")
+@click.option("--weights", metavar="PATH", help="Hugging Face directory, .safetensors or .pt file.")
+@click.option(
+    "--random", "size", metavar="SIZE", help="Seeded weights of this size, for trying speed."
+)
+@_encoder_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="The .npz file for the features; a directory where there are several AUDIO.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(1),
+    help="How many files at once.  [default: one per core; one in all on an NPU]",
+)
+@click.option("--dask", metavar="ADDRESS", help="Encode on the workers of a Dask scheduler.")
+def encode(
+    audio: tuple[str, ...],
+    weights: str | None,
+    size: str | None,
+    device: str,
+    precision: tuple[str, ...],
+    attention: str,
+    output: Path | None,
+    processes: int | None,
+    dask: str | None,
+) -> None:
+    """Whisper encoder features of audio files.
+
+    Each file is taken in windows of 30 s; memory does not grow with its length. The .npz holds
+    features (windows, 1500, states) and seconds.
+
+    Exit code 1 when a file failed, 2 when none could be tried.
+    """
+    from npu_matmul.whisper.encode import Settings
+
+    if (weights is None) == (size is None):
+        raise click.UsageError("give --weights PATH, or --random SIZE to try speed")
+    if dask and processes:
+        raise click.UsageError("--processes is for this machine, --dask for a cluster's workers")
+    settings = Settings(weights, size, device, _precision_pairs(precision), attention=attention)
+    jobs = _jobs(audio, output)
+    if size is not None:
+        _say_that_it_is_random(size)
+    reports = list(_encoded(settings, jobs, processes or _default_processes(device, jobs), dask))
+    order = {job.audio: place for place, job in enumerate(jobs)}
+    reports.sort(key=lambda report: order.get(report.audio, len(order)))
+    show(reports, console)
+    if size is not None:
+        _say_that_it_is_random(size)
+    if any(report.error for report in reports):
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("audio")
+@click.option(
+    "--weights", required=True, metavar="PATH", help="Hugging Face directory, or .pt file."
+)
+@_encoder_options
+@click.option("--language", help="For example en; default: detected.")
+@click.option("--task", type=click.Choice(["transcribe", "translate"]), default="transcribe")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="A file that ends in .txt, .srt, .vtt, .tsv or .json; default: print.",
+)
+def transcribe(
+    audio: str,
+    weights: str,
+    device: str,
+    precision: tuple[str, ...],
+    attention: str,
+    language: str | None,
+    task: str,
+    output: Path | None,
+) -> None:
+    """Text of an audio file, with openai-whisper's decoder on the host.
+
+    Needs the package openai-whisper.
+    """
+    from npu_matmul.whisper.ledger import places, record
+    from npu_matmul.whisper.transcribe import load_model
+    from npu_matmul.whisper.transcribe import transcribe as transcribe_file
+
+    kinds = (".txt", ".srt", ".vtt", ".tsv", ".json")
+    if output is not None and output.suffix not in kinds:
+        raise click.UsageError(f"{output}: a name that ends in {', '.join(kinds)} is needed")
+    options = {"device": device, "precision": dict(_precision_pairs(precision))}
+    model = load_model(weights, attention=attention, **options)
+    with record() as book, console.status("transcribing"):
+        result = transcribe_file(model, audio, language=language, task=task)
+    if output is not None:
+        _write_transcript(result, output)
+        console.print(f"written to {output}", highlight=False, soft_wrap=True)
+    else:
+        for segment in result["segments"]:
+            times = f"[{segment['start']:8.2f} s to {segment['end']:8.2f} s]"
+            console.print(escape(times) + escape(segment["text"]), highlight=False, soft_wrap=True)
+    console.print(f"\nencoder computed on: {places(book.products)}", highlight=False)
+
+
+def _precision_pairs(given: Iterable[str]) -> tuple[tuple[str, str], ...]:
+    pairs = (text.rpartition("=") for text in given)
+    return tuple((pattern or "*", precision) for pattern, _, precision in pairs)
+
+
+def _jobs(audio: tuple[str, ...], output: Path | None) -> list[Job]:
+    """A job per file; what -o means depends on how many there are."""
+    from npu_matmul.whisper.encode import Job
+
+    if output is None:
+        return [Job(path) for path in audio]
+    if len(audio) == 1 and not output.is_dir():
+        if output.suffix != ".npz":
+            raise click.UsageError(f"{output}: a name that ends in .npz, or a directory, is needed")
+        if not output.parent.is_dir():
+            raise click.UsageError(f"{output.parent}: there is no such directory")
+        return [Job(audio[0], str(output))]
+    if output.suffix == ".npz":
+        raise click.UsageError(f"{output}: for several AUDIO, -o is a directory")
+    output.mkdir(parents=True, exist_ok=True)
+    targets = [str(output / f"{Path(path).stem}.npz") for path in audio]
+    twice = [target for target, count in Counter(targets).items() if count > 1]
+    if twice:
+        raise click.UsageError(f"two AUDIO would be written to {twice[0]}; rename one")
+    return [Job(path, target) for path, target in zip(audio, targets, strict=True)]
+
+
+def _default_processes(device: str, jobs: list[Job]) -> int:
+    """One where an NPU is shared; else as many as there are files, and cores for them."""
+    from npu_matmul.device import open_device
+
+    if open_device(device).name == "xrt":
+        return 1
+    return min(len(jobs), len(os.sched_getaffinity(0)))
+
+
+def _encoded(
+    settings: Settings, jobs: list[Job], processes: int, dask: str | None
+) -> Iterator[FileReport]:
+    from npu_matmul.whisper.spread import over_dask, over_processes
+
+    if dask is not None:
+        yield from _with_bar(over_dask(settings, jobs, dask), len(jobs))
+    elif processes > 1:
+        yield from _with_bar(over_processes(settings, jobs, processes), len(jobs))
+    else:
+        yield from _in_turn(settings, jobs)
+
+
+def _in_turn(settings: Settings, jobs: list[Job]) -> Iterator[FileReport]:
+    """In this process, with a bar over windows and one over layers."""
+    from npu_matmul.whisper.encode import Progress as FileProgress
+    from npu_matmul.whisper.encode import pipeline
+
+    with console.status("packing the weights"):
+        made = pipeline(settings)
+    with _progress() as bars:
+        layers = bars.add_task("layers", total=made.encoder.dims.n_audio_layer)
+        for job in jobs:
+            windows = bars.add_task(escape(_short(job.audio)), total=None)
+            told = FileProgress(_updates(bars, windows), _updates(bars, layers))
+            yield made.encode(job, told)
+
+
+def _updates(bars: Progress, task: TaskID) -> Callable[[int, int | None], None]:
+    return lambda done, of: bars.update(task, completed=done, total=of)
+
+
+def _with_bar(reports: Iterator[FileReport], count: int) -> Iterator[FileReport]:
+    """Of files that other processes encode: a bar over files, and a line for each as it is done."""
+    with _progress() as bars:
+        files = bars.add_task("files", total=count)
+        for report in reports:
+            bars.update(files, advance=1)
+            state = "[red]failed[/red]" if report.error else f"{report.wall_s:.1f} s"
+            bars.console.print(f"{escape(report.audio)}: {state}", highlight=False, soft_wrap=True)
+            yield report
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    with Progress(
+        TextColumn("{task.description:20}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    ) as bars:
+        yield bars
+
+
+def show(reports: list[FileReport], to: Console) -> None:
+    """The final tables: each file, where each second went, what the device did."""
+    files = Table("file", box=box.SIMPLE_HEAD)
+    for heading in ("audio s", "windows", "seconds", "real-time factor"):
+        files.add_column(heading, justify="right")
+    for report in reports:
+        cells = ["-"] * 4
+        if not report.error:
+            cells = [f"{report.audio_s:,.2f}", f"{report.windows:,}", f"{report.wall_s:,.2f}"]
+            cells.append(f"{report.real_time_factor:.3f}")
+        files.add_row(escape(_short(report.audio)), *cells)
+    to.print(files)
+    done = [report for report in reports if not report.error]
+    if done:
+        to.print(_stage_table(done))
+        to.print(_device_line(done), highlight=False)
+    for report in reports:
+        if report.error:
+            line = f"[red]failed:[/red] {escape(report.audio)}: {escape(_reason(report))}"
+            to.print(line, highlight=False, soft_wrap=True)
+        elif report.output:
+            to.print(f"written: {escape(report.output)}", highlight=False, soft_wrap=True)
+    if done and not any(report.output for report in done):
+        to.print("features were not written: give -o to keep them")
+
+
+def _stage_table(reports: list[FileReport]) -> Table:
+    seconds: defaultdict[str, float] = defaultdict(float)
+    for report in reports:
+        for stage, spent in report.seconds.items():
+            seconds[_kind(stage)] += spent
+        seconds["everything else"] += report.wall_s - sum(report.seconds.values())
+    total = sum(seconds.values())
+    table = Table("where the seconds went", box=box.SIMPLE_HEAD)
+    table.add_column("seconds", justify="right")
+    table.add_column("share", justify="right")
+    for stage, spent in sorted(seconds.items(), key=lambda item: -item[1]):
+        table.add_row(stage, f"{spent:,.3f}", f"{spent / total:.1%}")
+    return table
+
+
+def _device_line(reports: list[FileReport]) -> str:
+    from npu_matmul.whisper.ledger import places
+
+    counts: Counter[str] = Counter()
+    products: Counter[str] = Counter()
+    for report in reports:
+        counts.update(report.counts)
+        products.update(report.products)
+    return (
+        f"computed on: {places(products)}\n"
+        f"launches: {counts['launches']:,}; bytes to device: {counts['bytes_to_device']:,}, "
+        f"from device: {counts['bytes_from_device']:,}"
+    )
+
+
+def _kind(stage: str) -> str:
+    """A stage without the number of its block.
+
+    >>> _kind("blocks.11.attn.out"), _kind("conv1")
+    ('attn.out', 'conv1')
+    """
+    return stage.split(".", 2)[2] if stage.startswith("blocks.") else stage
+
+
+def _reason(report: FileReport) -> str:
+    """Why a file failed, without its name where the message begins with that."""
+    kind, _, words = report.error.partition(": ")
+    known = kind in ("AudioError", "FeaturesError")
+    text = words if known else report.error
+    return text.removeprefix(f"{report.audio}: ")
+
+
+def _short(path: str, width: int = 20) -> str:
+    name = Path(path).name
+    return name if len(name) <= width else f"{name[: width - 8]}…{name[-7:]}"
+
+
+def _say_that_it_is_random(size: str) -> None:
+    console.print(
+        f"[bold red]RANDOM WEIGHTS[/bold red]: a {escape(size)} encoder of seeded random numbers. "
+        "Its features MEAN NOTHING; only the speed is real."
+    )
+
+
+def _write_transcript(result: dict[str, Any], output: Path) -> None:
+    from whisper import utils
+
+    writer = getattr(utils, f"Write{output.suffix[1:].upper()}")(str(output.parent))
+    with output.open("w", encoding="utf-8") as file:
+        writer.write_result(result, file=file, options={})

@@ -1,0 +1,208 @@
+"""The second part of the demonstration: speech through an encoder of base size.
+
+All of it on a fast device; one layer also on the emulated NPU, where its counts are taken and its
+result compared. Weights are seeded random numbers of the real shapes: the products are real, what
+they mean is not.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from npu_matmul.choose import choose_kernel
+from npu_matmul.kernel import Kernel, load_kernel
+from npu_matmul.precision import EXACT
+from npu_matmul.report import CallReport
+from npu_matmul.strategies import Counts, expected
+from npu_matmul.tiler import TileGrid
+from npu_matmul.whisper import elementwise
+from npu_matmul.whisper.audio import SAMPLE_RATE_HZ, pad_or_trim, speech_sample
+from npu_matmul.whisper.dimensions import SIZES, random_tensors
+from npu_matmul.whisper.elementwise import Floats
+from npu_matmul.whisper.ledger import Ledger, places, record
+from npu_matmul.whisper.mel import LogMel
+from npu_matmul.whisper.model import AudioEncoder
+
+SIZE = "base"
+SEED = 2024
+PROJECTIONS = ("attn.qkv", "attn.out", "mlp.0", "mlp.2")
+WRAPPER_KERNEL = "matmul_16x16"  # of the tile-by-tile wrapper
+
+# Of the model of device time.
+CLOCK_HZ = 1.6e9  # the highest step of the driver's clock table for npu1
+BYTES_PER_CYCLE = 15  # in each direction, all shims together: E. Taka et al., arXiv 2512.13282
+MACS_PER_CYCLE = 256  # int8, of one core: AMD's figure for AIE-ML, which no kernel quite reaches
+LAUNCH_S = 0.14e-3  # published for a Ryzen 8845HS under Linux: github.com/drakosha/whisper-xdna
+
+
+@dataclass(frozen=True)
+class Projection:
+    """One product of the layer: its shape, what the sequential wrapper must cost by formula, what
+    the emulated NPU counted, and modelled device seconds of both."""
+
+    name: str
+    shape: tuple[int, int, int]
+    sequential: Counts
+    sequential_s: float
+    batched: CallReport
+    batched_s: float
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the demonstration found."""
+
+    audio_s: float
+    wall_s: float
+    ledger: Ledger
+    features: tuple[int, ...]
+    layer_values: int
+    layer_wrong: int
+    projections: list[Projection]
+
+
+def run(device: str = "cpu") -> Shown:
+    """The recording through the encoder on ``device``, and its first layer on the emulated NPU."""
+    samples = speech_sample()
+    tensors = random_tensors(SIZES[SIZE], SEED)
+    encoder = AudioEncoder(tensors, device=device, precision="int8")
+    log_mel = LogMel(encoder.dims.n_mels, device=device)
+    elementwise.compile_all()
+    start = time.perf_counter()
+    with record() as ledger:
+        mel = log_mel(pad_or_trim(samples))
+        features = encoder(mel)
+    wall_s = time.perf_counter() - start
+    one_layer = {name: t for name, t in tensors.items() if _within_first_layer(name)}
+    emulated = AudioEncoder(one_layer, device="emulated", precision="int8", attention="host")
+    given = encoder.front_end(mel)
+    want = _first_block(encoder, given)
+    with record() as counted:
+        got = _first_block(emulated, given)
+    return Shown(
+        audio_s=len(samples) / SAMPLE_RATE_HZ,
+        wall_s=wall_s,
+        ledger=ledger,
+        features=features.shape,
+        layer_values=want.size,
+        layer_wrong=int(np.count_nonzero(got != want)),
+        projections=[_projection(name, emulated, counted) for name in PROJECTIONS],
+    )
+
+
+def modelled_s(kernel: Kernel, launches: int, bytes_in: int, bytes_out: int, macs: int) -> float:
+    """Device seconds by the model of E. Taka et al. (arXiv 2512.13282), with a constant for each
+    launch: the longest of streaming in, streaming out and multiplying, which overlap."""
+    streaming = max(bytes_in, bytes_out) / (BYTES_PER_CYCLE * CLOCK_HZ)
+    cores = kernel.grid.rows * kernel.grid.columns
+    return launches * LAUNCH_S + max(streaming, macs / (cores * MACS_PER_CYCLE * CLOCK_HZ))
+
+
+def _projection(name: str, encoder: AudioEncoder, ledger: Ledger) -> Projection:
+    block = encoder.blocks[0]
+    linear = dict(zip(PROJECTIONS, (block.attn.qkv[0], block.attn.out, *block.mlp), strict=True))
+    depth, columns = linear[name].weight.shape
+    shape = encoder.dims.n_audio_ctx, depth, columns
+    wrapper = TileGrid(load_kernel(WRAPPER_KERNEL), *shape)
+    counts = expected("sequential", wrapper)
+    report = ledger.reports[f"blocks.0.{name}"]
+    kernel, _ = choose_kernel(report.kernel, EXACT.types, shape)
+    grid = TileGrid(kernel, *shape)
+    # A enters once for each block of columns, B once for each block of rows.
+    streamed = grid.a_bytes * grid.Nb + grid.b_bytes * grid.Mb
+    return Projection(
+        name,
+        shape,
+        counts,
+        modelled_s(
+            wrapper.kernel,
+            counts.launches,
+            counts.bytes_to_device,
+            counts.bytes_from_device,
+            _macs(wrapper),
+        ),
+        report,
+        modelled_s(kernel, report.launches, streamed, report.bytes_from_device, _macs(grid)),
+    )
+
+
+def _macs(grid: TileGrid) -> int:
+    """Multiplications of all cores, padding included."""
+    tile, cores = grid.kernel.tile, grid.kernel.grid
+    blocks = grid.Mb * grid.Nb * cores.rows * cores.columns
+    return blocks * grid.Kt * tile.m * tile.k * tile.n
+
+
+def _first_block(encoder: AudioEncoder, given: Floats) -> Floats:
+    return encoder.blocks[0](given.copy(), encoder.dims.n_audio_ctx, on_device=False)
+
+
+def _within_first_layer(name: str) -> bool:
+    return not name.startswith("blocks.") or name.startswith("blocks.0.")
+
+
+def show(shown: Shown, console: Console) -> None:
+    """Print it: the encoder, the layer, the table of projections."""
+    factor = shown.wall_s / shown.audio_s
+    console.print(
+        f"{shown.audio_s:.2f} s of speech to features {shown.features} in {shown.wall_s:.2f} s on "
+        f"{places(shown.ledger.products)}: real-time factor {factor:.3f}",
+        highlight=False,
+    )
+    console.print(_projection_table(shown.projections))
+    console.print(
+        "sequential wrapper: counts by formula, to which tests hold what the device counts; its "
+        f"kernel is {WRAPPER_KERNEL}.\nbatched: counted by the emulated NPU in this run; weights "
+        "are resident and move no bytes.\nmodelled: by a model of device time from published "
+        "figures of other kernels, measured nowhere.\n",
+        highlight=False,
+    )
+    if shown.layer_wrong:
+        wrong = f"{shown.layer_wrong:,} of {shown.layer_values:,}"
+        console.print(f"[red]layer 0 on the emulated NPU: {wrong} values differ[/red]")
+        return
+    console.print(
+        f"[green]layer 0 on the emulated NPU: all {shown.layer_values:,} values equal those of "
+        "the CPU, bit for bit[/green]"
+    )
+
+
+def _projection_table(projections: list[Projection]) -> Table:
+    kernel = projections[0].batched.kernel
+    table = Table(
+        title=f"projections of layer 0, int8; batched on {kernel}",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    table.add_column("product\nM, K, N")
+    for heading in ("", "launches", "MB in", "MB out", "modelled"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for one in projections:
+        name = f"{one.name}\n{'x'.join(map(str, one.shape))}"
+        rows = (
+            ("sequential", one.sequential, f"{one.sequential_s:,.1f} s"),
+            ("batched", one.batched, f"{one.batched_s * 1e3:.2f} ms"),
+        )
+        columns = list(
+            zip(
+                *(
+                    (
+                        label,
+                        f"{counted.launches:,}",
+                        f"{counted.bytes_to_device / 1e6:,.2f}",
+                        f"{counted.bytes_from_device / 1e6:,.2f}",
+                        modelled,
+                    )
+                    for label, counted, modelled in rows
+                ),
+                strict=True,
+            )
+        )
+        table.add_row(name, *("\n".join(cells) for cells in columns), end_section=True)
+    return table

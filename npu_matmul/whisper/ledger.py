@@ -1,0 +1,111 @@
+"""What an encoder did: every product with its counts, every stage with its seconds.
+
+``record()`` collects what its thread does within the block, so that nothing needs to be passed
+through the network's layers.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from npu_matmul.matmul import npu_matmul
+from npu_matmul.report import CallReport, last_call
+
+COUNTED = (
+    "launches",
+    "syncs_to_device",
+    "syncs_from_device",
+    "bytes_to_device",
+    "bytes_from_device",
+    "instruction_syncs",
+    "instruction_bytes",
+)
+
+
+@dataclass
+class Ledger:
+    """Host seconds by stage, counts summed over all products, and how many products ran where.
+
+    ``seconds`` has the products under their own names. ``reports`` has each product's last report.
+    """
+
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    counts: Counter[str] = field(default_factory=Counter)
+    products: Counter[str] = field(default_factory=Counter)
+    reports: dict[str, CallReport] = field(default_factory=dict)
+
+    def add(self, other: Ledger) -> None:
+        """Count another ledger in."""
+        for stage, seconds in other.seconds.items():
+            self.seconds[stage] += seconds
+        self.counts.update(other.counts)
+        self.products.update(other.products)
+        self.reports.update(other.reports)
+
+
+def places(products: Mapping[str, int]) -> str:
+    """Where products were computed, the most used place first.
+
+    >>> places({"numpy": 2, "emulated": 5})
+    'emulated (5 products), numpy (2 products)'
+    """
+    return ", ".join(
+        f"{place} ({count:,} product{'s' if count > 1 else ''})"
+        for place, count in Counter(products).most_common()
+    )
+
+
+_recording = threading.local()
+
+
+@contextmanager
+def record() -> Iterator[Ledger]:
+    """A ledger of what this thread does within the block; blocks may nest."""
+    ledger, open_ledgers = Ledger(), _ledgers()
+    open_ledgers.append(ledger)
+    try:
+        yield ledger
+    finally:
+        # by identity: two ledgers may hold the same
+        open_ledgers[:] = [other for other in open_ledgers if other is not ledger]
+
+
+@contextmanager
+def stage(name: str) -> Iterator[None]:
+    """Count the host seconds of the block under ``name``."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        elapsed = time.perf_counter() - start
+        for ledger in _ledgers():
+            ledger.seconds[name] += elapsed
+
+
+def product(name: str, *operands: Any, **how: Any) -> Any:
+    """``npu_matmul(*operands, **how)``, counted under ``name``."""
+    with stage(name):
+        result = npu_matmul(*operands, **how)
+    report = last_call()
+    for ledger in _ledgers():
+        ledger.counts.update({counted: getattr(report, counted) for counted in COUNTED})
+        ledger.products[report.device] += 1
+        ledger.reports[name] = report
+    return result
+
+
+def host_products(count: int) -> None:
+    """Count products that NumPy computed on the host."""
+    for ledger in _ledgers():
+        ledger.products["numpy"] += count
+
+
+def _ledgers() -> list[Ledger]:
+    ledgers: list[Ledger] = _recording.__dict__.setdefault("stack", [])
+    return ledgers

@@ -1,0 +1,307 @@
+"""Whisper's audio encoder in NumPy: every product with weights goes through ``npu_matmul``.
+
+Comes in: log-mel features (n_mels, 3000) of 30 s. Goes out: float32 features (1500, n_audio_state).
+Classes and parameters have openai-whisper's names. Weights are packed once, when the encoder is
+made, and stay on the device; a call moves activations only.
+
+Activations are matrices (rows, columns) of float32, C-contiguous: a row per frame, the frames of
+one window after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from npu_matmul.device import Device, open_device
+from npu_matmul.matmul import pack_b
+from npu_matmul.whisper import elementwise, ledger
+from npu_matmul.whisper.dimensions import HEAD_WIDTH, STRIDE, Dimensions, read_dimensions
+from npu_matmul.whisper.elementwise import Floats
+from npu_matmul.whisper.placement import (
+    DEFAULT_PRECISION,
+    PLACES,
+    AttentionRule,
+    PrecisionChoice,
+    attention_rule,
+    precisions,
+)
+
+Tensors = Mapping[str, NDArray[Any]]
+
+
+class Linear:
+    """Rows times weight.T: ``weight`` is (out, in), packed and resident on the device.
+
+    The bias is not added here but by what follows, which reads the result anyway.
+    """
+
+    def __init__(
+        self, name: str, weight: NDArray[Any], bias: NDArray[Any], device: Device, precision: str
+    ) -> None:
+        self.name = name
+        self.bias: Floats = np.ascontiguousarray(bias, np.float32)
+        matrix = np.asarray(weight, np.float32).T
+        self.weight = pack_b(matrix, device=device, precision=precision)
+
+    def __call__(self, rows: NDArray[np.float32]) -> Floats:
+        result: Floats = ledger.product(self.name, rows, self.weight)
+        return result
+
+
+class Conv1d(Linear):
+    """A convolution over three frames, zeros beyond both ends, as one product.
+
+    A row of its left operand is three neighbouring frames: a view of the padded frames, in which
+    rows overlap.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weight: NDArray[Any],  # (out, in, 3)
+        bias: NDArray[Any],
+        device: Device,
+        precision: str,
+        stride: int = 1,
+    ) -> None:
+        outputs, _, self.width = weight.shape
+        self.stride = stride
+        flat = weight.transpose(0, 2, 1).reshape(outputs, -1)
+        super().__init__(name, flat, bias, device, precision)
+
+    def __call__(self, rows: NDArray[np.float32]) -> Floats:
+        frames, channels = rows.shape
+        reach = self.width // 2
+        padded = np.zeros((frames + 2 * reach, channels), np.float32)
+        padded[reach : reach + frames] = rows
+        windows = np.lib.stride_tricks.sliding_window_view(
+            padded.reshape(-1), self.width * channels
+        )
+        return super().__call__(windows[:: self.stride * channels])
+
+
+class LayerNorm:
+    """Rows of mean 0 and deviation 1, scaled and shifted by column."""
+
+    def __init__(self, tensors: Tensors, name: str) -> None:
+        self.weight: Floats = np.ascontiguousarray(tensors[f"{name}.weight"], np.float32)
+        self.bias: Floats = np.ascontiguousarray(tensors[f"{name}.bias"], np.float32)
+
+    def __call__(self, x: Floats) -> Floats:
+        with ledger.stage("layer_norm"):
+            return elementwise.layer_norm(x, self.weight, self.bias)
+
+
+class MultiHeadAttention:
+    """Self-attention; queries, keys and values are one product where their precisions are one."""
+
+    def __init__(self, tensors: Tensors, name: str, device: Device, how: Mapping[str, str]) -> None:
+        self.name, self.device, self.how = name, device, how
+        parts = [f"{name}.{part}" for part in ("query", "key", "value")]
+        self.qkv = [
+            _linear(tensors, tuple(same), device, precision)
+            for precision, same in groupby(parts, how.__getitem__)
+        ]
+        self.out = _linear(tensors, (f"{name}.out",), device, how[f"{name}.out"])
+
+    def __call__(self, x: Floats, tokens: int, on_device: bool) -> Floats:
+        """``x``: rows of windows of ``tokens`` each. Returns the rows before ``out``'s bias."""
+        projected = [linear(x) for linear in self.qkv]
+        with ledger.stage("bias"):
+            for rows, linear in zip(projected, self.qkv, strict=True):
+                elementwise.add_bias(rows, linear.bias)
+        qkv = projected[0] if len(projected) == 1 else np.concatenate(projected, axis=1)
+        query, key, value = np.split(qkv, 3, axis=1)
+        mixed: Floats = np.empty_like(x)
+        scores: Floats = np.empty((tokens, tokens), np.float32)  # of one head at a time
+        attend = self._on_device if on_device else self._on_host
+        for start in range(0, len(x), tokens):
+            window = slice(start, start + tokens)
+            for left in range(0, x.shape[1], HEAD_WIDTH):
+                head = window, slice(left, left + HEAD_WIDTH)
+                attend(query[head], key[head].T, value[head], scores, mixed[head])
+        return self.out(mixed)
+
+    def _on_host(
+        self, query: Floats, key: Floats, value: Floats, scores: Floats, out: Floats
+    ) -> None:
+        with ledger.stage("attn.qk"):
+            np.matmul(query, key, out=scores)
+        self._softmax(scores)
+        with ledger.stage("attn.wv"):
+            np.matmul(scores, value, out=out)
+        ledger.host_products(2)
+
+    def _on_device(
+        self, query: Floats, key: Floats, value: Floats, scores: Floats, out: Floats
+    ) -> None:
+        self._product("qk", query, key, scores)
+        self._softmax(scores)
+        self._product("wv", scores, value, out)
+
+    def _product(self, part: str, a: Floats, b: Floats, out: Floats) -> None:
+        name = f"{self.name}.{part}"
+        ledger.product(name, a, b, out=out, precision=self.how[name], device=self.device)
+
+    @staticmethod
+    def _softmax(scores: Floats) -> None:
+        with ledger.stage("softmax"):
+            elementwise.softmax(scores, scale=HEAD_WIDTH**-0.5)
+
+
+class ResidualAttentionBlock:
+    """Attention and a two-layer perceptron, each on normalised rows, each added to what came in."""
+
+    def __init__(self, tensors: Tensors, name: str, device: Device, how: Mapping[str, str]) -> None:
+        self.attn = MultiHeadAttention(tensors, f"{name}.attn", device, how)
+        self.attn_ln = LayerNorm(tensors, f"{name}.attn_ln")
+        self.mlp = [
+            _linear(tensors, (part,), device, how[part])
+            for part in (f"{name}.mlp.0", f"{name}.mlp.2")
+        ]
+        self.mlp_ln = LayerNorm(tensors, f"{name}.mlp_ln")
+
+    def __call__(self, x: Floats, tokens: int, on_device: bool) -> Floats:
+        """``x`` itself, in place."""
+        mixed = self.attn(self.attn_ln(x), tokens, on_device)
+        with ledger.stage("residual"):
+            elementwise.add(x, mixed, self.attn.out.bias)
+        widen, narrow = self.mlp
+        hidden = widen(self.mlp_ln(x))
+        with ledger.stage("gelu"):
+            elementwise.gelu(hidden, widen.bias)
+        narrowed = narrow(hidden)
+        with ledger.stage("residual"):
+            return elementwise.add(x, narrowed, narrow.bias)
+
+
+class AudioEncoder:
+    """The encoder of a Whisper model; every size from tiny to large-v3, read off the weights.
+
+    Args:
+        tensors: arrays by openai-whisper's parameter names, as :func:`load_encoder` reads them.
+        device: a name for ``open_device``, or a device; default ``$NPU_MATMUL_DEVICE``, or "auto".
+        precision: "bf16", "bf16x3" or "int8" for every projection, or a mapping of patterns of
+            their names to precisions (:func:`npu_matmul.whisper.placement.precisions`).
+        attention: where the products inside attention are computed: "host" (np.matmul in float32),
+            "device" (``npu_matmul``), or "auto", which asks ``rule``.
+        rule: ``rule(device, tokens, head_width, precision)`` gives "host" or "device" for "auto";
+            ``precision`` is that of the first layer's queries with keys.
+
+    Raises:
+        CheckpointError: a tensor is missing or has another shape; the message names it.
+        ValueError: an unknown precision, pattern, device or place.
+
+    >>> from npu_matmul.whisper.dimensions import Dimensions, random_tensors
+    >>> sizes = Dimensions(8, n_audio_ctx=6, n_audio_state=64, n_audio_head=1, n_audio_layer=1)
+    >>> encoder = AudioEncoder(random_tensors(sizes), device="cpu", precision="bf16x3")
+    >>> encoder(np.zeros((8, 12), np.float32)).shape
+    (6, 64)
+    """
+
+    def __init__(
+        self,
+        tensors: Tensors,
+        *,
+        device: str | Device | None = None,
+        precision: PrecisionChoice = DEFAULT_PRECISION,
+        attention: str = "auto",
+        rule: AttentionRule = attention_rule,
+        source: str = "tensors",
+    ) -> None:
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        self.dims: Dimensions = read_dimensions(shapes, source)
+        self.device = device if isinstance(device, Device) else open_device(device or "auto")
+        self.precisions = precisions(precision, product_names(self.dims))
+        self.attention = self._place(attention, rule)
+        how = self.precisions
+        self.conv1 = Conv1d("conv1", *_pair(tensors, "conv1"), self.device, how["conv1"])
+        self.conv2 = Conv1d("conv2", *_pair(tensors, "conv2"), self.device, how["conv2"], STRIDE)
+        self.positional_embedding: Floats = np.ascontiguousarray(
+            tensors["positional_embedding"], np.float32
+        )
+        self.blocks = [
+            ResidualAttentionBlock(tensors, f"blocks.{layer}", self.device, how)
+            for layer in range(self.dims.n_audio_layer)
+        ]
+        self.ln_post = LayerNorm(tensors, "ln_post")
+
+    def __call__(
+        self, mel: ArrayLike, *, on_layer: Callable[[int], None] = lambda done: None
+    ) -> NDArray[np.float32]:
+        """Features (n_audio_ctx, n_audio_state) of log-mel features (n_mels, frames), float32; of a
+        batch (batch, n_mels, frames) a batch. Its windows share each product.
+
+        ``on_layer`` is told how many layers are done.
+
+        Raises:
+            ValueError: another shape than the encoder's; NaN or infinity in int8.
+        """
+        mel = np.asarray(mel, np.float32)
+        batch = mel[np.newaxis] if mel.ndim == 2 else mel
+        if batch.shape[1:] != (self.dims.n_mels, self.dims.frames):
+            raise ValueError(
+                f"mel has shape {mel.shape}; this encoder takes ({self.dims.n_mels}, "
+                f"{self.dims.frames}), or a batch of that: pad or cut the audio to 30 s first, "
+                "with npu_matmul.whisper.pad_or_trim"
+            )
+        x = np.concatenate([self.front_end(window) for window in batch])
+        for done, block in enumerate(self.blocks, start=1):
+            x = block(x, self.dims.n_audio_ctx, self.attention == "device")
+            on_layer(done)
+        return self.ln_post(x).reshape(*mel.shape[:-2], -1, self.dims.n_audio_state)
+
+    def front_end(self, mel: NDArray[np.float32]) -> Floats:
+        """What the first block is given for one window: rows (n_audio_ctx, n_audio_state)."""
+        rows = self._gelu(self.conv1(mel.T), self.conv1)
+        rows = self._gelu(self.conv2(rows), self.conv2)
+        with ledger.stage("residual"):
+            rows += self.positional_embedding
+        return rows
+
+    @staticmethod
+    def _gelu(rows: Floats, after: Linear) -> Floats:
+        with ledger.stage("gelu"):
+            return elementwise.gelu(rows, after.bias)
+
+    def _place(self, attention: str, rule: AttentionRule) -> str:
+        place = attention
+        if attention == "auto":
+            how = self.precisions["blocks.0.attn.qk"]
+            place = rule(self.device, self.dims.n_audio_ctx, HEAD_WIDTH, how)
+        if attention not in PLACES or place not in PLACES[1:]:
+            raise ValueError(f"attention is {place!r}; allowed are {', '.join(PLACES)}")
+        return place
+
+    def __repr__(self) -> str:
+        return f"<AudioEncoder {self.dims} on {self.device.name!r}, attention on {self.attention}>"
+
+
+def product_names(dims: Dimensions) -> list[str]:
+    """The names that a precision can be chosen for, in the order of the encoder."""
+    attention = [f"attn.{part}" for part in ("query", "key", "value", "qk", "wv", "out")]
+    parts = [*attention, "mlp.0", "mlp.2"]
+    blocks = [f"blocks.{layer}.{part}" for layer in range(dims.n_audio_layer) for part in parts]
+    return ["conv1", "conv2", *blocks]
+
+
+def _linear(tensors: Tensors, names: tuple[str, ...], device: Device, precision: str) -> Linear:
+    """One product for one projection, or for several of the same rows."""
+    pairs = [_pair(tensors, name) for name in names]
+    weight = np.concatenate([weight for weight, _ in pairs])
+    bias = np.concatenate([bias for _, bias in pairs])
+    stem, _, last = names[0].rpartition(".")
+    if len(names) > 1:  # of query, key and value, "qkv"
+        last = "".join(name.rpartition(".")[2][0] for name in names)
+    return Linear(f"{stem}.{last}", weight, bias, device, precision)
+
+
+def _pair(tensors: Tensors, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Weight and bias; zeros where a projection has no bias."""
+    weight = tensors[f"{name}.weight"]
+    return weight, tensors.get(f"{name}.bias", np.zeros(weight.shape[0], np.float32))

@@ -1,0 +1,133 @@
+"""Many files over processes of this machine, or over the workers of a Dask cluster.
+
+Each process makes its own pipeline once. Reports come in the order in which files are done; a
+process that dies costs its own file only.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from npu_matmul.host.threads import THREADS_VARIABLE
+from npu_matmul.whisper.encode import FileReport, Job, Settings, encode_job
+
+# Read by BLAS and OpenMP when a process starts, and by our own pool.
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", THREADS_VARIABLE)
+CONNECT_S = 10  # until a scheduler must have answered
+NPU_RESOURCE = "NPU"  # what a Dask worker declares: one, as it has one NPU
+
+
+def over_processes(
+    settings: Settings,
+    jobs: Sequence[Job],
+    processes: int,
+    encode: Callable[[Settings, Job], FileReport] = encode_job,
+) -> Iterator[FileReport]:
+    """Encode files in ``processes`` processes, which share this machine's cores among them.
+
+    A file whose process dies (for want of memory, say) is tried once more in a process of its own,
+    as another file's may have been the cause.
+
+    Raises:
+        What making the pipeline raises, as no file could be encoded then.
+    """
+    unfinished: list[Job] = []
+    with _threads_each(processes), _pool(processes) as pool:
+        futures = {pool.submit(encode, settings, job): job for job in jobs}
+        for future in as_completed(futures):
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                unfinished.append(futures[future])
+    for job in unfinished:
+        with _threads_each(1), _pool(1) as pool:
+            try:
+                yield pool.submit(encode, settings, job).result()
+            except BrokenProcessPool:
+                yield FileReport(job.audio, error="the process that encoded it died")
+
+
+def over_dask(
+    settings: Settings,
+    jobs: Sequence[Job],
+    address: str,
+    encode: Callable[[Settings, Job], FileReport] = encode_job,
+) -> Iterator[FileReport]:
+    """Encode files on the workers of the Dask scheduler at ``address``, one file per NPU at a time.
+
+    Workers must be started with ``--resources "NPU=1"``, and see audio, weights and outputs under
+    the same absolute paths.
+
+    Raises:
+        ModuleNotFoundError: the extra is not installed.
+        OSError: there is no scheduler at that address.
+        ValueError: no worker has declared an NPU.
+    """
+    try:
+        from distributed import Client, as_completed
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "--dask needs the package distributed, which is not installed: "
+            "pip install 'npu-matmul[whisper,dask]'"
+        ) from error
+    with Client(address, timeout=CONNECT_S) as client:
+        workers = client.scheduler_info(n_workers=-1)["workers"]
+        if not any(NPU_RESOURCE in worker["resources"] for worker in workers.values()):
+            raise ValueError(
+                f"none of the {len(workers)} workers at {address} declares an NPU: start them "
+                f'with: dask worker {address} --nthreads 1 --resources "{NPU_RESOURCE}=1"'
+            )
+        one_npu = {"resources": {NPU_RESOURCE: 1}, "pure": False}
+        futures = {
+            client.submit(encode, _absolute(settings), _absolute_job(job), **one_npu): job
+            for job in jobs
+        }
+        for future in as_completed(futures):
+            yield _outcome(future, futures[future])
+
+
+def _outcome(future: Any, job: Job) -> FileReport:
+    """Of a Dask task: its report, with the names that were given, or why there is none."""
+    if future.status == "finished":
+        report: FileReport = future.result()
+        return replace(report, audio=job.audio, output=job.output)
+    error = future.exception()
+    return FileReport(job.audio, error=f"{type(error).__name__}: {error}")
+
+
+def _absolute(settings: Settings) -> Settings:
+    if settings.weights is None:
+        return settings
+    return Settings(**{**vars(settings), "weights": str(Path(settings.weights).resolve())})
+
+
+def _absolute_job(job: Job) -> Job:
+    output = None if job.output is None else str(Path(job.output).resolve())
+    return Job(str(Path(job.audio).resolve()), output)
+
+
+def _pool(processes: int) -> ProcessPoolExecutor:
+    # "spawn": a forked process would share an open device, and threads that it does not have
+    return ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+
+
+@contextmanager
+def _threads_each(processes: int) -> Iterator[None]:
+    """The environment of processes that are started meanwhile: each its share of the cores."""
+    share = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update({name: share for name, value in before.items() if value is None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)

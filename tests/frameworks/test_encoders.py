@@ -1,0 +1,164 @@
+"""Our encoder in NumPy against the encoders of openai-whisper and of transformers, in float32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from models import (
+    PRECISIONS,
+    openai_features,
+    openai_model,
+    openai_tensors,
+    transformers_features,
+    transformers_model,
+)
+from naive_encoder import cosine, relative_error
+from numpy.typing import NDArray
+
+from npu_matmul.device import NpuDevice
+from npu_matmul.whisper.audio import pad_or_trim, speech_sample
+from npu_matmul.whisper.checkpoint import load_encoder
+from npu_matmul.whisper.dimensions import CheckpointError, sinusoids
+from npu_matmul.whisper.mel import LogMel
+from npu_matmul.whisper.model import AudioEncoder
+
+Features = NDArray[np.float32]
+
+
+def check(got: Features, want: Features, precision: str, report: Any) -> None:
+    """The bounds of tiny depth; int8 is reported, and not nonsense."""
+    error, likeness = relative_error(got, want), cosine(got, want)
+    report("relative_error", error)
+    report("cosine", likeness)
+    print(f"{precision}: relative error {error:.1e}, cosine {likeness:.6f}")
+    if precision == "bf16x3":
+        assert error <= 1e-3
+    assert likeness >= (0.99 if precision == "int8" else 0.9995)
+
+
+@pytest.mark.parametrize("attention", ["host", "device"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tiny_equals_openai_whisper(
+    precision: str, attention: str, mel: Features, record_property: Any
+) -> None:
+    model = openai_model("tiny")
+    encoder = AudioEncoder(
+        openai_tensors(model), device="cpu", precision=precision, attention=attention
+    )
+    check(encoder(mel), openai_features(model, mel), precision, record_property)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_tiny_equals_transformers(
+    precision: str, mel: Features, tmp_path: Path, record_property: Any
+) -> None:
+    model = transformers_model("tiny")
+    model.save_pretrained(tmp_path)
+    encoder = load_encoder(tmp_path, device="cpu", precision=precision)
+    check(encoder(mel), transformers_features(model, mel), precision, record_property)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_one_layer_of_base_equals_both(
+    precision: str, mel: Features, tmp_path: Path, record_property: Any
+) -> None:
+    model = openai_model("base", layers=1)
+    encoder = AudioEncoder(openai_tensors(model), device="cpu", precision=precision)
+    check(encoder(mel), openai_features(model, mel), precision, record_property)
+    theirs = transformers_model("base", layers=1)
+    theirs.save_pretrained(tmp_path)
+    encoder = load_encoder(tmp_path, device="cpu", precision=precision)
+    check(encoder(mel), transformers_features(theirs, mel), precision, record_property)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_one_layer_of_base_on_an_npu(
+    npu: NpuDevice, precision: str, mel: Features, record_property: Any
+) -> None:
+    model = openai_model("base", layers=1)
+    encoder = AudioEncoder(openai_tensors(model), device=npu, precision=precision)
+    check(encoder(mel), openai_features(model, mel), precision, record_property)
+
+
+def test_one_layer_of_tiny_on_an_npu_in_three_terms(
+    npu: NpuDevice, mel: Features, record_property: Any
+) -> None:
+    model = openai_model("tiny", layers=1)
+    encoder = AudioEncoder(openai_tensors(model), device=npu, precision="bf16x3")
+    check(encoder(mel), openai_features(model, mel), "bf16x3", record_property)
+
+
+# Features and positions
+
+
+@pytest.mark.parametrize("n_mels", [80, 128])
+def test_mel_features_of_a_window_are_those_of_both(n_mels: int) -> None:
+    import whisper
+    from transformers import WhisperFeatureExtractor
+
+    samples = pad_or_trim(speech_sample())
+    openai = whisper.log_mel_spectrogram(torch.from_numpy(samples), n_mels).numpy()
+    extractor = WhisperFeatureExtractor(feature_size=n_mels)
+    hugging_face = extractor(samples, sampling_rate=16_000, return_tensors="np").input_features[0]
+    got = LogMel(n_mels, device="cpu")(samples)
+    for want in (openai, hugging_face):
+        error = np.abs(got - want)
+        assert error.mean() <= 1e-3 and np.percentile(error, 99.9) <= 1e-2
+        assert error.max() <= 1e-2
+
+
+def test_positions_are_openai_whispers() -> None:
+    from whisper.model import sinusoids as theirs
+
+    want = theirs(1500, 512).numpy()
+    np.testing.assert_allclose(sinusoids(1500, 512), want, rtol=0, atol=2e-4)  # float32 angles
+
+
+# Files of openai-whisper
+
+
+def save_pt(path: Path, model: Any) -> Path:
+    torch.save({"dims": vars(model.dims), "model_state_dict": model.state_dict()}, path)
+    return path
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_pt_file_is_read(half: bool, tmp_path: Path, mel: Features) -> None:
+    model = openai_model("tiny", layers=1)
+    if half:  # as they are published
+        model.load_state_dict({n: t.half() for n, t in model.state_dict().items()})
+    encoder = load_encoder(save_pt(tmp_path / "tiny.pt", model), device="cpu", precision="bf16x3")
+    assert relative_error(encoder(mel), openai_features(model, mel)) <= 1e-3
+
+
+def test_a_pt_file_that_is_broken_is_refused(tmp_path: Path) -> None:
+    model = openai_model("tiny", layers=1)
+    path = save_pt(tmp_path / "tiny.pt", model)
+    content = path.read_bytes()
+    for broken in (b"", b"nonsense", content[: len(content) // 2], content[:-100]):
+        path.write_bytes(broken)
+        with pytest.raises(CheckpointError, match=r"tiny\.pt: no openai-whisper checkpoint"):
+            load_encoder(path)
+    torch.save({"weights": torch.zeros(3)}, path)
+    with pytest.raises(CheckpointError, match="'dims' and 'model_state_dict' are needed"):
+        load_encoder(path)
+    del model.encoder.blocks[0].attn.key.weight
+    with pytest.raises(CheckpointError, match=r"tensor 'blocks\.0\.attn\.key\.weight' is missing"):
+        load_encoder(save_pt(path, model))
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return Path.touch, (Path("executed"),)
+
+
+def test_code_in_a_pt_file_is_not_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"dims": Evil(), "model_state_dict": {}}, "evil.pt")
+    with pytest.raises(CheckpointError, match="not of tensors only"):
+        load_encoder("evil.pt")
+    assert not Path("executed").exists()

@@ -1,0 +1,266 @@
+"""``npu-matmul encode`` and ``transcribe`` as a person uses them: output, files, exit codes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+pytest.importorskip("soundfile")
+pytest.importorskip("safetensors")
+
+from whisper_files import SMALL, write_audio, write_checkpoint
+
+from npu_matmul import cli, strategies
+from npu_matmul.strategies import expected
+from npu_matmul.tiler import TileGrid
+from npu_matmul.whisper import demo, encode
+from npu_matmul.whisper.commands import _kind, _short
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_checkpoint(tmp_path_factory.mktemp("weights") / "whisper"))
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+def words(result: Result) -> str:
+    return " ".join(result.output.split())
+
+
+def main(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "npu_matmul", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+
+
+# encode
+
+
+def test_encode_writes_features_and_says_what_it_did(weights: str, tmp_path: Path) -> None:
+    audio, output = write_audio(tmp_path / "a.wav", seconds=1), tmp_path / "features.npz"
+    result = run(
+        *("encode", str(audio), "--weights", weights, "--device", "emulated"),
+        *("--precision", "int8", "-o", str(output)),
+    )
+    assert result.exit_code == 0, result.output
+    assert np.load(output)["features"].shape == (1, 1500, 64)
+    said = words(result)
+    assert "a.wav 1.00 1 " in said and "real-time factor" in said
+    for stage in ("read audio", "mel.transform", "attn.qkv", "mlp.2", "gelu", "everything else"):
+        assert stage in said, stage
+    assert "computed on: emulated (12 products), numpy (4 products)" in said
+    assert "launches: 12; bytes to device: " in said
+    assert f"written: {output}" in result.output
+    assert "layers" in said and "RANDOM" not in said
+
+
+def test_encode_with_random_weights_says_loudly_that_they_mean_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(encode.SIZES, "tiny", SMALL)
+    audio = str(write_audio(tmp_path / "a.wav", seconds=1))
+    result = run("encode", audio, "--random", "tiny", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert words(result).count("RANDOM WEIGHTS: a tiny encoder of seeded random numbers.") == 2
+    assert "MEAN NOTHING" in words(result)
+    assert "features were not written: give -o to keep them" in words(result)
+
+
+def test_encode_takes_a_precision_per_projection(weights: str, tmp_path: Path) -> None:
+    audio = str(write_audio(tmp_path / "a.wav", seconds=1))
+    features = []
+    for name, precision in (
+        ("exact", ["bf16x3"]),
+        ("int8", ["int8"]),
+        ("mixed", ["int8", "conv*=bf16x3", "blocks.*=bf16x3"]),
+    ):
+        options = [item for value in precision for item in ("--precision", value)]
+        output = str(tmp_path / f"{name}.npz")
+        result = run(
+            "encode", audio, "--weights", weights, "--device", "cpu", *options, "-o", output
+        )
+        assert result.exit_code == 0, result.output
+        features.append(np.load(output)["features"])
+    exact, int8, mixed = features
+    assert np.array_equal(mixed, exact) and not np.array_equal(int8, exact)
+    refused = run("encode", audio, "--weights", weights, "--precision", "blocks.9.*=int8")
+    assert refused.exit_code != 0 and "matches no product" in str(refused.exception)
+
+
+def test_several_files_the_bad_ones_among_them(weights: str, tmp_path: Path) -> None:
+    import soundfile
+
+    good = write_audio(tmp_path / "good.flac", seconds=2, rate=8_000, channels=2)
+    short = write_audio(tmp_path / "short.wav", seconds=0.01)
+    (tmp_path / "text.wav").write_text("not audio")
+    (tmp_path / "empty.wav").touch()
+    soundfile.write(tmp_path / "nan.wav", np.array([0, np.nan] * 800), 16_000, "FLOAT")
+    names = ["text.wav", good.name, "empty.wav", "nan.wav", "absent.wav", short.name]
+    output = tmp_path / "features"
+    result = run(
+        *("encode", *(str(tmp_path / name) for name in names), "--weights", weights),
+        *("--device", "cpu", "--processes", "1", "-o", str(output)),
+    )
+    assert result.exit_code == 1, result.output
+    assert sorted(path.name for path in output.iterdir()) == ["good.npz", "short.npz"]
+    assert np.load(output / "good.npz")["seconds"] == 2
+    said = words(result)
+    for name, reason in (
+        ("text.wav", "not audio that libsndfile can read"),
+        ("empty.wav", "the file is empty"),
+        ("nan.wav", "NaN or infinite samples, the first at 0.000 s"),
+        ("absent.wav", "FileNotFoundError"),
+    ):
+        assert f"failed: {tmp_path / name}: {reason}" in said.replace("- ", "-"), (name, said)
+        assert said.count(reason) == 1
+    assert said.index("text.wav") < said.index("good.flac") < said.index("short.wav")
+
+
+def test_an_unreadable_file_does_not_stop_the_others(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good, locked = (str(write_audio(tmp_path / name, seconds=1)) for name in ("a.wav", "b.wav"))
+    honest = encode.open_audio
+
+    def open_audio(path: str) -> object:
+        if str(path) == locked:  # a test may run as root, who can read everything
+            raise PermissionError(13, "Permission denied", path)
+        return honest(path)
+
+    monkeypatch.setattr(encode, "open_audio", open_audio)
+    options = ["--weights", weights, "--device", "cpu", "--processes", "1"]
+    result = run("encode", locked, good, *options)
+    assert result.exit_code == 1
+    assert "Permission denied" in words(result) and "a.wav 1.00 1 " in words(result)
+
+
+def test_files_are_encoded_in_several_processes(weights: str, tmp_path: Path) -> None:
+    audio = [str(write_audio(tmp_path / f"{name}.wav", seconds=1)) for name in "ab"]
+    done = main(
+        *("encode", *audio, str(tmp_path / "absent.wav"), "--weights", weights),
+        *("--device", "cpu", "--processes", "2", "-o", str(tmp_path / "out")),
+    )
+    assert done.returncode == 1, done.stderr
+    assert "absent.wav: failed" in done.stdout and "files" in done.stdout
+    features = [np.load(tmp_path / "out" / f"{name}.npz")["features"] for name in "ab"]
+    assert np.array_equal(*features)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["a.wav"], "give --weights PATH, or --random SIZE"),
+        (["a.wav", "--weights", "w", "--random", "tiny"], "give --weights PATH, or --random SIZE"),
+        ([], "Missing argument 'AUDIO...'"),
+        (["a.wav", "b.wav", "--random", "tiny", "-o", "x.npz"], "for several AUDIO, -o is a dir"),
+        (["a.wav", "--random", "tiny", "-o", "x.csv"], "a name that ends in .npz, or a directory"),
+        (["a.wav", "--random", "tiny", "-o", "no/x.npz"], "no: there is no such directory"),
+        (["a/x.wav", "b/x.mp3", "--random", "tiny", "-o", "."], "two AUDIO would be written to x."),
+        (["a.wav", "--random", "tiny", "--dask", "x:1", "--processes", "2"], "--dask for a clust"),
+        (["a.wav", "--random", "tiny", "--device", "gpu"], "'gpu' is not one of 'auto', 'xrt'"),
+    ],
+)
+def test_usage_errors_are_exit_code_2(
+    arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = run("encode", *arguments)
+    assert result.exit_code == 2
+    assert said in words(result)
+
+
+def test_what_nothing_can_be_encoded_with_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    audio = str(write_audio(tmp_path / "a.wav", seconds=1))
+    for arguments, said in (
+        (["encode", audio, "--weights", str(tmp_path / "no")], "there is no such file or direct"),
+        (["encode", audio, "--random", "huge"], "there is no size 'huge'; known are: tiny"),
+        (["transcribe", audio, "--weights", "x", "-o", "x.doc"], "ends in .txt, .srt, .vtt"),
+    ):
+        done = main(*arguments)
+        assert done.returncode == 2
+        assert said in " ".join(done.stderr.split())
+        assert "Traceback" not in done.stderr
+
+
+def test_names_are_shortened_to_fit_a_terminal() -> None:
+    assert _short("/a/b/short.wav") == "short.wav"
+    assert _short("a-very-long-name-of-a-recording.flac") == "a-very-long-…ng.flac"
+    assert _kind("blocks.11.mlp.0") == "mlp.0" and _kind("mel.bank") == "mel.bank"
+
+
+# The demonstration's second part
+
+
+@pytest.fixture(scope="module")
+def shown() -> demo.Shown:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "SIZE", "tiny")
+        return demo.run("cpu")
+
+
+def test_the_demonstration_compares_a_layer_and_counts_its_products(shown: demo.Shown) -> None:
+    assert shown.features == (1500, 384)
+    assert (shown.layer_values, shown.layer_wrong) == (1500 * 384, 0)
+    assert [one.name for one in shown.projections] == list(demo.PROJECTIONS)
+    for one in shown.projections:
+        counts = one.sequential
+        wrapper = TileGrid(demo.load_kernel("matmul_16x16"), *one.shape)
+        assert counts == expected("sequential", wrapper)
+        assert one.batched.launches == 1 and one.batched.device == "emulated"
+        assert one.sequential_s > counts.launches * demo.LAUNCH_S > 100 * one.batched_s > 0
+
+
+def test_the_model_of_device_time_is_the_longest_of_three() -> None:
+    kernel = demo.load_kernel("matmul_64x512", "int8")
+    second_of_bytes = int(demo.BYTES_PER_CYCLE * demo.CLOCK_HZ)
+    second_of_macs = int(16 * demo.MACS_PER_CYCLE * demo.CLOCK_HZ)
+    assert demo.modelled_s(kernel, 0, 2 * second_of_bytes, 0, second_of_macs) == pytest.approx(2)
+    assert demo.modelled_s(kernel, 0, 0, 3 * second_of_bytes, second_of_macs) == pytest.approx(3)
+    assert demo.modelled_s(kernel, 0, 0, 0, second_of_macs) == pytest.approx(1)
+    assert demo.modelled_s(kernel, 100, 0, 0, 0) == pytest.approx(0.014)
+
+
+def test_the_demonstration_sees_one_sum_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = strategies.STRATEGIES["batched"]
+
+    def one_off(product: strategies.Product) -> np.ndarray:
+        result = honest(product)
+        result[-1, -1] += 1
+        return result
+
+    monkeypatch.setattr(demo, "SIZE", "tiny")
+    monkeypatch.setattr(demo, "SIZES", {"tiny": SMALL})
+    assert demo.run("cpu").layer_wrong == 0
+    monkeypatch.setitem(strategies.STRATEGIES, "batched", one_off)
+    assert 0 < demo.run("cpu").layer_wrong < 1500 * 64
+
+
+def test_the_demonstration_fails_when_a_layer_differs(
+    shown: demo.Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "run", lambda device: shown)
+    assert cli._encoder_is_right()
+    monkeypatch.setattr(demo, "run", lambda device: replace(shown, layer_wrong=1))
+    assert not cli._encoder_is_right()
+
+
+def test_the_demonstration_says_that_times_are_modelled_and_what_differs(
+    shown: demo.Shown, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    demo.show(shown, Console(width=80))
+    said = " ".join(capsys.readouterr().out.split())
+    assert "modelled: by a model of device time" in said and "real-time factor" in said
+    assert "sequential 216,576" in said and "batched 1" in said
+    assert "all 576,000 values equal those of the CPU, bit for bit" in said
+    demo.show(replace(shown, layer_wrong=3), Console(width=80))
+    assert "3 of 576,000 values differ" in " ".join(capsys.readouterr().out.split())

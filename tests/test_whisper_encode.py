@@ -1,0 +1,204 @@
+"""Files to features: in windows, whatever befalls one file; in this process and in several."""
+
+from __future__ import annotations
+
+import doctest
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from comparing import assert_equal_bits
+
+pytest.importorskip("soundfile")
+pytest.importorskip("safetensors")
+
+from whisper_files import TENSORS, write_audio, write_checkpoint
+
+from npu_matmul import whisper
+from npu_matmul.device import DEVICE_VARIABLE, NpuDevice
+from npu_matmul.whisper import commands, encode, spread
+from npu_matmul.whisper.audio import WINDOW_SAMPLES, pad_or_trim, speech_sample
+from npu_matmul.whisper.encode import FileReport, Job, Pipeline, Progress, Settings
+from npu_matmul.whisper.mel import log_mel_spectrogram
+from npu_matmul.whisper.model import AudioEncoder
+from npu_matmul.whisper.spread import over_processes
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    weights = write_checkpoint(tmp_path_factory.mktemp("weights") / "whisper")
+    return Settings(weights=str(weights), device="cpu", precision=(("*", "int8"),))
+
+
+@pytest.fixture(scope="module")
+def pipeline(settings: Settings) -> Pipeline:
+    return Pipeline(settings)
+
+
+# One file
+
+
+def test_features_are_the_encoders_of_each_window(pipeline: Pipeline, tmp_path: Path) -> None:
+    audio = write_audio(tmp_path / "a.flac", seconds=70)
+    output = tmp_path / "features.npz"
+    report = pipeline.encode(Job(str(audio), str(output)))
+    assert (report.error, report.windows, report.audio_s) == ("", 3, 70.0)
+    encoder = AudioEncoder(TENSORS, device="cpu", precision="int8")
+    samples = np.resize(speech_sample(), 70 * 16_000)
+    with np.load(output) as found:
+        assert set(found.files) == {"features", "seconds"}
+        assert found["seconds"] == 70.0
+        features = found["features"]
+    assert features.shape == (3, 1500, 64) and features.dtype == np.float32
+    for i in range(3):
+        window = pad_or_trim(samples[i * WINDOW_SAMPLES :])
+        assert_equal_bits(features[i], encoder(log_mel_spectrogram(window, device="cpu")))
+
+
+def test_a_report_says_where_the_time_went_and_what_the_device_did(
+    settings: Settings, npu: NpuDevice, tmp_path: Path
+) -> None:
+    audio = write_audio(tmp_path / "a.wav", seconds=1)
+    on_npu = Settings(**{**vars(settings), "device": npu.name})
+    report = Pipeline(on_npu).encode(Job(str(audio)))
+    assert report.error == ""
+    # two of the features, two convolutions, four of each layer; two of each head and layer
+    assert report.products == {npu.name: 2 + 2 + 2 * 4, "numpy": 2 * 2}
+    assert report.counts["launches"] == 12
+    assert report.counts["bytes_to_device"] > 0 and report.counts["bytes_from_device"] > 0
+    assert {"read audio", "mel.transform", "conv1", "blocks.1.mlp.2", "gelu"} <= set(report.seconds)
+    assert 0 < sum(report.seconds.values()) <= report.wall_s
+    assert report.real_time_factor == report.wall_s
+
+
+def test_progress_is_told_of_windows_and_layers(pipeline: Pipeline, tmp_path: Path) -> None:
+    told: list[tuple[str, int, int | None]] = []
+    progress = Progress(
+        window=lambda done, of: told.append(("window", done, of)),
+        layer=lambda done, of: told.append(("layer", done, of)),
+    )
+    pipeline.encode(Job(str(write_audio(tmp_path / "a.wav", seconds=31))), progress)
+    layers = [("layer", 1, 2), ("layer", 2, 2)]
+    assert told == [("window", 0, 2), *layers, ("window", 1, 2), *layers, ("window", 2, 2)]
+
+
+def test_a_hundredth_of_a_second_is_a_window(pipeline: Pipeline, tmp_path: Path) -> None:
+    report = pipeline.encode(Job(str(write_audio(tmp_path / "a.wav", seconds=0.01))))
+    assert (report.error, report.windows, report.audio_s) == ("", 1, 0.01)
+
+
+def test_features_arrive_window_by_window(pipeline: Pipeline, tmp_path: Path) -> None:
+    features = pipeline.features(write_audio(tmp_path / "a.wav", seconds=61))
+    first, real = next(features)
+    assert first.shape == (1500, 64) and real == WINDOW_SAMPLES
+    assert [real for _, real in features] == [WINDOW_SAMPLES, 16_000]
+
+
+def test_a_failure_writes_nothing_and_the_next_file_is_encoded(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    import soundfile
+
+    samples = np.tile(speech_sample(), 6)
+    samples[-5] = np.nan  # found when a window has been encoded
+    soundfile.write(tmp_path / "bad.wav", samples, 16_000, "FLOAT")
+    output = tmp_path / "out" / "features.npz"
+    output.parent.mkdir()
+    output.write_bytes(b"of an earlier run")
+    report = pipeline.encode(Job(str(tmp_path / "bad.wav"), str(output)))
+    assert report.error.startswith("AudioError: ") and "NaN" in report.error
+    assert list(output.parent.iterdir()) == [output]
+    assert output.read_bytes() == b"of an earlier run"
+    good = write_audio(tmp_path / "good.wav", seconds=1)
+    assert pipeline.encode(Job(str(good), str(output))).error == ""
+    assert np.load(output)["features"].shape == (1, 1500, 64)
+    absent = pipeline.encode(Job(str(good), str(tmp_path / "absent" / "features.npz")))
+    assert absent.error.startswith("FileNotFoundError")
+
+
+def test_settings_need_weights_or_a_size() -> None:
+    with pytest.raises(ValueError, match="either weights or random"):
+        Pipeline(Settings())
+    with pytest.raises(ValueError, match="there is no size 'huge'; known are: tiny, base"):
+        Pipeline(Settings(random="huge"))
+
+
+def test_random_weights_are_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    from whisper_files import SMALL
+
+    monkeypatch.setitem(encode.SIZES, "tiny", SMALL)
+    mel = np.zeros((80, 3000), np.float32)
+    first, second = (Pipeline(Settings(random="tiny", device="cpu")) for _ in range(2))
+    assert_equal_bits(first.encoder(mel), second.encoder(mel))
+
+
+def test_the_lines_of_the_readme_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+    blocks = [block.split("```")[0] for block in readme.split("```python\n")[1:]]
+    (example,) = (block for block in blocks if "load_encoder" in block)
+    write_checkpoint(tmp_path / "whisper-base")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(DEVICE_VARIABLE, "cpu")
+    names = {"samples": speech_sample()}
+    exec(example, names)
+    assert names["features"].shape == (1500, 64)
+    assert names["encoder"].precisions["conv2"] == "bf16x3"
+
+
+@pytest.mark.parametrize("module", [commands, whisper])
+def test_docstring_examples_run(module: Any) -> None:
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+# Several processes
+
+
+def encode_or_die(settings: Settings, job: Job) -> FileReport:
+    """In a process of its own: dies of one file, tells its threads in the report of another."""
+    if "deadly" in job.audio:
+        os._exit(1)
+    if "threads" in job.audio:
+        return FileReport(job.audio, error=os.environ["OMP_NUM_THREADS"])
+    return encode.encode_job(settings, job)
+
+
+def test_files_are_spread_and_a_process_that_dies_costs_its_own_file(
+    settings: Settings, tmp_path: Path
+) -> None:
+    good = [str(write_audio(tmp_path / f"{name}.wav", seconds=1)) for name in "ab"]
+    bad = str(tmp_path / "absent.wav")
+    names = [good[0], "deadly", bad, "threads", good[1]]
+    jobs = [Job(name, str(tmp_path / f"{i}.npz")) for i, name in enumerate(names)]
+    before = dict(os.environ)
+    reports = {r.audio: r for r in over_processes(settings, jobs, 2, encode_or_die)}
+    assert dict(os.environ) == before
+    assert set(reports) == set(names)
+    assert reports["deadly"].error == "the process that encoded it died"
+    assert reports[bad].error.startswith("FileNotFoundError")
+    assert int(reports["threads"].error) >= 1
+    want = AudioEncoder(TENSORS, device="cpu", precision="int8")
+    samples = pad_or_trim(np.resize(speech_sample(), 16_000))
+    for i, name in ((0, good[0]), (4, good[1])):
+        assert reports[name].error == ""
+        features = np.load(tmp_path / f"{i}.npz")["features"][0]
+        assert_equal_bits(features, want(log_mel_spectrogram(samples, device="cpu")))
+
+
+def test_what_no_file_can_be_encoded_with_is_raised(tmp_path: Path) -> None:
+    nothing = Settings(weights=str(tmp_path / "absent"), device="cpu")
+    with pytest.raises(ValueError, match="there is no such file or directory"):
+        list(over_processes(nothing, [Job("a.wav")], 1))
+
+
+def test_cores_are_shared_among_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")  # asked for: kept
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    with spread._threads_each(3):
+        assert os.environ["OPENBLAS_NUM_THREADS"] == "2"
+        assert os.environ["OMP_NUM_THREADS"] == "5"
+    assert "OPENBLAS_NUM_THREADS" not in os.environ

@@ -1,0 +1,230 @@
+"""Audio files: formats, rates and channels become 16 kHz mono; what cannot be used is refused."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import stat
+import sys
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from comparing import assert_equal_bits
+from numpy.typing import NDArray
+
+from npu_matmul.whisper import files
+from npu_matmul.whisper.audio import WINDOW_SAMPLES, AudioError, speech_sample
+from npu_matmul.whisper.files import open_audio, windows
+
+soundfile = pytest.importorskip("soundfile")
+pytest.importorskip("soxr")
+SPEECH = speech_sample()
+
+
+def read(path: Path) -> NDArray[np.float32]:
+    return np.concatenate(list(open_audio(path).blocks()))
+
+
+def tone(rate: int, seconds: float) -> NDArray[np.float64]:
+    return 0.5 * np.sin(2 * np.pi * 440 / rate * np.arange(int(rate * seconds)))
+
+
+# What is read
+
+
+@pytest.mark.parametrize(("suffix", "subtype"), [("wav", "PCM_16"), ("flac", "PCM_16")])
+def test_16_khz_mono_is_read_as_it_is(tmp_path: Path, suffix: str, subtype: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, SPEECH, 16_000, subtype)
+    audio = open_audio(path)
+    assert (audio.seconds, audio.windows, audio.reader) == (len(SPEECH) / 16_000, 1, "libsndfile")
+    assert_equal_bits(read(path), SPEECH)
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("suffix", ["wav", "flac"])
+def test_other_rates_are_resampled(tmp_path: Path, rate: int, suffix: str) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, tone(rate, 25.3), rate)  # more than two blocks
+    got = read(path)
+    assert abs(len(got) - 16_000 * 25.3) <= 2
+    inner = slice(1_000, -1_000)  # at both ends the filter sees silence
+    np.testing.assert_allclose(got[inner], tone(16_000, 26)[: len(got)][inner], atol=2e-3)
+
+
+def test_channels_are_averaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack([SPEECH, -SPEECH, SPEECH], axis=1), 16_000, "FLOAT")
+    np.testing.assert_allclose(read(path), SPEECH / 3, atol=1e-7)
+
+
+def test_8_khz_stereo(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, np.stack([tone(8_000, 3), tone(8_000, 3)], axis=1), 8_000)
+    got = read(path)
+    np.testing.assert_allclose(got[1_000:-1_000], tone(16_000, 3)[1_000:-1_000], atol=2e-3)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_24", "PCM_32", "FLOAT", "DOUBLE"])
+def test_other_sample_types_are_read(tmp_path: Path, subtype: str) -> None:
+    path = tmp_path / "a.wav"
+    soundfile.write(path, SPEECH, 16_000, subtype)
+    assert np.abs(read(path) - SPEECH).max() <= (1 / 128 if subtype == "PCM_U8" else 1e-6)
+
+
+# Windows
+
+
+@pytest.mark.parametrize("count", [1, WINDOW_SAMPLES - 1, WINDOW_SAMPLES, 2 * WINDOW_SAMPLES + 7])
+@pytest.mark.parametrize("block", [999_999, 160_000, 77_777])
+def test_windows_are_the_samples_and_zeros_at_the_end(count: int, block: int) -> None:
+    samples = np.random.default_rng(count).standard_normal(count, np.float32)
+    blocks = (samples[start : start + block] for start in range(0, count, block))
+    found = list(windows(blocks))
+    assert [real for _, real in found] == [
+        min(WINDOW_SAMPLES, count - start) for start in range(0, count, WINDOW_SAMPLES)
+    ]
+    joined = np.concatenate([window for window, _ in found])
+    assert len(joined) % WINDOW_SAMPLES == 0
+    assert_equal_bits(joined[:count], samples)
+    assert not joined[count:].any()
+
+
+def test_windows_are_counted_before_they_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    for seconds, count in ((0.01, 1), (30, 1), (30.01, 2)):
+        soundfile.write(path, tone(8_000, seconds), 8_000)
+        audio = open_audio(path)
+        assert audio.windows == count == len(list(windows(audio.blocks())))
+
+
+def test_three_hours_need_no_more_memory_than_a_few_windows(tmp_path: Path) -> None:
+    path = tmp_path / "long.flac"
+    with soundfile.SoundFile(path, "w", 8_000, 1) as file:
+        minute = np.zeros(8_000 * 60, np.int16)
+        for _ in range(180):
+            file.write(minute)
+    audio = open_audio(path)
+    assert audio.seconds == 3 * 3600 and audio.windows == 360
+    tracemalloc.start()
+    count = sum(1 for _ in windows(audio.blocks()))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert count == 360
+    assert peak_bytes < 6 * WINDOW_SAMPLES * 4  # all of it would be 360
+
+
+# What is refused
+
+
+def test_what_is_not_audio_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))  # no ffmpeg
+    path = tmp_path / "a.wav"
+    path.write_text("hello")
+    with pytest.raises(AudioError, match=r"not audio that libsndfile can read .*install ffmpeg"):
+        open_audio(path)
+
+
+def test_empty_files_and_audio_without_samples_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.wav"
+    path.touch()
+    with pytest.raises(AudioError, match="the file is empty"):
+        open_audio(path)
+    soundfile.write(path, np.zeros(0), 16_000)
+    with pytest.raises(AudioError, match="holds no samples"):
+        read(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_samples_that_are_not_finite_are_refused_with_their_time(
+    tmp_path: Path, value: float
+) -> None:
+    samples = np.stack([tone(8_000, 30), tone(8_000, 30)], axis=1)
+    samples[180_000, 1] = value
+    soundfile.write(tmp_path / "a.wav", samples, 8_000, "FLOAT")
+    with pytest.raises(AudioError, match=r"NaN or infinite samples, the first at 22\.500 s"):
+        read(tmp_path / "a.wav")
+
+
+def test_a_missing_or_unreadable_file_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        open_audio(tmp_path / "absent.wav")
+    with pytest.raises(IsADirectoryError):
+        open_audio(tmp_path)
+
+
+def test_flac_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.flac"
+    soundfile.write(path, SPEECH, 16_000)
+    path.write_bytes(path.read_bytes()[:20_000])
+    with pytest.raises(AudioError, match=r"cut short|cannot be decoded"):
+        read(path)
+
+
+def test_without_the_package_the_error_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'npu-matmul\[whisper\]'"):
+        open_audio(tmp_path / "a.wav")
+
+
+# ffmpeg
+
+FFMPEG = f"""#!{sys.executable}
+# In ffmpeg's place: what is asked for, of a format that only it knows.
+import sys
+arguments = sys.argv[1:]
+path = arguments[arguments.index("-i") + 1].removeprefix("file:")
+wanted = ["-f", "f32le", "-ac", "1", "-ar", "16000", "-"]
+assert arguments[-7:] == wanted and "-nostdin" in arguments, arguments
+content = open(path, "rb").read()
+if not content.startswith(b"ours"):
+    sys.exit("first line\\nInvalid data found when processing input")
+try:
+    sys.stdout.buffer.write(content[4:])
+except BrokenPipeError:
+    sys.exit(1)
+"""
+
+
+@pytest.fixture
+def ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "ffmpeg").write_text(FFMPEG)
+    (folder / "ffmpeg").chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", str(folder) + os.pathsep + os.environ["PATH"])
+    yield tmp_path
+
+
+def test_what_libsndfile_does_not_know_goes_to_ffmpeg(ffmpeg: Path) -> None:
+    path = ffmpeg / "-a.m4a"
+    samples = np.tile(SPEECH, 4)
+    path.write_bytes(b"ours" + samples.astype("<f4").tobytes())
+    audio = open_audio(path)
+    assert (audio.reader, audio.seconds, audio.windows) == ("ffmpeg", None, None)
+    assert_equal_bits(read(path), samples)
+    next(audio.blocks())  # and then no more: ffmpeg is ended
+
+
+def test_what_ffmpeg_refuses_is_refused_in_its_words(ffmpeg: Path) -> None:
+    path = ffmpeg / "a.m4a"
+    path.write_bytes(b"not ours")
+    with pytest.raises(AudioError, match=r"ffmpeg cannot read it \(Invalid data found"):
+        read(path)
+    path.write_bytes(b"ours" + np.array([0, np.nan], "<f4").tobytes())
+    with pytest.raises(AudioError, match=r"NaN or infinite"):
+        read(path)
+    path.write_bytes(b"ours")
+    with pytest.raises(AudioError, match=r"holds no samples"):
+        read(path)
+
+
+def test_docstring_examples_run() -> None:
+    result = doctest.testmod(files)
+    assert result.attempted > 0
+    assert result.failed == 0
