@@ -13,10 +13,12 @@ from npu_matmul.precision import EXACT, PRECISIONS, Precision
 EXACT_RESULTS = (np.dtype(np.int8), np.dtype(np.int32))
 FLOATS = tuple(np.dtype(t) for t in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16))
 
+OPERANDS = frozenset((np.dtype(np.int8), *FLOATS))
+
 
 def check_operand(name: str, dtype: np.dtype[Any]) -> None:
     """Raise TypeError, with the cast that cures it, unless ``dtype`` is supported."""
-    if dtype.newbyteorder("=") in (np.dtype(np.int8), *FLOATS):
+    if dtype in OPERANDS or dtype.newbyteorder("=") in OPERANDS:
         return
     if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
         cure = (
@@ -79,6 +81,8 @@ def result_shape(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
     >>> result_shape((5, 1, 2, 3), (4, 3, 7)), result_shape((3,), (3, 7))
     ((5, 4, 2, 7), (7,))
     """
+    if len(a) == len(b) == 2 and a[1] == b[0]:
+        return a[0], b[1]
     try:
         if not a or not b or a[-1] != b[-2 if len(b) > 1 else 0]:
             raise ValueError
