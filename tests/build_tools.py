@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from lowered_builds import lowered_build
 
 from npu_matmul.kernel import Kernel
 
@@ -77,19 +78,22 @@ if "aie.runtime_sequence" not in design: refuse("no sequence to write instructio
 time.sleep(float(os.environ.get("STANDIN_SECONDS", "0")))
 folder = pathlib.Path(given["--tmpdir"])
 folder.mkdir()
-(folder / "input_with_addresses.mlir").write_text("lowered")
+products = pathlib.Path(os.environ["STANDIN_PRODUCTS"])
+if os.environ.get("STANDIN_FAILS") != "forgets":
+    (folder / "input_with_addresses.mlir").write_bytes((products / "lowered").read_bytes())
 kernel = [given["--xclbin-kernel-name"], 8]
 table = {"uuid": str(os.getpid()), "kernels": [kernel], "design": design,
          "manifest": json.loads(os.environ["STANDIN_MANIFEST"])}
 content = b"xclbin2\\0" + json.dumps(table).encode()
 if os.environ.get("STANDIN_FAILS") == "empty": content = b""
 pathlib.Path(given["--xclbin-name"]).write_bytes(content)
-pathlib.Path(given["--npu-insts-name"]).write_bytes(b"\\0" * 16)
+pathlib.Path(given["--npu-insts-name"]).write_bytes((products / "insts").read_bytes())
 """
 
 
 class StandIns:
-    """An installed toolchain; ``calls`` are the commands it was given."""
+    """An installed toolchain; ``calls`` are the commands it was given, ``lowered`` and ``insts``
+    what its aiecc makes of any design: what is right for ``matmul_16x16``."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, kernel: Kernel) -> None:
         self.mlir_aie, self.peano, self.xrt = (folder / n for n in ("mlir", "peano", "xrt"))
@@ -100,6 +104,10 @@ class StandIns:
         self._program(self.peano / "bin" / "clang++", CLANG)
         self._program(self.mlir_aie / "bin" / "aiecc", AIECC)
         self._program(self.xrt / "bin" / "xclbinutil", "")
+        self.lowered, self.insts = folder / "lowered", folder / "insts"
+        lowered, insts = lowered_build(kernel)
+        self.lowered.write_text(lowered)
+        self.insts.write_bytes(insts)
         manifest = json.dumps({**asdict(kernel), "source": kernel.source.name})
         for name, value in {
             "MLIR_AIE_INSTALL_DIR": str(self.mlir_aie),
@@ -107,6 +115,7 @@ class StandIns:
             "XILINX_XRT": str(self.xrt),
             "STANDIN_CALLS": str(self._calls),
             "STANDIN_MANIFEST": manifest,
+            "STANDIN_PRODUCTS": str(folder),
             "NPU_MATMUL_CACHE": str(folder / "cache"),
         }.items():
             monkeypatch.setenv(name, value)

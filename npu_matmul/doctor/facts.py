@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from npu_matmul.build.cache import find_built
+from npu_matmul.build.cache import Built, find_built
 from npu_matmul.build.toolchain import find_toolchain, survey
 from npu_matmul.device import DeviceError, npu_nodes, open_device
 from npu_matmul.device.self_test import launch_latency_s, self_test
@@ -45,12 +45,13 @@ class Node:
 @dataclass(frozen=True)
 class KernelState:
     """One variant of a kernel: where it is built, or why it is not; ``tools`` are those it was
-    built with where they differ from the ones here."""
+    built with where they differ from the ones here, ``verified`` what its build showed."""
 
     label: str
     built: str | None
     problem: str = ""
     tools: str = ""
+    verified: str = ""
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ def _kernels(facts: Facts) -> Facts:
             states.append(KernelState(label, None, str(error)))
             continue
         differ = [name for name, v in versions.items() if built.record.tools.get(name) != v]
-        states.append(KernelState(label, str(built.folder), tools=", ".join(differ)))
+        states.append(_built_state(label, built, differ))
         if facts.model is not None:
             tested.append(_test(kernel, label))
     return replace(
@@ -189,6 +190,11 @@ def _kernels(facts: Facts) -> Facts:
         kernels=tuple(states),
         tested=tuple(tested),
     )
+
+
+def _built_state(label: str, built: Built, differ: list[str]) -> KernelState:
+    tools = ", ".join(differ)
+    return KernelState(label, str(built.folder), tools=tools, verified=built.record.verified)
 
 
 def _test(kernel: Kernel, label: str) -> SelfTested:
