@@ -17,6 +17,7 @@ A stream is a header of four words and then operations::
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -136,7 +137,7 @@ class Descriptor:
         """
         length = self.words
         if self.wrap0:
-            length = min(self.wrap0, self.words) if self.step0 == 1 else 1
+            length = math.gcd(self.wrap0, self.words) if self.step0 == 1 else 1
         runs = np.arange(self.iterations)[:, np.newaxis] * self.iteration_step
         return np.unique(runs + self._at(np.arange(0, self.words, length))), length
 

@@ -6,7 +6,7 @@ import re
 
 import golden
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from npu_matmul.instructions import (
@@ -241,6 +241,7 @@ DESCRIPTORS = st.builds(
 )
 
 
+@example(Descriptor(1), Descriptor(9, wrap0=4, wrap1=1, step2=4), 9)  # ends within its inner loop
 @given(DESCRIPTORS, DESCRIPTORS, st.integers(0, 40))
 def test_transfers_race_when_they_share_a_word(one: Descriptor, other: Descriptor, at: int) -> None:
     def words(descriptor: Descriptor, start: int) -> set[int]:
@@ -260,7 +261,7 @@ def test_transfers_race_when_they_share_a_word(one: Descriptor, other: Descripto
     ]
     if words(one, 20) & words(other, at):
         assert "reads words" in refusal(stream)
-    elif one.wrap0 == 0 or one.words % one.wrap0 == 0:
+    else:
         check(stream)
 
 
