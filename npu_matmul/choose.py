@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import astuple
 
-from npu_matmul.kernel import Kernel, UnknownKernel, kernel_folders, load_variants
+from npu_matmul.kernel import Kernel, UnknownKernel, kernels_named, load_variants
 from npu_matmul.schedule import cover
 from npu_matmul.target import NPU1, Target
 from npu_matmul.tiler import TileGrid
@@ -51,7 +51,7 @@ def choose_kernel(
 def kernels_for(types: tuple[str, str, str], target: Target = NPU1) -> list[Kernel]:
     """Every kernel that is for these element types of A, B and C and this target, and has its
     source."""
-    variants = [variant for name in kernel_folders() for variant in load_variants(name).values()]
+    variants = kernels_named()
     return [v for v in variants if _is_for(v, types, target) and v.source.is_file()]
 
 

@@ -214,6 +214,14 @@ def load_variants(name: str) -> dict[str, Kernel]:
     return read_manifest(folders[name] / MANIFEST)
 
 
+def kernels_named(name: str | None = None, variant: str | None = None) -> list[Kernel]:
+    """One variant of a kernel, or all of them; those of every kernel where none is named."""
+    if name is not None and variant is not None:
+        return [load_kernel(name, variant)]
+    names = kernel_folders() if name is None else [name]
+    return [kernel for each in names for kernel in load_variants(each).values()]
+
+
 def read_manifest(path: Path) -> dict[str, Kernel]:
     """All variants of the manifest at ``path``, read again only when the file has changed."""
     status = path.stat()

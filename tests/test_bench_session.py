@@ -13,7 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import npu_matmul.cli
-from npu_matmul.bench import command, emulated, peak, session, timing
+from npu_matmul.bench import emulated, peak, run, session, timing
 from npu_matmul.bench.contenders import BASELINE, OPTIONAL, OWN_AVX2, OWN_INT8, Problem, forms
 from npu_matmul.bench.session import Plan, Results, measure
 from npu_matmul.bench.workers import Process, WorkerFailed, processes
@@ -104,7 +104,7 @@ def test_small_products_stages_and_copies_are_measured_too(results: Results) -> 
 
 
 def test_all_of_it_can_be_written_as_json(results: Results, tmp_path: Path) -> None:
-    content = command.content(results, [])
+    content = run.content(results, [])
     assert json.loads(json.dumps(content)) == content
 
 
@@ -168,7 +168,7 @@ def test_strategies_are_counted_by_the_emulated_device() -> None:
 # the command line
 
 
-def run(*arguments: str) -> Result:
+def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(npu_matmul.cli.app, ["bench", *arguments], catch_exceptions=True)
 
 
@@ -181,9 +181,9 @@ def test_the_command_prints_tables_and_writes_json(
         seen.append(plan)
         return measure(Plan(plan.shapes, ("numpy",), (1,), small_cubes=(16,)), *_)
 
-    monkeypatch.setattr(command, "measure", canned)
+    monkeypatch.setattr(run, "measure", canned)
     path = tmp_path / "b.json"
-    done = run("--against", "numpy", "--shapes", "9,8,7", "5,6,7", "--json", str(path))
+    done = invoke("--against", "numpy", "--shapes", "9,8,7", "5,6,7", "--json", str(path))
     assert done.exit_code == 0, done.output
     assert [plan.shapes for plan in seen] == [[(9, 8, 7), (5, 6, 7)]]
     assert "9x8x7, one core" in done.output and "5x6x7, one core" in done.output
@@ -200,8 +200,8 @@ def test_an_interrupted_run_exits_with_130_and_writes_nothing(
     def interrupted(*_: Any) -> Results:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "measure", interrupted)
-    done = run("--against", "numpy", "--json", str(tmp_path / "b.json"))
+    monkeypatch.setattr(run, "measure", interrupted)
+    done = invoke("--against", "numpy", "--json", str(tmp_path / "b.json"))
     assert done.exit_code == 130 and "nothing was written half" in done.output
     assert not list(tmp_path.iterdir())
 

@@ -33,6 +33,15 @@ def main(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
 
 
+def test_the_list_of_commands_says_each_in_full() -> None:
+    output = CliRunner(env={"COLUMNS": "80"}).invoke(cli.app, ["--help"]).output
+    assert {"bench", "build", "demo", "doctor", "encode", "verify"} <= set(cli.app.commands)
+    for name, command in cli.app.commands.items():
+        said = command.short_help or (command.help or "").splitlines()[0]
+        assert f"{name} {said}" in " ".join(output.split()), name
+    assert "..." not in output.partition("Commands:")[2]
+
+
 def test_kernels_lists_every_variant_and_whether_it_can_run() -> None:
     words = " ".join(run("kernels").output.split())
     assert "matmul_16x16 int8 i8,i8->i32 16 16 16 1x1 yes" in words

@@ -17,6 +17,7 @@ pytest.importorskip("safetensors")
 from whisper_files import SMALL, write_audio, write_checkpoint
 
 from npu_matmul import cli, strategies
+from npu_matmul.demo import command as demo_command
 from npu_matmul.strategies import expected
 from npu_matmul.tiler import TileGrid
 from npu_matmul.whisper import demo, encode
@@ -247,9 +248,9 @@ def test_the_demonstration_fails_when_a_layer_differs(
     shown: demo.Shown, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "run", lambda device: shown)
-    assert cli._encoder_is_right()
+    assert demo_command._encoder_is_right()
     monkeypatch.setattr(demo, "run", lambda device: replace(shown, layer_wrong=1))
-    assert not cli._encoder_is_right()
+    assert not demo_command._encoder_is_right()
 
 
 def test_the_demonstration_says_that_times_are_modelled_and_what_differs(

@@ -9,11 +9,11 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from npu_matmul.kernel import Kernel, KernelNotBuilt, kernel_folders, load_kernel, load_variants
+from npu_matmul.kernel import Kernel, KernelNotBuilt, kernels_named
 from npu_matmul.target import TARGETS
 
 
-@click.command()
+@click.command(short_help="Build kernels' overlays for a real NPU.")
 @click.argument("kernel", required=False)
 @click.option("--variant", default=None, help="Only this variant of the kernel.")
 @click.option(
@@ -57,12 +57,11 @@ def build(
 
 
 def _kernels(name: str | None, variant: str | None) -> list[Kernel]:
-    if name is None:
-        if variant is not None:
-            raise click.UsageError("--variant needs a KERNEL")
-        every = [each for folder in kernel_folders() for each in load_variants(folder).values()]
-        return [each for each in every if each.source.is_file()]
-    return [load_kernel(name, variant)] if variant else list(load_variants(name).values())
+    if name is not None:
+        return kernels_named(name, variant)
+    if variant is not None:
+        raise click.UsageError("--variant needs a KERNEL")
+    return [kernel for kernel in kernels_named() if kernel.source.is_file()]
 
 
 def _commands(kernel: Kernel, target: str) -> list[str]:

@@ -29,7 +29,7 @@ from npu_matmul.device.xrt_errors import (
 from npu_matmul.device.xrt_kernel import XrtKernel
 from npu_matmul.device.xrt_memory import Memory, XrtBuffer
 from npu_matmul.device.xrt_runs import IN_FLIGHT
-from npu_matmul.kernel import Kernel, KernelNotBuilt, kernel_folders, load_variants
+from npu_matmul.kernel import Kernel, KernelNotBuilt, kernels_named
 from npu_matmul.target import TARGETS, Target
 
 SELF_TEST_VARIABLE = "NPU_MATMUL_SELF_TEST"
@@ -156,10 +156,9 @@ class XrtDevice(NpuDevice):
         return int(context.data_group)
 
     def _any_built(self) -> XrtKernel:
-        for name in kernel_folders():
-            for kernel in load_variants(name).values():
-                if self.target.name in kernel.targets and self.can_load(kernel):
-                    return self._untested(kernel)
+        for kernel in kernels_named():
+            if self.target.name in kernel.targets and self.can_load(kernel):
+                return self._untested(kernel)
         raise KernelNotBuilt(f"no kernel is built for {self.target.name}; run: npu-matmul build")
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red"}
 
 
-@click.command()
+@click.command(short_help="Whether a real NPU can be used here, and what to do where not.")
 @click.option("--json", "as_json", is_flag=True, help="Print facts and lines as JSON.")
 def doctor(as_json: bool) -> None:
     """Examine whether a real NPU can be used here, and tell the cure where not.

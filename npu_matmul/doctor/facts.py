@@ -23,7 +23,7 @@ from npu_matmul.build.toolchain import find_toolchain, survey
 from npu_matmul.device import DeviceError, npu_nodes, open_device
 from npu_matmul.device.self_test import launch_latency_s, self_test
 from npu_matmul.device.xrt import XrtDevice, import_binding
-from npu_matmul.kernel import Kernel, KernelNotBuilt, kernel_folders, load_variants
+from npu_matmul.kernel import Kernel, KernelNotBuilt, kernels_named
 
 AMD = "0x1022"
 NPU_IDS = {"0x1502": "Phoenix or Hawk Point", "0x17f0": "Strix, Krackan or Gorgon Point"}
@@ -215,7 +215,7 @@ def _number(said: str) -> str:
 
 
 def _variants(target: str) -> list[Kernel]:
-    every = [kernel for name in kernel_folders() for kernel in load_variants(name).values()]
+    every = kernels_named()
     return [kernel for kernel in every if target in kernel.targets and kernel.source.is_file()]
 
 

@@ -113,7 +113,7 @@ def encode(
         sys.exit(1)
 
 
-@click.command()
+@click.command(short_help="Text of an audio file, by openai-whisper's decoder.")
 @click.argument("audio")
 @click.option(
     "--weights", required=True, metavar="PATH", help="Hugging Face directory, or .pt file."

@@ -1,0 +1,126 @@
+"""What ``npu-matmul bench`` does: checks what was asked for, measures, prints and writes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from npu_matmul.bench import contenders, plots, tables
+from npu_matmul.bench.emulated import run as run_strategies
+from npu_matmul.bench.environment import summary
+from npu_matmul.bench.session import Plan, Results, measure
+from npu_matmul.bench.shapes import parse_shapes
+from npu_matmul.bench.targets import judge
+from npu_matmul.bench.writing import write_json
+
+LIBRARIES = ("numpy", "torch", "ort")
+DEFAULT_SHAPES = ("whisper-base",)
+
+
+def plan_of(shapes: Sequence[str], against: str | None, threads: str, in_cache: bool) -> Plan:
+    """The options as a plan; raises ValueError, with what is allowed, for what is not."""
+    found = parse_shapes(shapes or DEFAULT_SHAPES)
+    counts = _threads(threads)
+    return Plan(found, _libraries(against), counts, in_cache)
+
+
+def check_outputs(plot: Path | None, json: Path | None) -> None:
+    """Before anything is measured: can the files be written? Raises ValueError if not."""
+    if plot is not None:
+        plots.check_installed()
+        if plot.exists() and not plot.is_dir():
+            raise ValueError(f"--plot {plot}: that is a file; give a folder for the pictures")
+    if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
+        raise ValueError(f"--json {json}: give a file in a folder that exists")
+
+
+def run(plan: Plan, plot: Path | None, json: Path | None, console: Console) -> None:
+    """Measure the plan, print its tables, then write the files, each whole or not at all."""
+    with console.status("starting") as status:
+        results = measure(
+            plan,
+            status.update,
+            lambda rows, peaks: console.print(tables.products_table(rows, peaks)),
+        )
+        strategies = run_strategies(show=status.update) if plot is not None else []
+    show(results, plan, console)
+    if json is not None:
+        write_json(json, content(results, strategies))
+        console.print(f"written: {json}", highlight=False, soft_wrap=True)
+    if plot is not None:
+        for path in plots.draw(plot, results, strategies):
+            console.print(f"written: {path}", highlight=False, soft_wrap=True)
+
+
+def content(results: Results, strategies: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What stands in the JSON file."""
+    return {**asdict(results), "targets": judge(results), "strategies": list(strategies)}
+
+
+def show(results: Results, plan: Plan, console: Console) -> None:
+    """Small products, targets, and what a reader of the tables must know."""
+    if results.small:
+        console.print(tables.small_table(results.small))
+    targets = judge(results)
+    if any(row["reached"] is not None for row in targets):
+        console.print(tables.target_table(targets, results.operands))
+    for line in _notes(results, plan, targets):
+        console.print(line, highlight=False, markup=False)
+
+
+def _notes(results: Results, plan: Plan, targets: Sequence[dict[str, Any]]) -> list[str]:
+    notes = [f"{summary(results.environment)}.", f"{results.rule}."]
+    notes += results.skipped
+    if any(row["reached"] is not None for row in targets):
+        notes += [f"{row['target']}: {row['note']}" for row in targets if row["reached"] is None]
+    if any(tables.verdict(row).endswith("*") for row in targets):
+        notes.append("* beyond what this CPU's probed peak allows against this baseline")
+    if not all(row["steady"] for row in (*results.rows, *results.peaks, *results.small)):
+        notes.append(tables.UNSTEADY)
+    disturbed = tables.disturbed(results.peaks)
+    absent = [name for name in LIBRARIES if name not in plan.against]
+    if absent:
+        notes.append(
+            f"not compared: {', '.join(absent)}; pip install 'npu-matmul[bench]' and --against"
+        )
+    return [*notes, *([disturbed] if disturbed else [])]
+
+
+def _libraries(against: str | None) -> list[str]:
+    """Those asked for, which must be installed; by default those that are."""
+    if against is None:
+        return [name for name in LIBRARIES if _is_installed(name)]
+    names = [name.strip() for name in against.split(",")]
+    unknown = [name for name in names if name not in LIBRARIES]
+    if unknown:
+        raise ValueError(
+            f"--against {against!r}: allowed are {', '.join(LIBRARIES)}, separated by commas"
+        )
+    for name in names:
+        contenders.check_installed(name)
+    return list(dict.fromkeys(names))
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        contenders.check_installed(name)
+    except contenders.MissingExtra:
+        return False
+    return True
+
+
+def _threads(text: str) -> list[int]:
+    from npu_matmul.bench.environment import usable_cpus
+
+    allowed = len(usable_cpus())
+    try:
+        counts = list(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        counts = [0]
+    if not all(count >= 1 for count in counts):
+        raise ValueError(f"--threads {text!r}: allowed are whole numbers from 1, such as 1,2")
+    return [count for count in counts if count <= allowed] or [allowed]

@@ -1,0 +1,79 @@
+"""``npu-matmul kernels`` and ``npu-matmul devices``: what was found here."""
+
+from __future__ import annotations
+
+import click
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from npu_matmul.device import DEVICES, DeviceError, auto_choice, open_device
+from npu_matmul.kernel import kernel_folders, kernels_named, load_variants
+
+KERNEL_COLUMNS = ("kernel", "variant", "types", "m k n", "cores", "usable")
+DEVICE_NOTES = {
+    "auto": "an NPU where there is one, else the CPU",
+    "xrt": "a Ryzen AI NPU through pyxrt",
+    "emulated": "the same designs and streams, run on arrays",
+    "cpu": "the same numbers, computed on the host",
+}
+
+console = Console()
+
+
+@click.command()
+@click.option("--markdown", is_flag=True, help="Only the table, as Markdown.")
+def kernels(markdown: bool) -> None:
+    """List the kernels that were found, and what each is."""
+    rows = _kernel_rows()
+    if markdown:
+        for row in (KERNEL_COLUMNS, ("---",) * len(KERNEL_COLUMNS), *rows):
+            click.echo(f"| {' | '.join(row)} |".replace("| --- ", "|---").replace("--- |", "---|"))
+        return
+    table = Table(*KERNEL_COLUMNS, box=box.SIMPLE_HEAD)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+    for name in kernel_folders():
+        kernel = next(iter(load_variants(name).values()))
+        console.print(f"[bold]{name}[/bold]: {kernel.summary} ({', '.join(kernel.targets)})")
+
+
+@click.command()
+def devices() -> None:
+    """List the devices, and whether each can be used here."""
+    table = Table("device", "usable here", "what it is", box=box.SIMPLE_HEAD)
+    for name in DEVICES:
+        table.add_row(name, _usable(name), DEVICE_NOTES[name])
+    console.print(table)
+
+
+def _kernel_rows() -> list[tuple[str, ...]]:
+    rows: list[tuple[str, ...]] = []
+    for kernel in kernels_named():
+        types, tile, grid = kernel.types, kernel.tile, kernel.grid
+        rows.append(
+            (
+                kernel.name,
+                kernel.variant,
+                f"{_short(types.a)},{_short(types.b)}->{_short(types.c)}",
+                f"{tile.m} {tile.k} {tile.n}",
+                f"{grid.rows}x{grid.columns}",
+                "yes" if kernel.source.is_file() else "no: no source",
+            )
+        )
+    return rows
+
+
+def _usable(name: str) -> str:
+    if name == "auto":
+        return f"yes: {auto_choice()}"
+    try:
+        open_device(name)
+    except DeviceError as error:
+        return f"no: {error}"
+    return "yes"
+
+
+def _short(name: str) -> str:
+    return {"bfloat16": "bf16", "float32": "f32", "int32": "i32", "int8": "i8"}[name]
