@@ -107,6 +107,17 @@ def block_launches(grid: TileGrid, steps: int | None = None) -> list[Launch]:
     return launches
 
 
+def block_shapes(grid: TileGrid, steps: int) -> list[tuple[LaunchShape, int]]:
+    """The shapes of ``block_launches``, and how many launches have each."""
+    whole, rest = divmod(grid.Kt, steps)
+    parts = [(steps, whole), (rest, 1)]
+    return [
+        (_shape(grid, 1, 1, length, columns_outer=False), grid.Mb * grid.Nb * count)
+        for length, count in parts
+        if length and count
+    ]
+
+
 def cover(grid: TileGrid, limits: Limits = LIMITS, target: Target = NPU1) -> list[Launch]:
     """As few launches as the limits allow, each a range of the outer loop or a part of one of its
     steps.
@@ -256,6 +267,16 @@ def _tasks_of(shape: LaunchShape, target: Target) -> Iterator[_Task]:
 def _chunks(total: int, most: int) -> Iterator[tuple[int, int]]:
     for start in range(0, total, most):
         yield start, min(most, total - start)
+
+
+def input_tasks(shape: LaunchShape, target: Target = NPU1) -> tuple[int, int]:
+    """Tasks of each of A's and of each of B's shim channels in a launch of this shape.
+
+    >>> input_tasks(LaunchShape(6, 4, steps=8, columns_outer=True, a_stride=0, b_stride=0))
+    (1, 4)
+    """
+    tasks = [task.operand for task in _tasks_of(shape, target)]
+    return tasks.count(0), tasks.count(1)
 
 
 def _tasks(rows: int, columns: int, columns_outer: bool, target: Target) -> int:
