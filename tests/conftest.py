@@ -14,7 +14,17 @@ from pyxrt_double.built import publish
 from pyxrt_double.npu import Npu
 
 from npu_matmul.build import cache
-from npu_matmul.device import DeviceUnavailable, NpuDevice, open_device, xrt, xrt_kernel, xrt_runs
+from npu_matmul.device import (
+    DeviceUnavailable,
+    NpuDevice,
+    base,
+    open_device,
+    xrt,
+    xrt_contexts,
+    xrt_kernel,
+    xrt_npu,
+    xrt_runs,
+)
 from npu_matmul.kernel import Kernel, KernelNotBuilt, kernel_folders, load_variants
 
 # "double" is the device "xrt" on a double of its binding; the last is a real NPU.
@@ -52,12 +62,12 @@ def int8_kernel(request: pytest.FixtureRequest) -> Kernel:
 def clean_xrt(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """The device "xrt" as in a fresh process, with an empty cache of overlays."""
     flights = xrt_runs.Flights()
-    for module in (xrt, xrt_kernel, xrt_runs, sys.modules["npu_matmul.device.xrt_contexts"]):
+    for module in (xrt, xrt_kernel, xrt_runs, xrt_contexts):
         monkeypatch.setattr(module, "IN_FLIGHT", flights)
-    monkeypatch.setattr(xrt, "_declined", [])
+    monkeypatch.setattr(xrt_npu, "DECLINED", [])
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
     yield
-    for name, device in list(sys.modules["npu_matmul.device"]._open.items()):
+    for name, device in list(base.OPEN.items()):
         if name == "xrt" or isinstance(device, xrt.XrtDevice):
             device.close()
 

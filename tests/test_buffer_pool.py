@@ -12,9 +12,9 @@ from comparing import assert_equal_bits, product_int32, random_int8
 from hypothesis import given
 from hypothesis import strategies as st
 
-from npu_matmul import buffer_pool, last_call, npu_matmul, pack_b
-from npu_matmul.buffer_pool import BufferPool, pool_size
-from npu_matmul.device import Buffer, BufferSizeError, NpuDevice
+from npu_matmul import last_call, npu_matmul, pack_b
+from npu_matmul.device import Buffer, BufferSizeError, NpuDevice, buffer_pool
+from npu_matmul.device.buffer_pool import BufferPool, pool_size
 from npu_matmul.device.emulated import EmulatedDevice
 from npu_matmul.kernel import load_kernel
 from npu_matmul.precision import PRECISIONS

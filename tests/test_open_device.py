@@ -8,14 +8,23 @@ import sys
 import pytest
 
 from npu_matmul import device as devices
-from npu_matmul.device import DeviceUnavailable, UnknownDevice, auto_choice, open_device
+from npu_matmul.device import (
+    Device,
+    DeviceUnavailable,
+    UnknownDevice,
+    auto_choice,
+    base,
+    open_device,
+)
 from npu_matmul.device.cpu import CpuDevice
 from npu_matmul.device.emulated import EmulatedDevice
 
 
 @pytest.fixture(autouse=True)
 def nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(devices, "_open", {})
+    nothing: dict[str, Device] = {}
+    for module in (devices, base):  # both have the same one
+        monkeypatch.setattr(module, "OPEN", nothing)
     monkeypatch.delenv("NPU_MATMUL_DEVICE", raising=False)
 
 

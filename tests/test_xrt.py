@@ -20,7 +20,7 @@ from xrt_products import KERNEL, check, opened, tiles_of
 from npu_matmul import device as devices
 from npu_matmul import last_call, npu_matmul, open_device, pack_b
 from npu_matmul.build.identity import overlay_inputs, overlay_name
-from npu_matmul.device import BufferSizeError, DeviceError, DeviceUnavailable
+from npu_matmul.device import BufferSizeError, Device, DeviceError, DeviceUnavailable, base
 from npu_matmul.device.xrt import XrtDevice
 from npu_matmul.device.xrt_errors import OverlayMismatch
 from npu_matmul.device.xrt_memory import XrtBuffer
@@ -84,11 +84,13 @@ def test_auto_takes_the_npu_where_one_can_be_opened(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(devices, "npu_nodes", lambda: [Path("accel0")])
-    monkeypatch.setattr(devices, "_open", {})
+    nothing: dict[str, Device] = {}
+    for module in (devices, base):
+        monkeypatch.setattr(module, "OPEN", nothing)
     monkeypatch.delenv("NPU_MATMUL_DEVICE", raising=False)
     assert open_device() is open_device("xrt")
     assert not caplog.messages  # of warnings
-    devices._open.clear()
+    nothing.clear()
     double.open_fails = " No such device with index '0'"
     assert open_device().name == "cpu"
     (message,) = caplog.messages

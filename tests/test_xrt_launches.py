@@ -21,7 +21,7 @@ from xrt_products import KERNEL, check, opened, ready, tiles_of
 
 from npu_matmul import last_call, npu_matmul, pack_b
 from npu_matmul.build import cache
-from npu_matmul.device import DeviceError, xrt, xrt_runs
+from npu_matmul.device import DeviceError, xrt_npu, xrt_runs
 from npu_matmul.device.xrt_kernel import CHAIN_RUNS
 from npu_matmul.instructions import decode
 from npu_matmul.kernel import CoreGrid, TileShape
@@ -108,7 +108,7 @@ def test_closing_ends_runs_kernels_and_contexts(double: Npu, everything_built: N
 def test_a_product_of_many_launches_goes_in_chains(double: Npu, everything_built: None) -> None:
     check(strategy="output_tile")
     device = opened()
-    assert device.chains is True
+    assert device.npu.chains is True
     a = random_int8(1, 16 * 10, 16)
     chains, starts = double.chains, double.calls["start"]
     npu_matmul(a, a.T, device="xrt", kernel=KERNEL, strategy="output_tile")
@@ -123,7 +123,7 @@ def test_a_binding_without_run_lists_launches_one_by_one(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyxrt", make_binding(double, without=("runlist",)))
     check(strategy="output_tile")
-    assert opened().chains is False
+    assert opened().npu.chains is False
     assert (double.chains, last_call().launches) == (0, 12)
 
 
@@ -140,7 +140,7 @@ def test_run_lists_that_do_not_work_are_found_out(
     double.faults[double.launches + 2] = fault  # within the trial
     with caplog.at_level(logging.INFO, logger="npu_matmul"):
         check(strategy="output_tile")
-    assert opened().chains is False
+    assert opened().npu.chains is False
     assert last_call().relaunches == 0
     assert "chains do not work" in caplog.text
     chains = double.chains
@@ -278,7 +278,7 @@ def test_a_forked_process_is_told_to_open_its_own(
 ) -> None:
     device = opened()
     with monkeypatch.context() as patch:
-        patch.setattr(xrt.os, "getpid", lambda: -1)
+        patch.setattr(xrt_npu.os, "getpid", lambda: -1)
         with pytest.raises(DeviceError, match=r"before this process was forked.*'spawn'"):
             device.alloc(64)
     assert device.alloc(64).nbytes == 64

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.accumulate import accumulate
-from npu_matmul.device import HostDevice
+from npu_matmul.device.base import HostDevice
 from npu_matmul.host import product
 from npu_matmul.host.paths import PORTABLE, choose_path
 from npu_matmul.host.product import HostMatrix, Panels

@@ -14,7 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.design import design_text
-from npu_matmul.device import Buffer, LaunchFailed, LoadedKernel, NpuDevice, Run
+from npu_matmul.device.base import Device
+from npu_matmul.device.buffer import Buffer
+from npu_matmul.device.errors import LaunchFailed
+from npu_matmul.device.npu import LoadedKernel, NpuDevice, Run
 from npu_matmul.emulator import POISON, EmulationError
 from npu_matmul.emulator.machine import Machine, MachineCounters
 from npu_matmul.emulator.shim import DeviceMemory
@@ -59,7 +62,7 @@ class EmulatedDevice(NpuDevice):
 class EmulatedBuffer(Buffer):
     """Two arrays, host and device; a sync copies one into the other."""
 
-    def __init__(self, device: NpuDevice, host: NDArray[np.uint8], memory: DeviceMemory) -> None:
+    def __init__(self, device: Device, host: NDArray[np.uint8], memory: DeviceMemory) -> None:
         super().__init__(device, host, memory.name)
         self.memory = memory
 

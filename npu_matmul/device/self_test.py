@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.device import Buffer, LoadedKernel
+from npu_matmul.device.buffer import Buffer
+from npu_matmul.device.npu import LoadedKernel
 from npu_matmul.kernel import Kernel
 from npu_matmul.schedule import Launch, argument_bytes, block_launches, c_order, cover
 from npu_matmul.streams import launch_stream

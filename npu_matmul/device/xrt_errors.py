@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from npu_matmul.device import DeviceError, DeviceUnavailable, LaunchFailed
+from npu_matmul.device.errors import DeviceError, DeviceUnavailable, LaunchFailed
 
 # ert_cmd_state of XRT's ert.h: from COMPLETED on a command has ended, one way or another.
 COMPLETED, ERROR, ABORT, TIMEOUT = 4, 5, 6, 8

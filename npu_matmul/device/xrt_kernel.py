@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from npu_matmul.build.cache import Built, find_built
-from npu_matmul.device import Buffer, BufferSizeError, DeviceError, LoadedKernel, Run
+from npu_matmul.device.buffer import Buffer
+from npu_matmul.device.errors import BufferSizeError, DeviceError
+from npu_matmul.device.npu import LoadedKernel, NpuDevice, Run
 from npu_matmul.device.self_test import LaunchAll, self_test
 from npu_matmul.device.xrt_contexts import (
     FIRST_DATA,
@@ -24,15 +25,13 @@ from npu_matmul.device.xrt_contexts import (
 )
 from npu_matmul.device.xrt_errors import LaunchNotStarted, OverlayMismatch, reported
 from npu_matmul.device.xrt_memory import Memory, xrt_buffers
+from npu_matmul.device.xrt_npu import Npu
 from npu_matmul.device.xrt_runs import IN_FLIGHT, Flight, XrtRun
 from npu_matmul.instructions import Stream
 from npu_matmul.kernel import Kernel, KernelNotBuilt
 from npu_matmul.schedule import LIMITS
 from npu_matmul.streams import stream_cycles, written_arguments
 from npu_matmul.target import WORD_BYTES
-
-if TYPE_CHECKING:
-    from npu_matmul.device.xrt import XrtDevice
 
 RUN_INSTRUCTIONS = 3  # the opcode of a launch
 CONTEXT_COMMANDS = 4  # HWCTX_MAX_CMDS of amdxdna: submitting a fifth blocks inside XRT
@@ -60,17 +59,16 @@ Ready = Sequence[tuple[Instructions, Sequence[Buffer]]]
 class XrtKernel(LoadedKernel):
     """An overlay from the cache, checked against the kernel."""
 
-    device: XrtDevice
-
-    def __init__(self, device: XrtDevice, kernel: Kernel) -> None:
+    def __init__(self, device: NpuDevice, npu: Npu, kernel: Kernel) -> None:
         super().__init__(device, kernel)
-        self._lock = device.launching  # one for all kernels: contexts are shared between them
+        self.npu = npu
+        self._lock = npu.launching  # one for all kernels: contexts are shared between them
         self._times_forgotten = 0
-        target = device.target.name
+        target = npu.target.name
         if target not in kernel.targets:
             raise KernelNotBuilt(
                 f"kernel {kernel.name!r} is for {', '.join(kernel.targets)}; this NPU, "
-                f"{device.model}, is {target}"
+                f"{npu.model}, is {target}"
             )
         self.overlay = self._register(find_built(kernel, target))
 
@@ -97,14 +95,14 @@ class XrtKernel(LoadedKernel):
         """Make the context anew (None: the one there is), unless another launch that failed in it
         has done so."""
         with self._lock:
-            contexts = self.device.contexts
+            contexts = self.npu.contexts
             contexts.discard(broken or contexts.get(self.overlay))
             contexts.get(self.overlay)
 
     def known_product(self, launch_all: LaunchAll | None = None) -> str | None:
         """The self-test, without a trace in counts and kept streams: None, or what is wrong."""
         with self._lock, self.device.uncounted():
-            self.device.contexts.get(self.overlay)  # so that buffers are of its memory group
+            self.npu.contexts.get(self.overlay)  # so that buffers are of its memory group
             kept, forgotten = self._streams, self._times_forgotten
             self._streams = kept.copy()
             try:
@@ -114,19 +112,18 @@ class XrtKernel(LoadedKernel):
                     self._streams = kept
 
     def forget_streams(self) -> None:
-        """Drop the streams that are kept for later launches; those under way keep their own."""
         with self._lock:
-            self._streams = OrderedDict()
+            super().forget_streams()
             self._times_forgotten += 1
 
     def _register(self, built: Built) -> Registered:
         """Make the device know an overlay, which must name the kernel that is meant."""
-        api, label = self.device.api, f"kernel {self.kernel.name!r} ({self.kernel.variant})"
+        api, label = self.npu.api, f"kernel {self.kernel.name!r} ({self.kernel.variant})"
         with reported(f"the overlay of {label}, {built.xclbin}", OverlayMismatch):
             xclbin = api.xclbin(str(built.xclbin))
             kernels = xclbin.get_kernels()
             found = {kernel.get_name(): int(kernel.get_num_args()) for kernel in kernels}
-            uuid = self.device.handle.register_xclbin(xclbin) if built.name in found else None
+            uuid = self.npu.handle.register_xclbin(xclbin) if built.name in found else None
         if uuid is None:
             raise OverlayMismatch(
                 f"{built.xclbin} holds {', '.join(found) or 'no kernel'}, not {built.name}, which "
@@ -135,11 +132,12 @@ class XrtKernel(LoadedKernel):
         return Registered(uuid, built.name, label, found[built.name], self.forget_streams)
 
     def _load_instructions(self, stream: bytes, decoded: Stream) -> Instructions:
-        context = self.device.contexts.get(self.overlay)
-        memory = self.device.instruction_memory(len(stream), context.instruction_group)
+        context = self.npu.contexts.get(self.overlay)
+        flags, group = self.npu.api.bo.flags.cacheable, context.instruction_group
+        memory = self.npu.memory(len(stream), flags, group, self.device.make_room)
         memory.array()[:] = np.frombuffer(stream, np.uint8)
         with reported("a sync of instructions"):
-            memory.bo.sync(self.device.api.xclBOSyncDirection.XCL_BO_SYNC_BO_TO_DEVICE)
+            memory.bo.sync(self.npu.api.xclBOSyncDirection.XCL_BO_SYNC_BO_TO_DEVICE)
         cycles = stream_cycles(self.kernel, decoded)
         return Instructions(memory, stream, frozenset(written_arguments(decoded)), cycles)
 
@@ -159,7 +157,7 @@ class XrtKernel(LoadedKernel):
         A chain can only be waited for inside XRT, which lets nothing else through. So the last run
         is submitted alone: a context works in order, and the end of that run is the chain's too.
         """
-        context = self.device.contexts.get(self.overlay)
+        context = self.npu.contexts.get(self.overlay)
         memory = frozenset(b.memory for _, given in launches for b in xrt_buffers(given))
         commands = min(2, len(launches))
         if IN_FLIGHT.may_touch(memory, owner):
@@ -188,7 +186,7 @@ class XrtKernel(LoadedKernel):
     def _chain(self, context: Context, runs: Sequence[Any]) -> Any:
         if not runs:
             return None
-        chain = self.device.api.runlist(context.hardware)
+        chain = self.npu.api.runlist(context.hardware)
         for run in runs:
             chain.add(run)
         return chain
@@ -199,7 +197,7 @@ class XrtKernel(LoadedKernel):
         room = self.overlay.arguments - FIRST_DATA
         if len(given) > room:
             raise DeviceError(f"{len(given)} data buffers given; the overlay has room for {room}")
-        run = self.device.api.run(context.kernel)
+        run = self.npu.api.run(context.kernel)
         run.set_arg(OPCODE, RUN_INSTRUCTIONS)
         run.set_arg(INSTRUCTIONS, instructions.memory.bo)
         run.set_arg(WORDS, len(instructions.stream) // WORD_BYTES)
@@ -231,19 +229,19 @@ class XrtKernel(LoadedKernel):
 
     def _chains_work(self) -> bool:
         """Whether XRT's run lists do what they should: tried once, with a known product."""
-        device = self.device
+        npu = self.npu
         with self._lock:
-            if device.chains is None:
+            if npu.chains is None:
                 problem = self._try_chain()
-                device.chains = problem is None
+                npu.chains = problem is None
                 if problem is not None:
                     log.info("launching one by one, as chains do not work: %s", problem)
-            return device.chains
+            return npu.chains
 
     def _try_chain(self) -> str | None:
-        if not hasattr(self.device.api, "runlist"):
+        if not hasattr(self.npu.api, "runlist"):
             return "this pyxrt has no runlist"
-        context = self.device.contexts.get(self.overlay)
+        context = self.npu.contexts.get(self.overlay)
 
         def chained(launches: Iterable[tuple[bytes, Sequence[Buffer]]]) -> None:
             for part in self._parts(launches):
@@ -278,4 +276,5 @@ class Submission:
         return self.kernel.start(self.launches, self, relaunches=len(self.launches))
 
     def decline(self, error: Exception) -> None:
-        self.kernel.device.decline(error)
+        if not self.kernel.device.closed:
+            self.kernel.npu.decline(error)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.device import Buffer
+from npu_matmul.device.base import Device
+from npu_matmul.device.buffer import Buffer
 from npu_matmul.device.xrt_errors import reported
-
-if TYPE_CHECKING:
-    from npu_matmul.device.xrt import XrtDevice
 
 
 class Memory:
@@ -21,7 +19,8 @@ class Memory:
     The map of a buffer object does not keep it alive; an array made from this object does.
     """
 
-    def __init__(self, bo: Any) -> None:
+    def __init__(self, api: Any, bo: Any) -> None:
+        self.api = api
         self.bo = bo
         self._map = bo.map()
         self.__array_interface__ = np.frombuffer(self._map, np.uint8).__array_interface__
@@ -33,11 +32,9 @@ class Memory:
 class XrtBuffer(Buffer):
     """Memory that host and NPU share; a sync writes back and drops the CPU's cache lines of it."""
 
-    device: XrtDevice
-
     def __init__(
         self,
-        device: XrtDevice,
+        device: Device,
         host: NDArray[np.uint8],
         name: str,
         memory: Memory,
@@ -53,7 +50,7 @@ class XrtBuffer(Buffer):
         if self.nbytes == self.memory.bo.size():
             return self.memory.bo
         if self._part is None:  # size before offset, as everywhere in pyxrt
-            self._part = self.device.api.bo(self.memory.bo, self.nbytes, self.offset_bytes)
+            self._part = self.memory.api.bo(self.memory.bo, self.nbytes, self.offset_bytes)
         return self._part
 
     def forget(self) -> None:
@@ -65,10 +62,10 @@ class XrtBuffer(Buffer):
         return XrtBuffer(self.device, host, name, self.memory, self.offset_bytes + offset_bytes)
 
     def _sync_to_device(self) -> None:
-        self._sync(self.device.api.xclBOSyncDirection.XCL_BO_SYNC_BO_TO_DEVICE)
+        self._sync(self.memory.api.xclBOSyncDirection.XCL_BO_SYNC_BO_TO_DEVICE)
 
     def _sync_from_device(self) -> None:
-        self._sync(self.device.api.xclBOSyncDirection.XCL_BO_SYNC_BO_FROM_DEVICE)
+        self._sync(self.memory.api.xclBOSyncDirection.XCL_BO_SYNC_BO_FROM_DEVICE)
 
     def _sync(self, direction: Any) -> None:
         with reported(f"a sync of {self.name}"):

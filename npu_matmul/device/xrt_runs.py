@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from npu_matmul.device import DeviceError, LaunchFailed, Run
+from npu_matmul.device.errors import DeviceError, LaunchFailed
+from npu_matmul.device.npu import Run
 from npu_matmul.device.xrt_errors import (
     COMPLETED,
     ERROR,

@@ -154,12 +154,12 @@ def _xrt(facts: Facts) -> Facts:
     assert isinstance(device, XrtDevice)
     version = None
     with contextlib.suppress(RuntimeError, AttributeError):
-        said = str(device.handle.get_info(binding.xrt_info_device.host))
+        said = str(device.npu.handle.get_info(binding.xrt_info_device.host))
         found = re.search(r'"version"\s*:\s*"([^"]+)"', said)
         version = found.group(1) if found else None
     return replace(
         facts,
-        model=device.model,
+        model=device.npu.model,
         target=device.target.name,
         contexts=device.target.contexts,
         xrt_version=version,

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from npu_matmul.device import Buffer
+from npu_matmul.device.buffer import Buffer
 
 
 class BufferPool:
