@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.choose import choose_kernel
+from npu_matmul.choose import choose
 from npu_matmul.device import (
     Counters,
     Device,
@@ -76,16 +76,14 @@ class Call:
         assert isinstance(self.device, NpuDevice)
         if self._is_small(a, b):
             return
-        if isinstance(b, PackedMatrix) and b.kernel is not None:
-            _check_same_kernel(b.kernel, kernel)
-            self.kernel, why = b.kernel, "B is packed for it"
-        else:
-            problem = *_problem(a.shape, b.shape), self.precision.terms
-            self.kernel, why = choose_kernel(
-                kernel, self.precision.types, problem, self.device.target, self.device.can_load
-            )
-        self.strategy, how = (strategy, "as asked") if strategy else ("batched", "fewest launches")
-        self.reason = f"kernel {self.kernel.name}: {why}; strategy {self.strategy}: {how}"
+        packed_for = b.kernel if isinstance(b, PackedMatrix) else None
+        if packed_for is not None:
+            _check_same_kernel(packed_for, kernel)
+        problem = *_problem(a.shape, b.shape), self.precision.terms
+        choice = choose(self.device, self.precision.types, problem, packed_for or kernel, strategy)
+        self.kernel, self.strategy = choice.kernel, choice.strategy
+        why = "B is packed for it" if packed_for else choice.why
+        self.reason = f"kernel {self.kernel.name}: {why}; strategy {self.strategy}: {choice.how}"
 
     def _is_small(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> bool:
         """Whether packing such a product would cost more than computing it; a packed B is

@@ -1,18 +1,79 @@
-"""Which kernel computes a product, and why."""
+"""The planner: which kernel and strategy compute a product, by modelled time, and why.
+
+Every kernel that fits is tried with every strategy in the model of :mod:`npu_matmul.performance`,
+once per shape: :func:`choose` then finds its answer in a table that the device keeps.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import astuple
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import astuple, dataclass
 
-from npu_matmul.kernel import Kernel, UnknownKernel, kernels_named, load_variants
-from npu_matmul.schedule import cover
+from npu_matmul.device import NpuDevice
+from npu_matmul.kernel import (
+    Kernel,
+    UnknownKernel,
+    kernel_folders,
+    kernels_version,
+    load_variants,
+)
+from npu_matmul.performance.product import Npu, predict
+from npu_matmul.schedule import LimitError
+from npu_matmul.strategies import STRATEGIES
 from npu_matmul.target import NPU1, Target
 from npu_matmul.tiler import TileGrid
 
 # A packed B is chosen a kernel before its A is known. So many rows fill every kernel's blocks, so
 # that the choice is the one for a large A.
 MANY_ROWS = 1024
+CHOICES_KEPT = 4096  # per device; then the table starts anew
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A kernel and why, a strategy and how it was chosen."""
+
+    kernel: Kernel
+    why: str
+    strategy: str
+    how: str
+
+
+def choose(
+    device: NpuDevice,
+    types: tuple[str, str, str],
+    problem: tuple[int, ...],
+    kernel: str | Kernel | None = None,
+    strategy: str | None = None,
+) -> Choice:
+    """What computes a problem (M, K, N), or (M, K, N, terms), on a device: kernel and strategy as
+    asked for, else those of the least modelled time. Kernels that the device can load come first.
+
+    Raises as :func:`choose_kernel`.
+
+    >>> from npu_matmul.device import open_device
+    >>> choice = choose(open_device("emulated"), ("int8", "int8", "int32"), (1500, 512, 512))
+    >>> choice.kernel.name, choice.strategy
+    ('matmul_64x512', 'batched')
+    """
+    key = types, problem, kernel, strategy, kernels_version()
+    found: Choice | None = device.choices.get(key)
+    if found is not None:
+        return found
+    chosen, why = choose_kernel(kernel, types, problem, device.target, device.can_load, strategy)
+    how = "as asked"
+    if strategy is None:
+        npu, grid = Npu.named(device.target.name), TileGrid(chosen, *problem)
+        # of equal ones the last, which has the fewest launches
+        strategy = min(reversed(STRATEGIES), key=lambda name: modelled_s(grid, name, npu))
+        how = f"least modelled time of {len(STRATEGIES)}"
+    choice = Choice(chosen, why, strategy, how)
+    if device.can_load(chosen):  # else another one may be built before the next call
+        if len(device.choices) >= CHOICES_KEPT:
+            device.choices.clear()
+        device.choices[key] = choice
+    return choice
 
 
 def choose_kernel(
@@ -21,44 +82,60 @@ def choose_kernel(
     problem: tuple[int, ...],
     target: Target = NPU1,
     can_load: Callable[[Kernel], bool] = lambda _: True,
+    strategy: str | None = None,
 ) -> tuple[Kernel, str]:
     """The kernel for element types (A, B, C), a problem (M, K, N), or (M, K, N, terms), and a
-    target, and the reason: the one asked for, else the one whose cores have the least padded work
-    each, then the fewest launches. Where some can be loaded by the device, it is one of them.
+    target, and the reason: the one asked for, else the one of the least modelled time by
+    ``strategy``, or by the best one. Where some can be loaded, it is one of them.
 
     Raises ``UnknownKernel``, ``ManifestError`` or ``KernelNotBuilt``.
 
     >>> int8 = ("int8", "int8", "int32")
-    >>> choose_kernel(None, int8, (16, 16, 16))[0].name
-    'matmul_16x16'
+    >>> kernel, why = choose_kernel(None, int8, (16, 16, 16))
+    >>> kernel.name, why
+    ('matmul_16x16', 'least modelled time, 0.17 ms; matmul_64x512 0.23 ms')
     """
     if kernel is not None:
         return _asked_for(kernel, types, target), "as asked"
     kernels = kernels_for(types, target)
     kernels = list(filter(can_load, kernels)) or kernels
-    grids = [TileGrid(variant, *problem) for variant in kernels]
-    if not grids:
+    if not kernels:
         raise UnknownKernel(f"no kernel for {types[0]} operands on {target.name} was found")
-    if len(grids) == 1:
-        return grids[0].kernel, f"the only one for {types[0]} operands"
-    least = min(map(padded_work, grids))
-    equal = [grid for grid in grids if padded_work(grid) == least]
-    best = min(equal, key=lambda grid: len(cover(grid)))
-    reason = f"least padded work per core of {len(grids)}"
-    return best.kernel, reason if len(equal) == 1 else f"{reason}, then fewest launches"
+    if len(kernels) == 1:
+        return kernels[0], f"the only one for {types[0]} operands"
+    npu = Npu.named(target.name)
+    names = STRATEGIES if strategy is None else (strategy,)
+    ranked = sorted(
+        ((_least_s(TileGrid(kernel, *problem), names, npu), kernel) for kernel in kernels),
+        key=lambda pair: pair[0],
+    )
+    (best_s, best), *others = ranked
+    rest = ", ".join(f"{other.name} {_shown_s(seconds)}" for seconds, other in others)
+    return best, f"least modelled time, {_shown_s(best_s)}; {rest}"
+
+
+def modelled_s(grid: TileGrid, strategy: str, npu: Npu) -> float:
+    """Modelled seconds of a product on the device, without the host's stages; infinite where no
+    launch of it fits the limits."""
+    try:
+        return predict(grid, strategy, npu).device_s
+    except LimitError:
+        return math.inf
 
 
 def kernels_for(types: tuple[str, str, str], target: Target = NPU1) -> list[Kernel]:
     """Every kernel that is for these element types of A, B and C and this target, and has its
     source."""
-    variants = kernels_named()
+    variants = [variant for name in kernel_folders() for variant in load_variants(name).values()]
     return [v for v in variants if _is_for(v, types, target) and v.source.is_file()]
 
 
-def padded_work(grid: TileGrid) -> int:
-    """Multiplications of one core, padding included."""
-    tile = grid.kernel.tile
-    return grid.Mb * tile.m * grid.Kt * tile.k * grid.Nb * tile.n
+def _least_s(grid: TileGrid, strategies: Iterable[str], npu: Npu) -> float:
+    return min(modelled_s(grid, strategy, npu) for strategy in strategies)
+
+
+def _shown_s(seconds: float) -> str:
+    return f"{seconds * 1e3:.2g} ms" if seconds < 1 else f"{seconds:.2g} s"
 
 
 def _asked_for(kernel: str | Kernel, types: tuple[str, str, str], target: Target) -> Kernel:

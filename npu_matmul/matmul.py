@@ -71,9 +71,9 @@ def npu_matmul(
     device
         A name for :func:`open_device`, or a device; default ``$NPU_MATMUL_DEVICE``, else "auto".
     kernel
-        A kernel's name; default: the one with the least padded work per core.
+        A kernel's name; default: the one of the least modelled time.
     strategy
-        "batched" (default), "output_tile" or "sequential".
+        "batched", "output_tile" or "sequential"; default: the one of the least modelled time.
     on_error
         "raise", or "cpu" to compute on the CPU when the device fails or cannot be opened;
         ``last_call()`` then says so.

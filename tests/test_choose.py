@@ -1,9 +1,11 @@
-"""The kernel that is chosen fits types and target, and has the least to do; the reason says so."""
+"""The kernel that is chosen fits types and target and is modelled to take least; the reason says
+so."""
 
 from __future__ import annotations
 
 import doctest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +13,12 @@ from comparing import assert_equal_bits, product_int32, random_int8
 
 from npu_matmul import choose, last_call, npu_matmul, pack_b
 from npu_matmul.choose import choose_kernel
+from npu_matmul.device.emulated import EmulatedDevice
 from npu_matmul.kernel import UnknownKernel, load_kernel
+from npu_matmul.performance.product import Npu, Prediction
+from npu_matmul.schedule import LimitError
 from npu_matmul.target import NPU1, NPU2
+from npu_matmul.tiler import TileGrid
 
 INT8 = "int8", "int8", "int32"
 BF16 = "bfloat16", "bfloat16", "float32"
@@ -66,16 +72,76 @@ def test_every_variant_is_a_candidate(folder: Path) -> None:
     assert choose_kernel(None, INT8, (8, 8, 8))[0].variant == "small"
 
 
-def test_equal_work_goes_to_the_one_with_fewer_launches(monkeypatch: pytest.MonkeyPatch) -> None:
-    problem = 16, 512, 512  # 16 rows of 512 columns are as much as 64 of 128
-    launches = {"matmul_16x16": [1, 2], "matmul_64x512": [1]}
-    monkeypatch.setattr(choose, "cover", lambda grid: launches[grid.kernel.name])
-    chosen, why = choose_kernel(None, INT8, problem)
+def test_the_reason_gives_the_modelled_times_of_all() -> None:
+    chosen, why = choose_kernel(None, INT8, (1500, 512, 512))
     assert chosen.name == "matmul_64x512"
-    assert why == "least padded work per core of 2, then fewest launches"
-    launches["matmul_16x16"] = []
-    assert choose_kernel(None, INT8, problem)[0].name == "matmul_16x16"
-    assert choose_kernel(None, INT8, (1500, 512, 512))[1] == "least padded work per core of 2"
+    assert why == "least modelled time, 0.44 ms; matmul_16x16 17 ms"
+    chosen, why = choose_kernel(None, INT8, (1500, 512, 512), strategy="sequential")
+    assert chosen.name == "matmul_64x512"
+    assert why == "least modelled time, 11 ms; matmul_16x16 16 s"
+
+
+def test_a_kernel_whose_smallest_launch_is_beyond_the_limits_comes_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = choose.predict
+
+    def predict(grid: TileGrid, strategy: str, npu: Npu) -> Prediction:
+        if grid.kernel.name == "matmul_64x512":
+            raise LimitError
+        return real(grid, strategy, npu)
+
+    monkeypatch.setattr(choose, "predict", predict)
+    assert choose_kernel(None, INT8, (1500, 512, 512))[0].name == "matmul_16x16"
+
+
+def test_the_model_is_asked_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, asked = EmulatedDevice(), []
+    real = choose.predict
+
+    def predict(grid: TileGrid, *rest: Any) -> Prediction:
+        asked.append(grid)
+        return real(grid, *rest)
+
+    monkeypatch.setattr(choose, "predict", predict)
+    first = choose.choose(device, INT8, (64, 64, 64))
+    assert len({grid.kernel for grid in asked}) == 2
+    asked.clear()
+    assert choose.choose(device, INT8, (64, 64, 64)) is first
+    assert not asked
+    assert choose.choose(device, INT8, (64, 64, 64), strategy="output_tile") is not first
+    assert choose.choose(EmulatedDevice(), INT8, (64, 64, 64)) is not first
+
+
+def test_a_changed_manifest_is_seen_by_the_next_call(folder: Path) -> None:
+    """Also in place, where the folder does not change; and a new kernel beside it."""
+    device = EmulatedDevice()
+
+    def chosen() -> tuple[str, int]:
+        kernel = choose.choose(device, INT8, (24, 24, 24)).kernel
+        return kernel.name, kernel.tile.m
+
+    assert chosen() == ("matmul_16x16", 16)
+    (folder / "late").mkdir()
+    assert chosen() == ("matmul_16x16", 16)
+    (folder / "late" / "matmul_i8.cc").write_text("")
+    manifest = folder / "late" / "kernel.toml"
+    manifest.write_text(MANIFEST.replace("= 16", "= 24"))
+    assert chosen() == ("late", 24)
+    manifest.write_text(MANIFEST.replace("= 16", "= 32"))
+    assert chosen() == ("late", 32)
+    manifest.unlink()
+    assert chosen() == ("matmul_16x16", 16)
+
+
+def test_nothing_is_kept_while_no_kernel_can_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = EmulatedDevice()
+    built: set[str] = set()
+    monkeypatch.setattr(device, "can_load", lambda kernel: kernel.name in built)
+    assert choose.choose(device, INT8, (1500, 512, 512)).kernel.name == "matmul_64x512"
+    built.add("matmul_16x16")
+    choice = choose.choose(device, INT8, (1500, 512, 512))
+    assert (choice.kernel.name, choice.why) == ("matmul_16x16", "the only one for int8 operands")
 
 
 def test_weights_are_packed_for_a_large_a() -> None:

@@ -287,34 +287,23 @@ def write_kernel(place: Path, name: str, size: int, source: bool = True) -> None
         (place / name / KERNEL.source.name).write_text("")
 
 
-def test_the_kernel_with_the_least_padding_is_chosen_and_the_report_says_why(
+def test_the_kernel_of_the_least_modelled_time_is_chosen_and_the_report_says_why(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, size, source in [("bare", 24, False), ("eights", 8, True)]:
+    for name, size, source in [("bare", 8, False), ("exact", 24, True)]:
         write_kernel(tmp_path, name, size, source)
     monkeypatch.setenv("NPU_MATMUL_KERNELS", str(tmp_path))
-    for shape, chosen in [((24, 24), "eights"), ((5, 9), "eights")]:
+    for shape, chosen in [((24, 24), "exact"), ((5, 9), "matmul_16x16")]:
         a = random_int8(1, *shape)
         assert_equal_bits(npu_matmul(a, a.T, device="emulated"), clipped(a, a.T))
         assert last_call().kernel == chosen
-        assert "least padded work per core of" in last_call().reason
-    npu_matmul(a, a.T, device="emulated", kernel="matmul_16x16")
-    assert last_call().kernel == "matmul_16x16"
-    assert "kernel matmul_16x16: as asked" in last_call().reason
-    with pytest.raises(KernelNotBuilt, match=r"'bare'.*eights"):
+        assert f"kernel {chosen}: least modelled time, 0.1" in last_call().reason
+        assert "strategy batched: least modelled time of 3" in last_call().reason
+    npu_matmul(a, a.T, device="emulated", kernel="exact", strategy="sequential")
+    assert last_call().kernel == "exact"
+    assert last_call().reason == "kernel exact: as asked; strategy sequential: as asked"
+    with pytest.raises(KernelNotBuilt, match=r"'bare'.*exact"):
         npu_matmul(a, a.T, device="emulated", kernel="bare")
-
-
-def test_padded_work_is_weighed_before_launches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_kernel(tmp_path, "eights", 8)
-    monkeypatch.setenv("NPU_MATMUL_KERNELS", str(tmp_path))
-    launches = {"eights": [1, 2], "matmul_16x16": [1], "matmul_64x512": [1]}
-    monkeypatch.setattr(choose, "cover", lambda grid: launches[grid.kernel.name])
-    types = "int8", "int8", "int32"
-    assert choose.choose_kernel(None, types, (24, 24, 24))[0].name == "eights"
-    assert choose.choose_kernel(None, types, (32, 32, 32))[0].name == "matmul_16x16"
 
 
 def test_sixteen_cores_are_taken_where_each_has_less_work_than_one_would() -> None:

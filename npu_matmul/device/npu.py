@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +39,7 @@ class NpuDevice(Device):
     def __init__(self) -> None:
         super().__init__()
         self._pool = BufferPool(POOL_BYTES)
+        self.choices: dict[Hashable, Any] = {}  # what the planner decided for this device
 
     def can_load(self, kernel: Kernel) -> bool:
         """Whether ``load`` will find what it needs; kernels that can be loaded are preferred."""
