@@ -16,10 +16,11 @@ from rich.console import Console
 from rich.table import Table
 
 from npu_matmul.choose import choose_kernel
-from npu_matmul.kernel import Kernel, load_kernel
+from npu_matmul.kernel import load_kernel
+from npu_matmul.performance.product import predict
 from npu_matmul.precision import EXACT
 from npu_matmul.report import CallReport
-from npu_matmul.strategies import Counts, expected
+from npu_matmul.strategies import Counts
 from npu_matmul.tiler import TileGrid
 from npu_matmul.whisper import elementwise
 from npu_matmul.whisper.audio import SAMPLE_RATE_HZ, pad_or_trim, speech_sample
@@ -33,12 +34,6 @@ SIZE = "base"
 SEED = 2024
 PROJECTIONS = ("attn.qkv", "attn.out", "mlp.0", "mlp.2")
 WRAPPER_KERNEL = "matmul_16x16"  # of the tile-by-tile wrapper
-
-# Of the model of device time.
-CLOCK_HZ = 1.6e9  # the highest step of the driver's clock table for npu1
-BYTES_PER_CYCLE = 15  # in each direction, all shims together: E. Taka et al., arXiv 2512.13282
-MACS_PER_CYCLE = 256  # int8, of one core: AMD's figure for AIE-ML, which no kernel quite reaches
-LAUNCH_S = 0.14e-3  # published for a Ryzen 8845HS under Linux: github.com/drakosha/whisper-xdna
 
 
 @dataclass(frozen=True)
@@ -96,47 +91,17 @@ def run(device: str = "cpu") -> Shown:
     )
 
 
-def modelled_s(kernel: Kernel, launches: int, bytes_in: int, bytes_out: int, macs: int) -> float:
-    """Device seconds by the model of E. Taka et al. (arXiv 2512.13282), with a constant for each
-    launch: the longest of streaming in, streaming out and multiplying, which overlap."""
-    streaming = max(bytes_in, bytes_out) / (BYTES_PER_CYCLE * CLOCK_HZ)
-    cores = kernel.grid.rows * kernel.grid.columns
-    return launches * LAUNCH_S + max(streaming, macs / (cores * MACS_PER_CYCLE * CLOCK_HZ))
-
-
 def _projection(name: str, encoder: AudioEncoder, ledger: Ledger) -> Projection:
     block = encoder.blocks[0]
     linear = dict(zip(PROJECTIONS, (block.attn.qkv[0], block.attn.out, *block.mlp), strict=True))
     depth, columns = linear[name].weight.shape
     shape = encoder.dims.n_audio_ctx, depth, columns
-    wrapper = TileGrid(load_kernel(WRAPPER_KERNEL), *shape)
-    counts = expected("sequential", wrapper)
     report = ledger.reports[f"blocks.0.{name}"]
-    kernel, _ = choose_kernel(report.kernel, EXACT.types, shape)
-    grid = TileGrid(kernel, *shape)
-    # A enters once for each block of columns, B once for each block of rows.
-    streamed = grid.a_bytes * grid.Nb + grid.b_bytes * grid.Mb
-    return Projection(
-        name,
-        shape,
-        counts,
-        modelled_s(
-            wrapper.kernel,
-            counts.launches,
-            counts.bytes_to_device,
-            counts.bytes_from_device,
-            _macs(wrapper),
-        ),
-        report,
-        modelled_s(kernel, report.launches, streamed, report.bytes_from_device, _macs(grid)),
-    )
-
-
-def _macs(grid: TileGrid) -> int:
-    """Multiplications of all cores, padding included."""
-    tile, cores = grid.kernel.tile, grid.kernel.grid
-    blocks = grid.Mb * grid.Nb * cores.rows * cores.columns
-    return blocks * grid.Kt * tile.m * tile.k * tile.n
+    assert report.kernel is not None and report.strategy is not None
+    grid = TileGrid(choose_kernel(report.kernel, EXACT.types, shape)[0], *shape)
+    sequential = predict(TileGrid(load_kernel(WRAPPER_KERNEL), *shape), "sequential")
+    batched = predict(grid, report.strategy, resident=True)
+    return Projection(name, shape, sequential.counts, sequential.device_s, report, batched.device_s)
 
 
 def _first_block(encoder: AudioEncoder, given: Floats) -> Floats:
@@ -159,8 +124,8 @@ def show(shown: Shown, console: Console) -> None:
     console.print(
         "sequential wrapper: counts by formula, to which tests hold what the device counts; its "
         f"kernel is {WRAPPER_KERNEL}.\nbatched: counted by the emulated NPU in this run; weights "
-        "are resident and move no bytes.\nmodelled: by a model of device time from published "
-        "figures of other kernels, measured nowhere.\n",
+        "are resident and move no bytes.\nmodelled: device time as npu-matmul plan models it, from "
+        "published figures; measured nowhere.\n",
         highlight=False,
     )
     if shown.layer_wrong:
