@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from npu_matmul.bench import writing
+from npu_matmul import writing
 from npu_matmul.bench.environment import environment
 from npu_matmul.bench.timing import RULE, medians
 

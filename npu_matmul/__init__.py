@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from npu_matmul.packed import PackedMatrix as PackedMatrix
     from npu_matmul.report import CallReport as CallReport
     from npu_matmul.report import last_call as last_call
+    from npu_matmul.timeline.trace import TraceError as TraceError
+    from npu_matmul.timeline.trace import trace as trace
 
 __version__ = "0.1.0"
 
@@ -38,6 +40,8 @@ _PLACES = {
     "CallReport": "report",
     "load_kernel": "kernel",
     "Kernel": "kernel",
+    "trace": "timeline.trace",
+    "TraceError": "timeline.trace",
 }
 __all__ = [*_PLACES, "__version__"]
 

@@ -27,6 +27,7 @@ from npu_matmul.precision import EXACT, Precision, QuantiseError
 from npu_matmul.report import calls
 from npu_matmul.strategies import pack_resident
 from npu_matmul.tiler import TileGrid
+from npu_matmul.timeline import listening
 
 
 def npu_matmul(
@@ -95,7 +96,7 @@ def npu_matmul(
     plain = precision is None is device is kernel is strategy and on_error == "raise"
     if plain and out is not None and type(B) is PackedMatrix:
         quick = B.quick
-        if quick is not None and quick.run(A, out, dtype):
+        if quick is not None and listening.listener is None and quick.run(A, out, dtype):
             calls.last = quick.report
             return out
     if isinstance(A, PackedMatrix):
@@ -113,20 +114,24 @@ def npu_matmul(
     a = a[np.newaxis] if a.ndim == 1 else a
     if not isinstance(b, PackedMatrix) and b.ndim == 1:
         b = b[:, np.newaxis]
-    call.choose(a, b, kernel, strategy)
-    call.out = out
-    try:
-        with call.device.record() as counters:
-            result = call.product(a, b).reshape(shape)
-    except QuantiseError as error:  # of one matrix: say where in the caller's array it is
-        raise QuantiseError(np.asarray(A if error.name == "A" else B), error.name) from None
-    if out is not None and not np.may_share_memory(out, result):
-        with call.stages.stage("out"):
-            out[...] = result
-    calls.last = call.report(counters)
+    with listening.span("npu_matmul", A=list(a.shape), B=list(b.shape)) as shown:
+        call.choose(a, b, kernel, strategy)
+        call.out = out
+        try:
+            with call.device.record() as counters:
+                result = call.product(a, b).reshape(shape)
+        except QuantiseError as error:  # of one matrix: say where in the caller's array it is
+            raise QuantiseError(np.asarray(A if error.name == "A" else B), error.name) from None
+        if out is not None and not np.may_share_memory(out, result):
+            with call.stages.stage("out"):
+                out[...] = result
+        calls.last = call.report(counters)
+        if shown is not None:
+            shown.details.update(calls.last.shown())
     return out if out is not None else result[()]
 
 
+@listening.spanned("pack_b")
 def pack_b(
     B: ArrayLike,
     *,

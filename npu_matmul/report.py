@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 calls = threading.local()  # .last is the report of this thread's last call
 
@@ -38,6 +39,11 @@ class CallReport:
     allocated_bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     padding: float = 0.0
+
+    def shown(self) -> dict[str, Any]:
+        """What a timeline shows of a call: all but what is zero, and the seconds, which are there
+        as spans."""
+        return {name: value for name, value in vars(self).items() if value and name != "seconds"}
 
 
 def last_call() -> CallReport:

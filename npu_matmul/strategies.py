@@ -32,6 +32,7 @@ from npu_matmul.schedule import (
 )
 from npu_matmul.streams import launch_stream
 from npu_matmul.tiler import TileGrid, pack_a, pack_b, unpack_c
+from npu_matmul.timeline import listening
 
 REGION_ALIGNMENT_BYTES = 64  # a cache line: the regions of one buffer share none
 
@@ -48,7 +49,9 @@ class Stages:
         try:
             yield
         finally:
-            self.seconds[name] += time.perf_counter() - start
+            end = time.perf_counter()
+            self.seconds[name] += end - start
+            listening.measured(name, start, end)
 
 
 @dataclass(frozen=True)

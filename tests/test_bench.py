@@ -23,7 +23,7 @@ from npu_matmul.bench import environment as env
 from npu_matmul.bench.contenders import BASELINE, OWN_AVX2, OWN_DYNAMIC, OWN_INT8, MissingExtra
 from npu_matmul.bench.session import Plan, Results
 from npu_matmul.bench.shapes import NAMED, parse_shapes
-from npu_matmul.bench.writing import whole_file, write_json
+from npu_matmul.writing import whole_file, write_json
 
 Row = dict[str, Any]
 RATES = {  # G op/s of one core at every shape

@@ -22,6 +22,7 @@ NAME = PACKAGE.name
 # From the ground up; a name with a dot at its end stands for all modules of that package.
 LAYERS = [
     ("vocabulary", ["kernel", "target", "sequence", "overlay", "report", "violation"]),
+    ("vocabulary", ["writing", "timeline", "timeline."]),
     ("vocabulary", ["mlir", "mlir.directives", "mlir.aie", "mlir.aie_lowered", "mlir.aiex"]),
     ("pure", ["mlir.reader", "mlir.elaborate", "tiler", "accumulate", "precision", "operands"]),
     ("pure", ["design", "schedule", "instructions", "stream_rules", "streams", "emulator."]),

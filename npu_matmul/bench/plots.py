@@ -14,7 +14,7 @@ from npu_matmul.bench.environment import summary
 from npu_matmul.bench.session import Results
 from npu_matmul.bench.shapes import shape_text
 from npu_matmul.bench.tables import three_digits
-from npu_matmul.bench.writing import whole_file
+from npu_matmul.writing import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

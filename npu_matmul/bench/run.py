@@ -15,7 +15,7 @@ from npu_matmul.bench.environment import summary
 from npu_matmul.bench.session import Plan, Results, measure
 from npu_matmul.bench.shapes import parse_shapes
 from npu_matmul.bench.targets import judge
-from npu_matmul.bench.writing import write_json
+from npu_matmul.writing import write_json
 
 LIBRARIES = ("numpy", "torch", "ort")
 DEFAULT_SHAPES = ("whisper-base",)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from npu_matmul.device.errors import DeviceError
 from npu_matmul.precision import Operand, Precision
+from npu_matmul.timeline import listening
 
 OPEN: dict[str, Device] = {}  # by the name it was opened under; one device may have several
 OPENING = threading.RLock()
@@ -77,7 +78,8 @@ class Device(ABC):
         before = state.get("uncounted", False)
         state["uncounted"] = True
         try:
-            yield
+            with listening.span("test of the device"):
+                yield
         finally:
             state["uncounted"] = before
 
@@ -88,6 +90,16 @@ class Device(ABC):
             self.totals.add(amounts)
         for counters in self._recording.__dict__.get("stack", ()):
             counters.add(amounts)
+
+    @property
+    def heard(self) -> bool:
+        """Whether a timeline shows what this thread makes the device do: not what is not
+        counted."""
+        return listening.listener is not None and not self._recording.__dict__.get("uncounted")
+
+    def span(self, name: str, **details: Any) -> listening.Span | listening.Nothing:
+        """For ``with``: what this thread makes the device do."""
+        return listening.span(name, **details) if self.heard else listening.NOTHING
 
     def require_open(self) -> None:
         """Raise :class:`DeviceError` once the device was closed."""

@@ -46,12 +46,14 @@ class Buffer(ABC):
     def sync_to_device(self) -> None:
         """Make the device see what the host has written."""
         self.device.count(syncs_to_device=1, bytes_to_device=self.nbytes)
-        self._sync_to_device()
+        with self.device.span("sync to device", bytes=self.nbytes):
+            self._sync_to_device()
 
     def sync_from_device(self) -> None:
         """Make the host see what the device has written."""
         self.device.count(syncs_from_device=1, bytes_from_device=self.nbytes)
-        self._sync_from_device()
+        with self.device.span("sync from device", bytes=self.nbytes):
+            self._sync_from_device()
 
     @abstractmethod
     def _view(self, offset_bytes: int, nbytes: int) -> Buffer: ...

@@ -1,7 +1,8 @@
 """The emulated NPU behind the device seam: buffers with two sides, and a machine per loaded kernel.
 
 It is stricter than hardware: both sides of a new or newly lent buffer are poisoned, and a transfer
-of bytes that were never synced is an error. It reports counts, never a time.
+of bytes that were never synced is an error. It reports counts, never a time; only a timeline shows
+modelled ones.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ from npu_matmul.device.errors import LaunchFailed
 from npu_matmul.device.npu import LoadedKernel, NpuDevice, Run
 from npu_matmul.emulator import POISON, EmulationError
 from npu_matmul.emulator.machine import Machine, MachineCounters
+from npu_matmul.emulator.pace import modelled_pace
 from npu_matmul.emulator.shim import DeviceMemory
 from npu_matmul.emulator.symbols import models
+from npu_matmul.emulator.timed import TimedMachine
 from npu_matmul.instructions import Stream
 from npu_matmul.kernel import Kernel
 from npu_matmul.mlir.elaborate import overlay_of_text
 from npu_matmul.target import WORD_BYTES
+from npu_matmul.timeline import listening
 
 
 class EmulatedDevice(NpuDevice):
@@ -95,7 +99,7 @@ class EmulatedKernel(LoadedKernel):
         kernel.require_source()
         self._overlay = overlay_of_text(design_text(kernel), f"{kernel.name}.mlir")
         self._models = models(kernel)
-        self._machine = Machine(self._overlay, self._models)
+        self._machine = self._boot(timed=False)
 
     @property
     def machine_counters(self) -> MachineCounters:
@@ -111,15 +115,36 @@ class EmulatedKernel(LoadedKernel):
         for buffer in buffers:
             assert isinstance(buffer, EmulatedBuffer)
             memories.append(buffer.memory)
+        hearing = listening.listener
+        if isinstance(self._machine, TimedMachine) != (hearing is not None):
+            self._machine = self._boot(hearing is not None)  # at rest it is as after boot
+        machine = self._machine
+        with self.device.span(f"launch {self.kernel.name}", launches=1) as span:
+            run = self._launched(machine, instructions, memories)
+            if hearing is not None and isinstance(machine, TimedMachine):
+                number = hearing.place(machine.shown(self.kernel.name))
+                if span is not None:
+                    span.details["launch"] = number
+        return run
+
+    def _launched(
+        self, machine: Machine, stream: Stream, memories: Sequence[DeviceMemory]
+    ) -> _Finished:
         try:
-            self._machine.launch(instructions, memories)
+            machine.launch(stream, memories)
         except EmulationError as error:
-            self._machine = Machine(self._overlay, self._models)
+            self._machine = self._boot(isinstance(machine, TimedMachine))
             return _Finished(error)
         except BaseException:  # an interrupt, say: the machine is in the middle of something
-            self._machine = Machine(self._overlay, self._models)
+            self._machine = self._boot(isinstance(machine, TimedMachine))
             raise
         return _Finished(None)
+
+    def _boot(self, timed: bool) -> Machine:
+        """A new machine; a timed one while a timeline is recorded."""
+        if not timed:
+            return Machine(self._overlay, self._models)
+        return TimedMachine(self._overlay, self._models, modelled_pace(self.kernel, self._overlay))
 
 
 class _Finished(Run):

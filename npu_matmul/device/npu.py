@@ -157,7 +157,8 @@ class LoadedKernel(ABC):
         decoded = decode(stream)
         check_stream(decoded)
         self.device.count(instruction_syncs=1, instruction_bytes=len(stream))
-        instructions = self._load_instructions(stream, decoded)
+        with self.device.span("sync instructions", bytes=len(stream)):
+            instructions = self._load_instructions(stream, decoded)
         prepared = Prepared(decoded, decoded.argument_bytes(), instructions)
         self._streams[stream] = prepared
         if len(self._streams) > PREPARED_STREAMS:

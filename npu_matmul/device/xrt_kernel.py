@@ -32,6 +32,7 @@ from npu_matmul.kernel import Kernel, KernelNotBuilt
 from npu_matmul.schedule import LIMITS
 from npu_matmul.streams import stream_cycles, written_arguments
 from npu_matmul.target import WORD_BYTES
+from npu_matmul.timeline import listening
 
 RUN_INSTRUCTIONS = 3  # the opcode of a launch
 CONTEXT_COMMANDS = 4  # HWCTX_MAX_CMDS of amdxdna: submitting a fifth blocks inside XRT
@@ -169,7 +170,8 @@ class XrtKernel(LoadedKernel):
         with reported("the driver did not take it", LaunchNotStarted):
             runs = [self._run(context, *launch) for launch in launches]
             chain = self._chain(context, runs[:-1])
-            flight = Flight(context, owner, runs, chain, memory, commands, tuple(launches))
+            shown = self._shown(len(launches))
+            flight = Flight(context, owner, runs, chain, memory, commands, tuple(launches), shown)
             IN_FLIGHT.add(flight)
             try:
                 if chain is not None:
@@ -177,11 +179,18 @@ class XrtKernel(LoadedKernel):
                 runs[-1].start()
             except RuntimeError:
                 IN_FLIGHT.start_failed(flight)
+                shown.end(failed="not started")
                 if chain is not None:  # what of it was submitted must end before memory is reused
                     with contextlib.suppress(RuntimeError):
                         chain.wait()
                 raise
         return flight
+
+    def _shown(self, launches: int) -> listening.InFlight | listening.Nothing:
+        """These launches in a timeline, from when they are submitted until their end is seen."""
+        if not self.device.heard:
+            return listening.NOTHING
+        return listening.in_flight(f"launch {self.kernel.name}", launches=launches)
 
     def _chain(self, context: Context, runs: Sequence[Any]) -> Any:
         if not runs:

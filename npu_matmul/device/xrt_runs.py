@@ -30,6 +30,7 @@ from npu_matmul.device.xrt_errors import (
     ended,
     overdue,
 )
+from npu_matmul.timeline import listening
 
 FIRST_PAUSE_S = 20e-6
 LONGEST_PAUSE_S = 1e-3
@@ -54,6 +55,7 @@ class Flight:
     memory: frozenset[Any]
     commands: int
     keep: tuple[Any, ...]
+    shown: listening.InFlight | listening.Nothing = listening.NOTHING
     abandoned: bool = False
 
     def has_ended(self) -> bool:
@@ -169,12 +171,16 @@ def wait(flight: Flight, timeout_s: float) -> Failure | None:
         while not flight.has_ended():
             if not patience.pause():
                 flight.abandoned = True
+                flight.shown.end(failed="did not end")
                 return overdue(timeout_s)
     except BaseException:
         flight.abandoned = not IN_FLIGHT.drain([flight])
+        flight.shown.end(failed="interrupted")
         raise
     IN_FLIGHT.current()
-    return flight.result()
+    failure = flight.result()
+    flight.shown.end(**({"failed": failure.text} if failure else {}))
+    return failure
 
 
 class Submission(Protocol):

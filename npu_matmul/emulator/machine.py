@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,7 +33,7 @@ from npu_matmul.instructions import Stream, WriteWord
 from npu_matmul.lowering import depth_at
 from npu_matmul.mlir import aie
 from npu_matmul.mlir.reader import DesignError
-from npu_matmul.overlay import Channel, Fifo, Overlay, Tile
+from npu_matmul.overlay import Channel, Core, Fifo, Link, Overlay, Tile
 
 
 @dataclass
@@ -53,6 +53,9 @@ class Machine:
     ``settle`` schedules the actors; what is computed does not depend on it.
     """
 
+    ring_type: ClassVar[type[Ring]] = Ring
+    channel_type: ClassVar[type[FifoChannel]] = FifoChannel
+
     overlay: Overlay
     models: Mapping[str, Model]
     launches: int = 0
@@ -60,7 +63,7 @@ class Machine:
     _channels: dict[Channel, FifoChannel] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._rings, sides = _build_rings(self.overlay)
+        self._rings, sides = _build_rings(self.overlay, self.ring_type)
         self._parameters = {
             name: ParameterMemory(
                 name, p.tile, p.address, np.zeros(p.elements * p.dtype.itemsize // 4, np.int32)
@@ -71,10 +74,7 @@ class Machine:
         self._actors: list[Actor] = []
         for fifo in self.overlay.fifos.values():
             self._actors.append(self._mover(fifo, sides))
-        self._cores = [
-            CoreProgram(core, sides.of_core(core.tile), by_value, self.models)
-            for core in self.overlay.cores
-        ]
+        self._cores = [self._core(core, sides, by_value) for core in self.overlay.cores]
         self._actors += [Actor(core.name, core.run(), kind="core") for core in self._cores]
         partition = self.overlay.target, self.overlay.columns
         self._host = Host(partition, self._channels, self._write_word)
@@ -122,7 +122,12 @@ class Machine:
             f"the stream writes {operation.tile} at {operation.offset:#x}, where no buffer is"
         )
 
-    def _mover(self, fifo: Fifo, sides: _Sides) -> Actor:
+    def _core(
+        self, core: Core, sides: Sides, parameters: Mapping[Any, ParameterMemory]
+    ) -> CoreProgram:
+        return CoreProgram(core, sides.of_core(core.tile), parameters, self.models)
+
+    def _mover(self, fifo: Fifo, sides: Sides) -> Actor:
         """The actor that moves a FIFO's elements: a shim channel, or DMAs between memories."""
         channel = self.overlay.channels.get(fifo.name)
         if channel is None:
@@ -138,7 +143,7 @@ class Machine:
                 f"{fifo.place}: @{fifo.name}: layout transformations "
                 "beside a shim are not supported"
             )
-        found = self._channels[channel] = FifoChannel(channel, fifo.name, ends)
+        found = self._channels[channel] = self.channel_type(channel, fifo.name, ends)
         return Actor(str(found), found.run(), kind="shim DMA")
 
     def _levels(self) -> list[tuple[Any, Any]]:
@@ -179,7 +184,7 @@ def _difference(part: Any, was: Any, now: Any) -> str:
 
 
 @dataclass
-class _Sides:
+class Sides:
     """Who takes from and gives to which ring: per FIFO for the movers, per tile and port for
     cores."""
 
@@ -193,21 +198,22 @@ class _Sides:
         }
 
 
-def _build_rings(overlay: Overlay) -> tuple[list[Ring], _Sides]:
-    sides = _Sides(arriving={name: [] for name in overlay.fifos})
-    rings = [_memtile_ring(link, overlay, sides) for link in overlay.links]
+def _build_rings(overlay: Overlay, ring_type: type[Ring]) -> tuple[list[Ring], Sides]:
+    sides = Sides(arriving={name: [] for name in overlay.fifos})
+    rings = [_memtile_ring(link, overlay, sides, ring_type) for link in overlay.links]
     for fifo in overlay.fifos.values():
-        rings += _core_rings(fifo, overlay, sides)
+        rings += _core_rings(fifo, overlay, sides, ring_type)
     return rings, sides
 
 
-def _memtile_ring(link: Any, overlay: Overlay, sides: _Sides) -> Ring:
+def _memtile_ring(link: Link, overlay: Overlay, sides: Sides, ring_type: type[Ring]) -> Ring:
     """Linked FIFOs share one ring: a join's has the pieces' writers, a distribute's their
     readers."""
     joins = len(link.sources) > 1
     whole = overlay.fifos[link.destinations[0] if joins else link.sources[0]]
     tile = whole.producer if joins else whole.consumers[0]
-    ring = Ring(whole.name, str(tile), whole.depths[0 if joins else 1], whole.elements, whole.dtype)
+    depth = whole.depths[0 if joins else 1]
+    ring = ring_type(whole.name, str(tile), depth, whole.elements, whole.dtype)
     for position, name in enumerate(link.sources):
         offset = link.offsets[position] if joins else 0
         sides.arriving[name].append(ring.writer(offset, overlay.fifos[name].elements))
@@ -217,9 +223,11 @@ def _memtile_ring(link: Any, overlay: Overlay, sides: _Sides) -> Ring:
     return ring
 
 
-def _core_rings(fifo: Fifo, overlay: Overlay, sides: _Sides) -> Iterator[Ring]:
+def _core_rings(
+    fifo: Fifo, overlay: Overlay, sides: Sides, ring_type: type[Ring]
+) -> Iterator[Ring]:
     if fifo.producer.kind == "core":
-        ring = Ring(
+        ring = ring_type(
             fifo.name, str(fifo.producer), depth_at(overlay, fifo, 0), fifo.elements, fifo.dtype
         )
         sides.cores[fifo.producer, fifo.name, aie.Port.PRODUCE] = ring.writer()
@@ -228,7 +236,7 @@ def _core_rings(fifo: Fifo, overlay: Overlay, sides: _Sides) -> Iterator[Ring]:
     for position, tile in enumerate(fifo.consumers):
         if tile.kind == "core":
             depth = depth_at(overlay, fifo, position + 1)
-            ring = Ring(fifo.name, str(tile), depth, fifo.elements, fifo.dtype)
+            ring = ring_type(fifo.name, str(tile), depth, fifo.elements, fifo.dtype)
             sides.arriving[fifo.name].append(ring.writer())
             sides.cores[tile, fifo.name, aie.Port.CONSUME] = ring.reader()
             yield ring
@@ -253,5 +261,5 @@ def _move(source: End, sinks: list[End], fifo: Fifo) -> Iterator[Condition]:
                 target[:] = data
             else:
                 target[places] = data
-            sink.give()
-        source.give()
+        for end in (source, *sinks):
+            end.give()

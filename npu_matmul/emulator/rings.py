@@ -8,7 +8,7 @@ released it. Joins have a writer for each piece of an element, distributes a rea
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,8 @@ from npu_matmul.emulator.actors import Condition
 
 class Ring:
     """``depth`` element buffers in the memory of one tile, poisoned until they are written."""
+
+    end_type: ClassVar[type[End]]
 
     def __init__(
         self, name: str, place: str, depth: int, elements: int, dtype: np.dtype[Any]
@@ -33,12 +35,12 @@ class Ring:
         self.readers: list[End] = []
 
     def writer(self, offset: int = 0, elements: int | None = None) -> End:
-        end = End(self, True, offset, self.elements if elements is None else elements)
+        end = self.end_type(self, True, offset, self.elements if elements is None else elements)
         self.writers.append(end)
         return end
 
     def reader(self, offset: int = 0, elements: int | None = None) -> End:
-        end = End(self, False, offset, self.elements if elements is None else elements)
+        end = self.end_type(self, False, offset, self.elements if elements is None else elements)
         self.readers.append(end)
         return end
 
@@ -106,3 +108,6 @@ class End:
 
     def data(self, number: int) -> NDArray[np.uint8]:
         return self.bytes[number % self.ring.depth]
+
+
+Ring.end_type = End

@@ -16,6 +16,7 @@ from typing import Any
 
 from npu_matmul.matmul import npu_matmul
 from npu_matmul.report import CallReport, last_call
+from npu_matmul.timeline import listening
 
 COUNTED = (
     "launches",
@@ -83,9 +84,10 @@ def stage(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        elapsed = time.perf_counter() - start
+        end = time.perf_counter()
         for ledger in _ledgers():
-            ledger.seconds[name] += elapsed
+            ledger.seconds[name] += end - start
+        listening.measured(name, start, end)
 
 
 def product(name: str, *operands: Any, **how: Any) -> Any:

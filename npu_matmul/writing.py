@@ -10,11 +10,16 @@ from pathlib import Path
 from typing import Any
 
 
+def part_of(path: Path) -> Path:
+    """Where this process writes before it is whole."""
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A path beside ``path`` to write to, which takes its place when the block ends without an
     exception, and is removed otherwise."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         yield part
         part.replace(path)
