@@ -19,7 +19,9 @@ from npu_matmul import TraceError, last_call, npu_matmul, pack_b, trace
 from npu_matmul.device import LaunchFailed, NpuDevice, open_device
 from npu_matmul.device.emulated import EmulatedDevice
 from npu_matmul.kernel import Kernel, load_kernel
+from npu_matmul.performance.product import predict
 from npu_matmul.strategies import STRATEGIES
+from npu_matmul.tiler import TileGrid
 from npu_matmul.timeline import listening
 from npu_matmul.timeline import trace as tracing
 from npu_matmul.timeline.recording import Recording
@@ -110,6 +112,18 @@ def test_modelled_launches_stand_one_after_the_other_with_their_dispatch(tmp_pat
         assert trace_format.ns(event["ts"]) == end
         end += trace_format.ns(event["dur"])
     assert found[1]["dur"] == pytest.approx(found[3]["dur"], abs=0.0011)  # in whole ns
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_modelled_launches_cost_what_the_performance_model_says(
+    int8_kernel: Kernel, strategy: str, tmp_path: Path
+) -> None:
+    with trace(tmp_path / "out.json"):
+        npu_matmul(A, B, device="emulated", kernel=int8_kernel, strategy=strategy)
+    found = spans(trace_format.read(tmp_path / "out.json"), ARRAY, "launches")
+    predicted = predict(TileGrid(int8_kernel, *A.shape, B.shape[1]), strategy)
+    shown_s = sum(event["dur"] for event in named(found, "dispatch")) / 1e6
+    assert shown_s == pytest.approx(predicted.array.launch_s, abs=1e-9 * len(found))
 
 
 def test_the_clocks_are_told_apart(tmp_path: Path) -> None:

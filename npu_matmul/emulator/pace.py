@@ -25,6 +25,7 @@ class Pace:
     task_cycles: float  # of the runtime sequence, to start one task
     clock_hz: float
     launch_s: float
+    queued_launch_s: float  # of one that was submitted together with the one before
     switch_s: float
 
 
@@ -47,5 +48,6 @@ def modelled_pace(kernel: Kernel, overlay: Overlay) -> Pace:
         task_cycles=figures.task_cycles,
         clock_hz=figures.clock_hz,
         launch_s=figures.launch_s,
+        queued_launch_s=figures.queued_launch_s,
         switch_s=figures.overlay_switch_s,
     )

@@ -44,7 +44,7 @@ class TimedEnd(End):
 
     def give(self, count: int = 1) -> None:
         if self.cycles:
-            self.strand.work(f"move {self.ring.name}", self.cycles)
+            self.strand.work("element", self.cycles)
         for number in range(self.released, self.released + count):
             self.given_at[number % self.ring.depth] = self.strand.now
         super().give(count)
@@ -137,13 +137,13 @@ class TimedMachine(Machine):
                 cast(TimedEnd, end).given_at[:] = [0.0] * ring.depth
         super().launch(stream, arguments)
 
-    def shown(self, name: str, **details: Any) -> ArrayLaunch:
-        """What the last launch did and took, as far as it came; ``name`` is the overlay's."""
+    def shown(self, name: str, queued: bool = False) -> ArrayLaunch:
+        """What the last launch did and took, as far as it came. ``name`` is the overlay's;
+        ``queued`` means that it was submitted together with the one before."""
         cycles, tracks = self._array.end()
         pace = self._pace
-        return ArrayLaunch(
-            name, cycles, pace.clock_hz, pace.launch_s, pace.switch_s, tracks, details
-        )
+        launch_s = pace.queued_launch_s if queued else pace.launch_s
+        return ArrayLaunch(name, cycles, pace.clock_hz, launch_s, pace.switch_s, tracks)
 
     def _core(
         self, core: Core, sides: Sides, parameters: Mapping[Any, ParameterMemory]

@@ -84,13 +84,13 @@ class Recording:
     def place(self, launch: ArrayLaunch) -> int:
         with self._adding:
             self._launches += 1
-            details = {**launch.details, "launch": self._launches}
+            number = {"launch": self._launches}
             if self._overlay not in (None, launch.overlay):
                 self._modelled("switch of overlays", launch.switch_s * NS, {})
             self._overlay = launch.overlay
-            self._modelled("dispatch", launch.launch_s * NS, {"launch": self._launches})
+            self._modelled("dispatch", launch.launch_s * NS, number)
             start_ns, ns_per_cycle = self._modelled_ns, NS / launch.clock_hz
-            self._modelled(launch.overlay, launch.cycles * ns_per_cycle, details)
+            self._modelled(launch.overlay, launch.cycles * ns_per_cycle, number)
             for track in sorted(launch.tracks, key=lambda track: track.kind.endswith("DMA")):
                 if self._take_room(len(track.names)):  # element moves are the first to go
                     self._append(track, start_ns, ns_per_cycle)

@@ -9,7 +9,6 @@ in which actors happened to be run.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +76,6 @@ class ArrayLaunch:
     launch_s: float
     switch_s: float
     tracks: tuple[Track, ...]
-    details: Mapping[str, Any]
 
 
 class Array:
