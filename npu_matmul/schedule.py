@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul import design
-from npu_matmul.kernel import Kernel
+from npu_matmul.kernel import CoreGrid, Kernel
 from npu_matmul.sequence import Argument, Sequence, Step, Transfer, Wait, WriteParameter, linear
 from npu_matmul.target import NPU1, Target
 from npu_matmul.tiler import TileGrid
@@ -57,10 +57,18 @@ def step_cycles(kernel: Kernel) -> int:
     2 B a cycle on each input channel where 3.9 were measured on npu1, and 200 cycles for the call.
     """
     tile = kernel.tile
-    peak = 256 if kernel.a_dtype.itemsize == 1 else 128
-    compute = tile.m * tile.k * tile.n * 4 // peak
-    transfer = max(kernel.a_tile_bytes, kernel.b_tile_bytes) // 2
-    return compute + transfer + 200
+    return call_cycles(
+        kernel.a_dtype.itemsize,
+        tile.m * tile.k * tile.n,
+        max(kernel.a_tile_bytes, kernel.b_tile_bytes),
+    )
+
+
+def call_cycles(operand_bytes: int, products: int, tile_bytes: int) -> int:
+    """``step_cycles`` of so many products of elements of ``operand_bytes``, the larger of whose
+    tiles has ``tile_bytes``. Also of NumPy arrays of them."""
+    peak = 256 if operand_bytes == 1 else 128
+    return products * 4 // peak + tile_bytes // 2 + 200
 
 
 @dataclass(frozen=True)
@@ -128,11 +136,12 @@ def cover(grid: TileGrid, limits: Limits = LIMITS, target: Target = NPU1) -> lis
     most_steps = limits.steps(grid.kernel)
     if grid.Kt > most_steps:
         return block_launches(grid, most_steps)
-    columns_outer = _tasks(grid.Mb, grid.Nb, True, target) <= _tasks(
-        grid.Mb, grid.Nb, False, target
+    by_columns, by_rows = (
+        sum(operand_tasks(*order, target)) for order in ((grid.Nb, grid.Mb), (grid.Mb, grid.Nb))
     )
+    columns_outer = by_columns <= by_rows
     outer, inner = (grid.Nb, grid.Mb) if columns_outer else (grid.Mb, grid.Nb)
-    outer_size, inner_size = _largest(grid, outer, inner, columns_outer, limits, target)
+    outer_size, inner_size = _largest(grid, outer, inner, limits, target)
     launches: list[Launch] = []
     c_tile = 0
     for o in range(0, outer, outer_size):
@@ -279,40 +288,41 @@ def input_tasks(shape: LaunchShape, target: Target = NPU1) -> tuple[int, int]:
     return tasks.count(0), tasks.count(1)
 
 
-def _tasks(rows: int, columns: int, columns_outer: bool, target: Target) -> int:
-    """Tasks per shim of a launch of so many blocks (A's and B's together)."""
-    outer, inner = (columns, rows) if columns_outer else (rows, columns)
-    return outer * -(-inner // target.max_iterations) + -(-outer // target.max_iterations)
+def operand_tasks(outer: int, inner: int, target: Target = NPU1) -> tuple[int, int]:
+    """What :func:`input_tasks` counts, from the blocks of both loops: tasks of each shim channel of
+    the operand of the outer loop, and of the other's. Also of NumPy arrays of blocks.
+
+    >>> operand_tasks(4, 6)
+    (4, 1)
+    """
+    most = target.max_iterations
+    return outer * -(-inner // most), -(-outer // most)
 
 
-def _stream_bytes(
-    kernel: Kernel, rows: int, columns: int, columns_outer: bool, target: Target
-) -> int:
-    """An upper bound of a launch's stream."""
-    parameters = kernel.grid.rows * kernel.grid.columns * 24
-    lanes = max(kernel.grid.rows, kernel.grid.columns)
-    return (
-        FIXED_BYTES
-        + parameters
-        + lanes * TASK_BYTES * (1 + _tasks(rows, columns, columns_outer, target))
-    )
+def stream_bytes(cores: CoreGrid, outer: int, inner: int, target: Target = NPU1) -> int:
+    """An upper bound of the stream of a launch of so many blocks, or arrays of them."""
+    parameters = cores.rows * cores.columns * 24
+    lanes = max(cores.rows, cores.columns)
+    tasks = sum(operand_tasks(outer, inner, target))
+    return FIXED_BYTES + parameters + lanes * TASK_BYTES * (1 + tasks)
 
 
 def _largest(
-    grid: TileGrid, outer: int, inner: int, columns_outer: bool, limits: Limits, target: Target
+    grid: TileGrid, outer: int, inner: int, limits: Limits, target: Target
 ) -> tuple[int, int]:
     """The largest part of the outer loop, or else of the inner one, that one launch may be."""
 
+    cores = grid.kernel.grid
+
     def fits(outer_size: int, inner_size: int) -> bool:
-        rows, columns = (inner_size, outer_size) if columns_outer else (outer_size, inner_size)
-        stream = _stream_bytes(grid.kernel, rows, columns, columns_outer, target)
-        calls = rows * columns * grid.Kt
+        stream = stream_bytes(cores, outer_size, inner_size, target)
+        calls = outer_size * inner_size * grid.Kt
         return stream <= limits.stream_bytes and calls <= limits.steps(grid.kernel)
 
     if not fits(1, 1):
         raise LimitError(
             f"kernel {grid.kernel.name!r}: a launch of one block needs a stream of up to "
-            f"{_stream_bytes(grid.kernel, 1, 1, columns_outer, target)} B; "
+            f"{stream_bytes(cores, 1, 1, target)} B; "
             f"the limit is {limits.stream_bytes} B"
         )
     if fits(1, inner):

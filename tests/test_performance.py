@@ -3,11 +3,14 @@ what others measured."""
 
 from __future__ import annotations
 
+import dataclasses
 import doctest
 import pickle
 
+import numpy as np
 import pytest
 
+from npu_matmul.kernel import Depths, load_kernel
 from npu_matmul.performance import array, figures, original, published
 from npu_matmul.performance.array import Array, launch_time, work_of
 from npu_matmul.performance.figures import CLOCKS_HZ, FIGURES, NPU1_FIGURES, Figure
@@ -27,7 +30,7 @@ def test_the_examples_worked_by_hand_hold(module: object) -> None:
 @pytest.mark.parametrize("target", FIGURES)
 def test_every_constant_has_a_unit_a_source_and_how_far_to_trust_it(target: str) -> None:
     named = FIGURES[target].named()
-    assert len(named) == 18
+    assert len(named) == 19
     for name, figure in named:
         assert isinstance(figure, Figure) and figure > 0, name
         assert figure.unit and figure.source, name
@@ -70,6 +73,56 @@ def test_a_single_c_buffer_costs_its_drain_in_every_block() -> None:
         for a in (SIXTEEN, double)
     )
     assert single_s - double_s == pytest.approx(15 * 32_768 / 4 / 1e9)
+
+
+def compute_cycles(steps: int, **changes: object) -> float:
+    """Of 15 blocks on cores that are as :data:`SIXTEEN` but for the changes."""
+    shape = Array(**{**vars(SIXTEEN), **changes})
+    work = work_of(shape, 3, 5, steps)
+    return launch_time(shape, work, NPU1_FIGURES.int8, NPU1_FIGURES, 1.0).compute_s
+
+
+def test_a_single_input_buffer_costs_its_way_in_at_every_step() -> None:
+    a, b = 64 * 64 / 4, 64 * 128 / 4  # words, one a cycle
+    none = compute_cycles(7)
+    assert compute_cycles(7, a_depth=1) - none == pytest.approx(15 * 7 * a)
+    assert compute_cycles(7, b_depth=1) - none == pytest.approx(15 * 7 * b)
+    both = compute_cycles(7, a_depth=1, b_depth=1) - none  # at the same time, by two channels
+    assert both == pytest.approx(15 * 7 * b)
+
+
+def test_a_single_c_drains_behind_sums_kept_apart_as_far_as_the_next_block_lasts() -> None:
+    sums = {"sums_apart": True, "c_bytes": 2}
+    drain, step = 64 * 128 * 2 / 4, NPU1_FIGURES.int8.cycles(64, 64, 128)
+    convert = 15 * 64 * 128 * NPU1_FIGURES.convert_cycles
+    double = compute_cycles(7, c_depth=2, **sums)
+    assert double == pytest.approx(15 * 7 * step + convert)
+    assert step > drain
+    assert compute_cycles(7, **sums) == pytest.approx(double)
+    short = compute_cycles(1, k=8, **sums) - compute_cycles(1, k=8, c_depth=2, **sums)
+    assert short == pytest.approx(15 * (drain - NPU1_FIGURES.int8.cycles(64, 8, 128)))
+
+
+def test_depths_are_the_kernels() -> None:
+    kernel = load_kernel("matmul_64x512", "int8")
+    array = Array.of(dataclasses.replace(kernel, depths=Depths(1, 3, 2)))
+    assert (array.a_depth, array.b_depth, array.c_depth) == (1, 3, 2)
+    assert Array.of(kernel) == SIXTEEN
+
+
+def test_many_arrays_at_once_take_as_long_as_each_alone() -> None:
+    changes = {"m": [64, 16, 4], "k": [64, 128, 8], "a_depth": [2, 1, 1], "c_depth": [1, 2, 1]}
+    changes |= {"n": [128, 32, 512], "sums_apart": [True, False, True], "c_bytes": [1, 4, 2]}
+    many = Array(**{**vars(SIXTEEN), **{name: np.array(x) for name, x in changes.items()}})
+    steps = np.array([1, 9, 3])
+    together = launch_time(
+        many, work_of(many, 2, 3, steps, 99), NPU1_FIGURES.int8, NPU1_FIGURES, 1e9
+    )
+    for i in range(3):
+        one = Array(**{**vars(SIXTEEN), **{name: x[i] for name, x in changes.items()}})
+        work = work_of(one, 2, 3, int(steps[i]), 99)
+        alone = launch_time(one, work, NPU1_FIGURES.int8, NPU1_FIGURES, 1e9)
+        assert together.total_s[i] == alone.total_s  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,9 @@ from npu_matmul.schedule import (
     block_launches,
     c_order,
     cover,
+    input_tasks,
     launch_sequence,
+    operand_tasks,
     step_cycles,
 )
 from npu_matmul.sequence import Transfer, Wait, WriteParameter
@@ -111,6 +113,18 @@ def test_launches_cover_every_product_exactly_once(
     assert c_regions(kernel, launches)[-1][1] == parts * grid.Mt * grid.Nt
     for launch in launches:
         assert launch.shape.rows * launch.shape.columns * launch.shape.steps <= calls
+
+
+@given(rows=st.integers(1, 300), columns=st.integers(1, 300), columns_outer=st.booleans())
+def test_tasks_follow_from_the_blocks_of_both_loops(
+    rows: int, columns: int, columns_outer: bool
+) -> None:
+    shape = LaunchShape(rows, columns, 3, columns_outer, a_stride=0, b_stride=0)
+    a, b = input_tasks(shape)
+    if columns_outer:
+        assert operand_tasks(columns, rows) == (b, a)
+    else:
+        assert operand_tasks(rows, columns) == (a, b)
 
 
 @every_kernel

@@ -70,6 +70,7 @@ class Figures:
     channel_bytes_per_cycle: Figure  # of one shim channel
     stream_bytes_per_cycle: Figure  # between the memories of the array
     task_cycles: Figure  # from one task of the instruction stream to the next
+    convert_cycles: Figure  # of a core, for each element of C that is made of a sum kept apart
     launch_s: Figure  # a launch that is submitted alone and waited for
     queued_launch_s: Figure  # one of several that were submitted together
     sync_s: Figure  # of however few bytes
@@ -120,6 +121,12 @@ NPU1_FIGURES = Figures(
     ),
     stream_bytes_per_cycle=Figure(4, "B/cycle", MEASURED, f"{IGNITE}: 3.9998, memtile to core"),
     task_cycles=Figure(2800, "cycles", MEASURED, f"{EMULATOR}: 2,700 to 2,870, one after another"),
+    convert_cycles=Figure(
+        float(_C_ELEMENT),
+        "cycles/element of C",
+        ASSUMED,
+        "what it costs a call to load and store a sum; nothing where the last call stores C itself",
+    ),
     launch_s=Figure(150e-6, "s", MEASURED, f"{EMBEDDINGS}, Linux; {IGNITE}: 140 us, Windows"),
     queued_launch_s=Figure(36e-6, "s", MEASURED, f"{IGNITE}: 35.9 to 36.7 us in run lists of 64"),
     sync_s=Figure(
@@ -156,6 +163,9 @@ NPU2_FIGURES = replace(
     array_bytes_per_cycle=Figure(50 / 1.8, "B/cycle", DERIVED, f"{PAPER}: 50 GB/s at 1.8 GHz"),
     channel_bytes_per_cycle=Figure(3.9, "B/cycle", ASSUMED, "as npu1"),
     task_cycles=Figure(2800, "cycles", ASSUMED, "as npu1"),
+    convert_cycles=Figure(
+        float(_C_ELEMENT) / 2, "cycles/element of C", ASSUMED, "npu1's, twice as wide loads"
+    ),
     launch_s=Figure(
         178e-6, "s", MEASURED, f"{EMBEDDINGS}: 177.9 us and 1 s for 39.3 GB, a fit, npu2"
     ),
