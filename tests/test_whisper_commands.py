@@ -18,6 +18,7 @@ from whisper_files import SMALL, write_audio, write_checkpoint
 
 from npu_matmul import cli, strategies
 from npu_matmul.demo import command as demo_command
+from npu_matmul.host.attention import usable
 from npu_matmul.performance.product import predict
 from npu_matmul.strategies import expected
 from npu_matmul.tiler import TileGrid
@@ -58,7 +59,8 @@ def test_encode_writes_features_and_says_what_it_did(weights: str, tmp_path: Pat
     assert "a.wav 1.00 1 " in said and "real-time factor" in said
     for stage in ("read audio", "mel.transform", "attn.qkv", "mlp.2", "gelu", "everything else"):
         assert stage in said, stage
-    assert "computed on: emulated (12 products), numpy (4 products)" in said
+    host = "host bf16" if usable() else "host float32"
+    assert f"computed on: emulated (12 products), {host} (4 products)" in said
     assert "launches: 12; bytes to device: " in said
     assert f"written: {output}" in result.output
     assert "layers" in said and "RANDOM" not in said

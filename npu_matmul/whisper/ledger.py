@@ -53,8 +53,8 @@ class Ledger:
 def places(products: Mapping[str, int]) -> str:
     """Where products were computed, the most used place first.
 
-    >>> places({"numpy": 2, "emulated": 5})
-    'emulated (5 products), numpy (2 products)'
+    >>> places({"host bf16": 2, "emulated": 5})
+    'emulated (5 products), host bf16 (2 products)'
     """
     return ", ".join(
         f"{place} ({count:,} product{'s' if count > 1 else ''})"
@@ -102,10 +102,10 @@ def product(name: str, *operands: Any, **how: Any) -> Any:
     return result
 
 
-def host_products(count: int) -> None:
-    """Count products that NumPy computed on the host."""
+def host_products(how: str, count: int) -> None:
+    """Count products that the host computed without a device, and how."""
     for ledger in _ledgers():
-        ledger.products["numpy"] += count
+        ledger.products[how] += count
 
 
 def _ledgers() -> list[Ledger]:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npu_matmul.device import Device, open_device
+from npu_matmul.host.attention import attention, usable
 from npu_matmul.matmul import pack_b
 from npu_matmul.whisper import elementwise, ledger
 from npu_matmul.whisper.dimensions import HEAD_WIDTH, STRIDE, Dimensions, read_dimensions
@@ -116,42 +117,43 @@ class MultiHeadAttention:
             for rows, linear in zip(projected, self.qkv, strict=True):
                 elementwise.add_bias(rows, linear.bias)
         qkv = projected[0] if len(projected) == 1 else np.concatenate(projected, axis=1)
-        query, key, value = np.split(qkv, 3, axis=1)
         mixed: Floats = np.empty_like(x)
-        scores: Floats = np.empty((tokens, tokens), np.float32)  # of one head at a time
-        attend = self._on_device if on_device else self._on_host
-        for start in range(0, len(x), tokens):
-            window = slice(start, start + tokens)
-            for left in range(0, x.shape[1], HEAD_WIDTH):
-                head = window, slice(left, left + HEAD_WIDTH)
-                attend(query[head], key[head].T, value[head], scores, mixed[head])
+        query, key, value = np.split(qkv, 3, axis=1)
+        self._attend(query, key, value, mixed, tokens, on_device)
         return self.out(mixed)
 
-    def _on_host(
-        self, query: Floats, key: Floats, value: Floats, scores: Floats, out: Floats
+    def _attend(
+        self, query: Floats, key: Floats, value: Floats, mixed: Floats, tokens: int, on_device: bool
     ) -> None:
-        with ledger.stage("attn.qk"):
-            np.matmul(query, key, out=scores)
-        self._softmax(scores)
-        with ledger.stage("attn.wv"):
-            np.matmul(scores, value, out=out)
-        ledger.host_products(2)
+        if not on_device and self._in_bf16():
+            with ledger.stage("attention"):
+                attention(query, key, value, mixed, tokens, HEAD_WIDTH)
+            ledger.host_products("host bf16", 2 * mixed.size // (tokens * HEAD_WIDTH))
+            return
+        scores: Floats = np.empty((tokens, tokens), np.float32)  # of one head at a time
+        multiply = self._on_device if on_device else self._on_host
+        for start in range(0, len(mixed), tokens):
+            window = slice(start, start + tokens)
+            for left in range(0, mixed.shape[1], HEAD_WIDTH):
+                head = window, slice(left, left + HEAD_WIDTH)
+                multiply("qk", query[head], key[head].T, scores)
+                with ledger.stage("softmax"):
+                    elementwise.softmax(scores, scale=HEAD_WIDTH**-0.5)
+                multiply("wv", scores, value[head], mixed[head])
 
-    def _on_device(
-        self, query: Floats, key: Floats, value: Floats, scores: Floats, out: Floats
-    ) -> None:
-        self._product("qk", query, key, scores)
-        self._softmax(scores)
-        self._product("wv", scores, value, out)
-
-    def _product(self, part: str, a: Floats, b: Floats, out: Floats) -> None:
-        name = f"{self.name}.{part}"
-        ledger.product(name, a, b, out=out, precision=self.how[name], device=self.device)
+    def _in_bf16(self) -> bool:
+        """Whether the host computes both products in bf16: as asked, and where it gains by it."""
+        return usable() and {self.how[f"{self.name}.{part}"] for part in ("qk", "wv")} == {"bf16"}
 
     @staticmethod
-    def _softmax(scores: Floats) -> None:
-        with ledger.stage("softmax"):
-            elementwise.softmax(scores, scale=HEAD_WIDTH**-0.5)
+    def _on_host(part: str, a: Floats, b: Floats, out: Floats) -> None:
+        with ledger.stage(f"attn.{part}"):
+            np.matmul(a, b, out=out)
+        ledger.host_products("host float32", 1)
+
+    def _on_device(self, part: str, a: Floats, b: Floats, out: Floats) -> None:
+        name = f"{self.name}.{part}"
+        ledger.product(name, a, b, out=out, precision=self.how[name], device=self.device)
 
 
 class ResidualAttentionBlock:
@@ -188,7 +190,8 @@ class AudioEncoder:
         device: a name for ``open_device``, or a device; default ``$NPU_MATMUL_DEVICE``, or "auto".
         precision: "bf16", "bf16x3" or "int8" for every projection, or a mapping of patterns of
             their names to precisions (:func:`npu_matmul.whisper.placement.precisions`).
-        attention: where the products inside attention are computed: "host" (np.matmul in float32),
+        attention: where the products inside attention are computed: "host" (in bf16 where that is
+            their precision and the CPU has instructions for it, else np.matmul in float32),
             "device" (``npu_matmul``), or "auto", which asks ``rule``.
         rule: ``rule(device, tokens, head_width, precision)`` gives "host" or "device" for "auto";
             ``precision`` is that of the first layer's queries with keys.

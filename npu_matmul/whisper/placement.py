@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 
 from npu_matmul.device import Device, HostDevice
-from npu_matmul.host.paths import PORTABLE, choose_path
 from npu_matmul.precision import PRECISIONS
 
 DEFAULT_PRECISION = "bf16"
@@ -76,10 +75,9 @@ def attention_rule(device: Device, tokens: int, head_width: int, precision: str)
     On an NPU they do not: with K = 64 the first writes 4 bytes for every 64 multiplications, the
     second reads what the first wrote, and both operands must be packed each time. Published for
     1536 x 64 x 1536 on a Ryzen 8845HS in bf16: 0.78 ms for one of them, without packing
-    (github.com/drakosha/whisper-xdna). On the CPU they do where it has bf16 instructions, which are
-    two or four times as fast as float32 ones; but not in three terms. ``bench/encoder.py`` measures
-    both places; a planner that knows a machine better is given to the encoder in this function's
-    place.
+    (github.com/drakosha/whisper-xdna). On the CPU they do only where int8 was asked for, which the
+    host has no attention in; else it keeps scores in the cache that a device writes to memory.
+    ``bench/encoder.py`` measures both places; a planner that knows a machine better is given to
+    the encoder in this function's place.
     """
-    native = isinstance(device, HostDevice) and choose_path("bfloat16").name != PORTABLE
-    return "device" if native and precision != "bf16x3" else "host"
+    return "device" if isinstance(device, HostDevice) and precision == "int8" else "host"

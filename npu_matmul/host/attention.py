@@ -1,0 +1,132 @@
+"""Self-attention on the host in bf16: softmax(Q K' scale) V of every head, a few rows at a time.
+
+The scores of a few queries with all keys stay in the cache: a microkernel makes them, two passes
+turn them into weights, and a microkernel multiplies these with the values. Written to memory, they
+would cost as much time as a product.
+
+Queries, keys, values and weights are rounded to bf16, to nearest even; subnormal ones count as 0,
+which is how ``vdpbf16ps`` reads them. Scores and sums are float32. A weight is 2 to the power of
+its score's distance to the largest of the row, at most 6e-6 of itself off before it is rounded.
+Each row is divided by the sum of its weights at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+from npu_matmul.host import gemm, microkernel, powers
+from npu_matmul.host.compiled import compiled
+from npu_matmul.host.convert import convert
+from npu_matmul.host.paths import choose_path, cpu_features
+from npu_matmul.host.pointers import pointer
+from npu_matmul.host.product import BF16, PAD_BYTES, Panels, address, pack
+from npu_matmul.host.threads import in_parts
+from npu_matmul.host.vectors import convert_row
+
+Floats = NDArray[np.float32]
+
+PATH = "avx512bf16"
+ROWS = 28  # of queries at once, two calls of a microkernel: all they need fits a 1 MB cache
+PANEL = 32  # columns of a panel
+LOG2_E = math.log2(math.e)
+
+
+def usable() -> bool:
+    """Whether this CPU has the instructions, and ``$NPU_MATMUL_CPU_PATH`` allows them."""
+    return choose_path(BF16.name).name == PATH and cpu_features().issuperset(powers.FEATURES)
+
+
+def attention(
+    query: Floats, key: Floats, value: Floats, out: Floats, tokens: int, width: int
+) -> None:
+    """Fill ``out`` with softmax(query key' / sqrt(width)) value, of each window and head apart.
+
+    All four are matrices whose rows are windows of ``tokens`` and whose columns are heads of
+    ``width``, an even number; the elements of a row are neighbours. A row of ``out`` becomes NaN
+    where one of its scores is NaN or +infinity. Only where :func:`usable`.
+    """
+    path = choose_path(BF16.name)
+    heads = [
+        (slice(top, top + tokens), slice(left, left + width))
+        for top in range(0, query.shape[0], tokens)
+        for left in range(0, query.shape[1], width)
+    ]
+    panels: dict[int, tuple[Panels, Panels]] = {}
+
+    def pack_some(first: int, last: int) -> int:
+        for i in range(first, last):
+            panels[i] = pack(_rounded(key[heads[i]]).T, path), pack(_rounded(value[heads[i]]), path)
+        return -1
+
+    blocks = -(-tokens // ROWS)  # of each head
+
+    def attend_some(first: int, last: int) -> int:
+        for i in range(first // blocks, -(-last // blocks)):
+            start, stop = (min(max(0, j - i * blocks) * ROWS, tokens) for j in (first, last))
+            given, result = query[heads[i]][start:stop], out[heads[i]][start:stop]
+            keys, values = panels[i]
+            _attend(
+                (address(given), given.strides[0]), given.shape, tokens,
+                keys.address, values.address, (address(result), result.strides[0]),
+            )  # fmt: skip
+        return -1
+
+    in_parts(pack_some, len(heads), 1)
+    in_parts(attend_some, len(heads) * blocks, 1)
+
+
+def _rounded(x: Floats) -> NDArray[Any]:
+    rounded = np.empty(x.shape, BF16)
+    convert(x, rounded)
+    return rounded
+
+
+@compiled
+def _attend(query, shape, tokens, keys, values, out):
+    """Some rows of one head: ``query`` and ``out`` are (address, bytes to the next row), ``shape``
+    is (rows, width); the panels begin at the other addresses."""
+    rows, width = shape
+    columns = (tokens + PANEL - 1) // PANEL * PANEL
+    factor = np.float32(LOG2_E / math.sqrt(width))
+    # Rows are longer than whole panels, so that they do not share the places of one cache set.
+    score_row, weight_row = 4 * columns + PAD_BYTES, 2 * columns + PAD_BYTES
+    near = np.empty(ROWS * width, np.uint16)
+    scores = np.full(ROWS * score_row // 4, -np.inf, np.float32)  # beyond the last token for good
+    weights = np.empty(ROWS * weight_row // 2, np.uint16)
+    totals = np.empty(ROWS, np.float32)
+    left, middle, right = near.ctypes.data, scores.ctypes.data, weights.ctypes.data
+    for top in range(0, rows, ROWS):
+        block = min(ROWS, rows - top)
+        for i in range(block):
+            source, target = query[0] + (top + i) * query[1], left + 2 * i * width
+            convert_row("float32", "bfloat16", "rows", width, source, target, factor, 0)
+        _product(block, left, 2 * width, width // 2, keys, tokens, middle, score_row)
+        for i in range(block):
+            totals[i] = powers.weigh_row(columns, middle + i * score_row, right + i * weight_row)
+        mixed = out[0] + top * out[1]
+        _product(block, right, weight_row, (tokens + 1) // 2, values, width, mixed, out[1])
+        for i in range(block):
+            share, row = np.float32(1) / totals[i], pointer(mixed + i * out[1], np.float32)
+            for j in range(width):
+                row[j] *= share
+    return near.size + scores.size + weights.size  # keeps them alive until here
+
+
+@numba.njit(nogil=True)
+def _product(rows, a, a_row, words, panels, columns, c, c_row):
+    """C = A @ B of bf16 rows of A, whose groups are ``words``, and of panels."""
+    for left in range(0, columns, PANEL):
+        panel = panels + left * words * 4
+        done = 0
+        while done < rows:
+            count = gemm._rows_at_once(rows - done, gemm.MOST_ROWS)
+            microkernel.bf16_sums(
+                count, a + done * a_row, a_row, words, 0, 0, panel,
+                c + done * c_row + 4 * left, c_row, columns - left, 0, 0,
+            )  # fmt: skip
+            done += count
