@@ -64,9 +64,7 @@ def choose(
     chosen, why = choose_kernel(kernel, types, problem, device.target, device.can_load, strategy)
     how = "as asked"
     if strategy is None:
-        npu, grid = Npu.named(device.target.name), TileGrid(chosen, *problem)
-        # of equal ones the last, which has the fewest launches
-        strategy = min(reversed(STRATEGIES), key=lambda name: modelled_s(grid, name, npu))
+        strategy = best_strategy(TileGrid(chosen, *problem), Npu.named(device.target.name))
         how = f"least modelled time of {len(STRATEGIES)}"
     choice = Choice(chosen, why, strategy, how)
     if device.can_load(chosen):  # else another one may be built before the next call
@@ -103,15 +101,27 @@ def choose_kernel(
         raise UnknownKernel(f"no kernel for {types[0]} operands on {target.name} was found")
     if len(kernels) == 1:
         return kernels[0], f"the only one for {types[0]} operands"
-    npu = Npu.named(target.name)
     names = STRATEGIES if strategy is None else (strategy,)
-    ranked = sorted(
-        ((_least_s(TileGrid(kernel, *problem), names, npu), kernel) for kernel in kernels),
-        key=lambda pair: pair[0],
-    )
-    (best_s, best), *others = ranked
+    (best_s, best), *others = ranked(kernels, problem, Npu.named(target.name), names)
     rest = ", ".join(f"{other.name} {_shown_s(seconds)}" for seconds, other in others)
     return best, f"least modelled time, {_shown_s(best_s)}; {rest}"
+
+
+def ranked(
+    kernels: Iterable[Kernel],
+    problem: tuple[int, ...],
+    npu: Npu,
+    strategies: Iterable[str] = tuple(STRATEGIES),
+) -> list[tuple[float, Kernel]]:
+    """Each kernel with its modelled seconds by the best of these strategies, the fastest first."""
+    grids = [TileGrid(kernel, *problem) for kernel in kernels]
+    timed = [(min(modelled_s(grid, s, npu) for s in strategies), grid.kernel) for grid in grids]
+    return sorted(timed, key=lambda pair: pair[0])
+
+
+def best_strategy(grid: TileGrid, npu: Npu) -> str:
+    """The one of the least modelled time; of equal ones the last, which has the fewest launches."""
+    return min(reversed(STRATEGIES), key=lambda name: modelled_s(grid, name, npu))
 
 
 def modelled_s(grid: TileGrid, strategy: str, npu: Npu) -> float:
@@ -128,10 +138,6 @@ def kernels_for(types: tuple[str, str, str], target: Target = NPU1) -> list[Kern
     source."""
     variants = [variant for name in kernel_folders() for variant in load_variants(name).values()]
     return [v for v in variants if _is_for(v, types, target) and v.source.is_file()]
-
-
-def _least_s(grid: TileGrid, strategies: Iterable[str], npu: Npu) -> float:
-    return min(modelled_s(grid, strategy, npu) for strategy in strategies)
 
 
 def _shown_s(seconds: float) -> str:

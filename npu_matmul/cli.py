@@ -18,6 +18,7 @@ from npu_matmul.doctor.command import doctor
 from npu_matmul.emit import emit
 from npu_matmul.kernel import KernelNotBuilt, ManifestError, UnknownKernel
 from npu_matmul.listing import devices, kernels
+from npu_matmul.plan.command import plan
 from npu_matmul.verify.command import verify
 from npu_matmul.whisper.commands import encode, transcribe
 
@@ -27,7 +28,7 @@ USER_ERRORS = (
 )
 COMMANDS = (
     *(demo, encode, transcribe, kernels, devices),
-    *(emit, check, verify, bench, build, doctor),
+    *(emit, check, verify, plan, bench, build, doctor),
 )
 
 

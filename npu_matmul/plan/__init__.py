@@ -1,0 +1,1 @@
+"""``npu-matmul plan``: what products would take on an NPU, before there is one."""

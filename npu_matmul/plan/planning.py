@@ -1,0 +1,164 @@
+"""Plans of single products: what the planner would choose, what it would take, what the CPU takes.
+
+Times of the NPU are modelled; the host's stages and the CPU's product are measured on this host.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from npu_matmul.choose import best_strategy, kernels_for, ranked
+from npu_matmul.kernel import Kernel, UnknownKernel, load_variants
+from npu_matmul.matmul import npu_matmul, pack_b
+from npu_matmul.performance.host import HostRates, measure_host
+from npu_matmul.performance.product import Npu, Prediction, predict
+from npu_matmul.precision import EXACT, PRECISIONS, Precision
+from npu_matmul.report import last_call
+from npu_matmul.strategies import STRATEGIES
+from npu_matmul.tiler import TileGrid
+
+Shape = tuple[int, int, int]
+
+# How products are computed, by the names that users give: int8 operands, or floats by a precision.
+DTYPES = {
+    "int8": EXACT,
+    "bf16": PRECISIONS["bf16"],
+    "bf16x3": PRECISIONS["bf16x3"],
+    "float-int8": PRECISIONS["int8"],
+}
+MOST_CPU_WORK = 2e10  # multiplications that the CPU is timed with; larger products by fewer rows
+CPU_REPEATS = 5
+MOST_ROWS = 1 << 20  # the crossover is looked for up to so many rows of A
+
+
+@dataclass(frozen=True)
+class CpuProduct:
+    """A product on this host's CPU, timed: the best of a few. ``rows`` were computed, which need
+    not be all of M."""
+
+    rows: int
+    seconds: float
+    arithmetic: str
+
+    def seconds_for(self, rows: int) -> float:
+        """As much for each row."""
+        return self.seconds * rows / self.rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One product: what was chosen, the other strategies and kernels beside it, and the CPU."""
+
+    shape: Shape
+    dtype: str
+    resident: bool
+    npu: Npu
+    chosen: Prediction
+    strategies: dict[str, Prediction]
+    kernels: list[tuple[float, Kernel]]  # modelled seconds, the fastest first
+    as_if: bool  # no kernel is for this target: modelled as if those for another were
+    rates: HostRates | None
+    cpu: CpuProduct | None
+    crossover_rows: int | None  # from so many rows on the NPU is modelled to be faster
+
+
+def plan_product(
+    shape: Shape,
+    dtype: str = "int8",
+    npu: Npu | None = None,
+    kernel: str | None = None,
+    strategy: str | None = None,
+    resident: bool = False,
+    with_host: bool = True,
+) -> Plan:
+    """Plan (M, K) @ (K, N). ``with_host`` measures this host's stages and its CPU.
+
+    Raises ``UnknownKernel`` when no kernel computes such products.
+
+    >>> plan = plan_product((1500, 512, 512), npu=Npu.named("npu1", 1.6e9), with_host=False)
+    >>> plan.chosen.grid.kernel.name, plan.chosen.strategy, plan.chosen.array.limit
+    ('matmul_64x512', 'batched', 'launch')
+    """
+    npu, how = npu or Npu.named(), DTYPES[dtype]
+    candidates, as_if = _candidates(kernel, how, npu)
+    problem = (*shape, how.terms)
+    strategies = STRATEGIES if strategy is None else (strategy,)
+    kernels = ranked(candidates, problem, npu, tuple(strategies))
+    grid = TileGrid(kernels[0][1], *problem)
+    rates = measure_host(grid.kernel, how) if with_host else None
+    predictions = {name: predict(grid, name, npu, resident, rates) for name in STRATEGIES}
+    chosen = predictions[strategy or best_strategy(grid, npu)]
+    cpu = time_on_cpu(shape, dtype, resident) if with_host else None
+    crossover = _crossover(chosen, resident, rates, cpu) if cpu else None
+    return Plan(
+        shape, dtype, resident, npu, chosen, predictions, kernels, as_if, rates, cpu, crossover
+    )
+
+
+def _candidates(name: str | None, how: Precision, npu: Npu) -> tuple[list[Kernel], bool]:
+    """The kernels to choose from, and whether they are for another target in truth."""
+    found = [kernel for kernel in kernels_for(how.types, npu.target) if name in (None, kernel.name)]
+    if found:
+        return found, False
+    if name is not None:
+        load_variants(name)  # a name that does not exist is another error
+    other = [kernel for kernel in _for_any_target(how) if name in (None, kernel.name)]
+    if not other:
+        called = "no kernel" if name is None else f"kernel {name!r} has nothing"
+        raise UnknownKernel(f"{called} for {how.types[0]} operands")
+    return [replace(kernel, targets=(npu.target.name,)) for kernel in other], True
+
+
+def _for_any_target(how: Precision) -> list[Kernel]:
+    from npu_matmul.target import TARGETS
+
+    return [kernel for target in TARGETS.values() for kernel in kernels_for(how.types, target)]
+
+
+def time_on_cpu(shape: Shape, dtype: str, resident: bool) -> CpuProduct:
+    """The same product by the ``cpu`` device, B packed before where it is ``resident``."""
+    M, K, N = shape
+    rows = max(1, min(M, int(MOST_CPU_WORK / (K * N))))
+    how: dict[str, Any] = {} if dtype == "int8" else {"precision": DTYPES[dtype].name}
+    random = np.random.default_rng(0)
+    a, b = (_operand(random, dtype, *size) for size in ((rows, K), (K, N)))
+    right: Any = pack_b(b, device="cpu", **how) if resident else b
+    out = np.empty((rows, N), np.int32 if dtype == "int8" else np.float32)
+    seconds = []
+    for _ in range(CPU_REPEATS + 1):  # the first compiles
+        start = time.perf_counter()
+        npu_matmul(a, right, out, dtype=out.dtype, device="cpu", **how)
+        seconds.append(time.perf_counter() - start)
+    return CpuProduct(rows, min(seconds[1:]), last_call().arithmetic)
+
+
+def _operand(random: np.random.Generator, dtype: str, rows: int, columns: int) -> Any:
+    if dtype == "int8":
+        return random.integers(-128, 128, (rows, columns), np.int8)
+    return random.standard_normal((rows, columns), np.float32)
+
+
+def _crossover(
+    chosen: Prediction, resident: bool, rates: HostRates | None, cpu: CpuProduct
+) -> int | None:
+    """The fewest rows of A from which on the NPU, host stages included, takes no longer than the
+    CPU; None where that is so for none up to ``MOST_ROWS``."""
+    grid = chosen.grid
+
+    def npu_wins(rows: int) -> bool:
+        part = TileGrid(grid.kernel, rows, grid.K, grid.N, grid.terms)
+        predicted = predict(part, chosen.strategy, chosen.npu, resident, rates)
+        return predicted.total_s <= cpu.seconds_for(rows)
+
+    high = MOST_ROWS
+    if not npu_wins(high):
+        return None
+    low = 0
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if npu_wins(middle) else (middle, high)
+    return high

@@ -1,0 +1,216 @@
+"""Plans as tables of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from npu_matmul.bench.shapes import shape_text
+from npu_matmul.performance.product import Npu, Prediction, launch_shapes
+from npu_matmul.performance.published import LEAST_RATIO, MOST_RATIO
+from npu_matmul.plan.encoder import Projection, overlay_switches
+from npu_matmul.plan.planning import MOST_ROWS, Plan
+
+BINDS = {
+    "launch": "what each launch costs beside its work: the product is small for an NPU",
+    "input": "reading A and B, which larger tiles would read fewer times",
+    "output": "writing C",
+    "compute": "the cores",
+    "issue": "starting the tasks of the instruction stream",
+}
+BAND = (
+    f"Expect {LEAST_RATIO} to {MOST_RATIO} times what is modelled, as published products took: see "
+    "npu-matmul plan --published."
+)
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """What was chosen and why, where the time goes, the other strategies, the CPU."""
+    chosen = plan.chosen
+    console.print(f"[bold]{_title(plan)}[/bold]", highlight=False)
+    if plan.as_if:
+        console.print(_as_if(plan.npu), highlight=False)
+    console.print(_facts(plan), _times(chosen, plan.rates is not None), _strategies(plan))
+    console.print(_cpu_text(plan), highlight=False)
+    console.print(BAND, highlight=False)
+
+
+def show_encoder(name: str, planned: Sequence[Projection], console: Console) -> None:
+    """The projections of an encoder, the whole, and what is not in it."""
+    first = planned[0].plan
+    console.print(
+        f"[bold]Whisper {name}, one window of 30 s, {first.dtype}, on {_npu_text(first.npu)}; NPU "
+        "times are modelled[/bold]",
+        highlight=False,
+    )
+    if first.as_if:
+        console.print(_as_if(first.npu), highlight=False)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("product\nM, K, N", no_wrap=True)
+    for heading in ("times", "padding", "of\npeak", "binds", "NPU\nms", "+ host\nms", "CPU\nms"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in planned:
+        plan, chosen = one.plan, one.plan.chosen
+        table.add_row(
+            f"{one.name}\n{shape_text(plan.shape)}",
+            str(one.count),
+            f"{chosen.grid.padding:.1%}",
+            f"{chosen.peak_fraction:.0%}",
+            chosen.array.limit,
+            f"{one.device_s * 1e3:.2f}",
+            "-" if plan.rates is None else f"{one.total_s * 1e3:.2f}",
+            "-" if one.cpu_s is None else f"{one.cpu_s * 1e3:.2f}",
+            end_section=one is planned[-1],
+        )
+    switches = overlay_switches(list(planned))
+    switch_s = switches * first.npu.figures.overlay_switch_s
+    measured = all(one.cpu_s is not None for one in planned)
+    table.add_row(
+        "all",
+        str(sum(one.count for one in planned)),
+        *("", "", ""),
+        f"{(sum(one.device_s for one in planned) + switch_s) * 1e3:.1f}",
+        f"{(sum(one.total_s for one in planned) + switch_s) * 1e3:.1f}" if measured else "-",
+        f"{sum(one.cpu_s or 0 for one in planned) * 1e3:.1f}" if measured else "-",
+    )
+    kernels = sorted({one.plan.chosen.grid.kernel.name for one in planned})
+    console.print(table)
+    console.print(
+        f"Kernels: {', '.join(kernels)}; changes of the overlay in the sum: {switches}.\n"
+        "Weights are resident, each product is launched by itself. Not in it: the products inside "
+        "attention, softmax, LayerNorm and GELU, which the host computes.\n" + BAND,
+        highlight=False,
+    )
+
+
+def _title(plan: Plan) -> str:
+    M, K, N = plan.shape
+    given = ", B resident" if plan.resident else ""
+    return f"({M}, {K}) @ ({K}, {N}), {plan.dtype}{given}, on {_npu_text(plan.npu)}"
+
+
+def _npu_text(npu: Npu) -> str:
+    return f"{npu.target.name} at {npu.clock_hz / 1e9:g} GHz"
+
+
+def _as_if(npu: Npu) -> str:
+    return (
+        f"[yellow]No kernel here is for {npu.target.name}: modelled as if those for another target "
+        "were, on as many of its cores.[/yellow]"
+    )
+
+
+def _facts(plan: Plan) -> Table:
+    chosen = plan.chosen
+    grid, kernel, counts = chosen.grid, chosen.grid.kernel, chosen.counts
+    work = chosen.work
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    others = "".join(
+        f"; {other.name} {_ms(seconds)}" for seconds, other in plan.kernels if other != kernel
+    )
+    tile, cores = kernel.tile, kernel.grid
+    table.add_row(
+        "kernel",
+        f"{kernel.name}, {cores.rows}x{cores.columns} cores of {tile.m}x{tile.k}x{tile.n}{others}",
+    )
+    table.add_row("strategy", f"{chosen.strategy}; {loop_order(chosen)}")
+    table.add_row("padding", f"{grid.padding:.1%} of the multiplications")
+    syncs = counts.syncs_to_device + counts.syncs_from_device
+    moved = f"{_mb(counts.bytes_to_device)} in, {_mb(counts.bytes_from_device)} out"
+    table.add_row(
+        "counts",
+        f"launches {counts.launches:,}, syncs {syncs:,}, {moved}, core calls "
+        f"{chosen.kernel_calls:,}",
+    )
+    read, once = sum(part.input_bytes * count for part, count in work), grid.a_bytes + grid.b_bytes
+    written = sum(part.c_bytes * count for part, count in work)
+    table.add_row(
+        "through shims",
+        f"A and B {_mb(read)} ({read / once:.1f} times each, on average), C {_mb(written)}",
+    )
+    return table
+
+
+def loop_order(prediction: Prediction) -> str:
+    """How the blocks of C are walked in the largest launch."""
+    shapes = launch_shapes(prediction.grid, prediction.strategy)
+    shape = max((shape for shape, _ in shapes), key=lambda shape: shape.rows * shape.columns)
+    if shape.rows * shape.columns == 1:
+        return "a block of C a launch"
+    if shape.columns_outer:
+        return f"columns outside: each panel of B {shape.rows}x, all of A {shape.columns}x"
+    return f"rows outside: each panel of A {shape.columns}x, all of B {shape.rows}x"
+
+
+def _times(chosen: Prediction, with_host: bool) -> Table:
+    """Overlapping parts are marked; the longest of them is what counts."""
+    array = chosen.array
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("modelled time")
+    table.add_column("ms", justify="right")
+    table.add_column("")
+    table.add_row("launch", _plain(array.launch_s), "")
+    table.add_row("first tile in, last block out", _plain(array.ends_s), "")
+    for part in ("input", "output", "compute", "issue"):
+        note = "overlapping; " + ("the longest" if _longest(chosen) == part else "hidden")
+        name = "tasks of the stream" if part == "issue" else part
+        table.add_row(name, _plain(getattr(array, f"{part}_s")), note)
+    table.add_row("syncs", _plain(chosen.sync_s), "", end_section=True)
+    table.add_row("NPU", _plain(chosen.device_s), f"{chosen.peak_fraction:.1%} of its peak")
+    if with_host:
+        for stage, seconds in chosen.host_s.items():
+            table.add_row(stage, _plain(seconds), "at the rate measured on this host")
+        table.add_row("all", _plain(chosen.total_s), "")
+    table.caption = f"It is bound by {BINDS[array.limit]}."
+    table.caption_justify = "left"
+    return table
+
+
+def _longest(chosen: Prediction) -> str:
+    parts = ("input", "output", "compute", "issue")
+    return max(parts, key=lambda part: float(getattr(chosen.array, f"{part}_s")))
+
+
+def _strategies(plan: Plan) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("strategy")
+    for heading in ("launches", "syncs", "NPU, modelled"):
+        table.add_column(heading, justify="right")
+    for name, prediction in plan.strategies.items():
+        counts = prediction.counts
+        syncs = counts.syncs_to_device + counts.syncs_from_device
+        table.add_row(name, f"{counts.launches:,}", f"{syncs:,}", _ms(prediction.device_s))
+    return table
+
+
+def _cpu_text(plan: Plan) -> str:
+    if plan.cpu is None:
+        return ""
+    M = plan.shape[0]
+    note = "" if plan.cpu.rows == M else f", from {plan.cpu.rows:,} of {M:,} rows"
+    text = f"CPU, this host, measured: {_ms(plan.cpu.seconds_for(M))} ({plan.cpu.arithmetic}{note})"
+    if plan.crossover_rows is None:
+        return f"{text}; the NPU is modelled to be slower for any M up to {MOST_ROWS:,}."
+    if plan.crossover_rows == 1:
+        return f"{text}; with this K and N the NPU is modelled to be faster for every M."
+    return (
+        f"{text}; with this K and N the NPU is modelled to be faster from M = "
+        f"{plan.crossover_rows:,} on."
+    )
+
+
+def _mb(nbytes: int) -> str:
+    return f"{nbytes / 1e6:,.2f} MB"
+
+
+def _plain(seconds: float) -> str:
+    return f"{seconds * 1e3:,.3f}"
+
+
+def _ms(seconds: float) -> str:
+    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
