@@ -37,8 +37,19 @@ DTYPES = ("int8", "bf16", "bf16x3", "float-int8")
 @click.option("--resident", is_flag=True, help="B is packed and on the device, as weights are.")
 @click.option("--no-host", is_flag=True, help="Do not measure this host's stages and its CPU.")
 @click.option("--figures", is_flag=True, help="The model's constants, with their sources.")
-@click.option("--plot", type=click.Path(path_type=Path, file_okay=False), help="Draw to DIR.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write FILE as well.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Draw --published.",
+)
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write FILE as well.",
+)
 def plan(**given: Any) -> None:
     """Model what (M, K) @ (K, N) would take on an NPU, and say what binds.
 
@@ -52,6 +63,6 @@ def plan(**given: Any) -> None:
         raise click.UsageError("give M K N, or one of --whisper, --published and --figures")
     if given["shape"] and len(given["shape"]) != 3:
         raise click.UsageError(f"M K N are three numbers; {len(given['shape'])} were given")
-    if given["plot"] and not (given["published"] or given["whisper"]):
-        raise click.UsageError("--plot goes with --published or --whisper")
+    if given["plot"] and not given["published"]:
+        raise click.UsageError("--plot goes with --published")
     run.run(Console(), **given)

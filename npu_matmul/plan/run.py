@@ -7,7 +7,6 @@ from typing import Any
 
 from rich.console import Console
 
-from npu_matmul.bench.writing import write_json
 from npu_matmul.performance.product import Npu, Prediction
 from npu_matmul.performance.published import ROWS
 from npu_matmul.plan import tables, validation
@@ -15,6 +14,7 @@ from npu_matmul.plan.encoder import Projection, plan_encoder
 from npu_matmul.plan.planning import Plan, plan_product
 from npu_matmul.strategies import STRATEGIES
 from npu_matmul.whisper.dimensions import SIZES
+from npu_matmul.writing import write_json
 
 
 def run(

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from npu_matmul.bench.plots import DPI, PALETTE, STYLE, WIDTH_IN, check_installed
 from npu_matmul.bench.shapes import shape_text
 from npu_matmul.kernel import load_kernel
 from npu_matmul.performance import original
@@ -17,6 +18,7 @@ from npu_matmul.performance.figures import FIGURES
 from npu_matmul.performance.product import Npu, predict
 from npu_matmul.performance.published import LEAST_RATIO, MOST_RATIO, ROWS, Published, mean_ratio
 from npu_matmul.tiler import TileGrid
+from npu_matmul.writing import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -117,8 +119,6 @@ def picture() -> Figure:
     """Measured over modelled time, a row each, and the band that the model claims."""
     from matplotlib.figure import Figure as NewFigure
 
-    from npu_matmul.bench.plots import DPI, PALETTE, WIDTH_IN
-
     figure = NewFigure(figsize=(WIDTH_IN, 6.0), dpi=DPI, layout="constrained")
     axes = figure.add_subplot()
     rows = list(reversed(ROWS))
@@ -128,37 +128,28 @@ def picture() -> Figure:
     for place, row in enumerate(rows):
         filled = colours[_tag(row)] if row.explained else "white"
         axes.plot(row.ratio, place, "o", color=colours[_tag(row)], markerfacecolor=filled, zorder=2)
-        axes.annotate(
-            f"{row.ratio:.2f}", (row.ratio, place), (8, 0), textcoords="offset points", va="center"
-        )
+        axes.text(2.1, place, f"{row.ratio:.2f}", ha="right", va="center")
     axes.set_yticks(range(len(rows)), [_label(row) for row in rows])
-    axes.set_xlim(0.6, 2.05)
+    axes.set_xlim(0.7, 2.1)
     axes.set_xlabel(
-        f"measured time / modelled time; grey: {LEAST_RATIO} to {MOST_RATIO}; hollow: missed"
+        f"measured / modelled time; grey: {LEAST_RATIO} to {MOST_RATIO}; hollow: missed"
     )
-    axes.set_title(
-        f"Model against published products on npu1; geometric mean {mean_ratio(ROWS):.2f}",
-        loc="left",
-    )
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    handles = [
-        axes.plot([], [], "o", color=colour, label=f"{tag}: {_sources()[tag]}")[0]
-        for tag, colour in colours.items()
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=1, frameon=False, fontsize=8)
+    title = f"Modelled and measured products on npu1: geometric mean {mean_ratio(ROWS):.2f}"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=10)
+    for tag, source in _sources().items():
+        axes.plot([], [], "o", color=colours[tag], label=f"{tag}: {source}")
+    figure.legend(loc="outside lower center", fontsize=8)
     return figure
 
 
 def draw(folder: Path) -> Path:
     """Write the picture to ``folder``."""
-    from npu_matmul.bench.plots import check_installed
-    from npu_matmul.bench.writing import whole_file
-
     check_installed()
+    from matplotlib import rc_context
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "published.png"
-    with whole_file(path) as part:
+    with rc_context(STYLE), whole_file(path) as part:
         picture().savefig(part, format="png")
     return path
 

@@ -1,0 +1,253 @@
+"""Plans name what npu_matmul would choose, count what it would cost, and say what was modelled."""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from npu_matmul.choose import choose
+from npu_matmul.cli import app, main
+from npu_matmul.device.emulated import EmulatedDevice
+from npu_matmul.kernel import UnknownKernel
+from npu_matmul.performance.figures import FIGURES
+from npu_matmul.performance.host import HostRates
+from npu_matmul.performance.product import Npu, predict
+from npu_matmul.performance.published import ROWS, mean_ratio
+from npu_matmul.plan import encoder, planning
+from npu_matmul.plan.encoder import overlay_switches, plan_encoder, projections
+from npu_matmul.plan.planning import CpuProduct, plan_product
+from npu_matmul.tiler import TileGrid
+from npu_matmul.whisper.dimensions import SIZES, random_tensors
+from npu_matmul.whisper.model import AudioEncoder
+
+README = Path(__file__).parent.parent / "README.md"
+RATES = HostRates(pack=10e9, unpack=30e9, accumulate=40e9)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["plan", *arguments], env={"COLUMNS": "80"})
+
+
+def output(*arguments: str) -> str:
+    done = run(*arguments)
+    assert done.exit_code == 0, done.output
+    assert max(map(len, done.output.splitlines())) <= 80
+    return " ".join(done.output.split())
+
+
+@pytest.mark.parametrize("module", [planning, encoder])
+def test_the_docstring_examples_hold(module: Any) -> None:
+    tried = doctest.testmod(module)
+    assert tried.attempted and not tried.failed
+
+
+@pytest.mark.parametrize("shape", [(16, 16, 16), (200, 64, 300), (1500, 512, 512)])
+@pytest.mark.parametrize("dtype", ["int8", "bf16", "bf16x3"])
+@pytest.mark.parametrize("strategy", [None, "sequential"])
+def test_a_plan_is_what_npu_matmul_would_choose(
+    shape: tuple[int, int, int], dtype: str, strategy: str | None
+) -> None:
+    how = planning.DTYPES[dtype]
+    choice = choose(EmulatedDevice(), how.types, (*shape, how.terms), strategy=strategy)
+    plan = plan_product(shape, dtype, strategy=strategy, with_host=False)
+    assert plan.chosen.grid.kernel == choice.kernel
+    assert plan.chosen.strategy == choice.strategy
+    assert plan.chosen.grid.terms == how.terms
+    assert not plan.as_if
+    assert list(plan.strategies) == ["sequential", "output_tile", "batched"]
+
+
+def test_kernel_strategy_and_residence_may_be_asked_for() -> None:
+    plan = plan_product(
+        (300, 100, 500), kernel="matmul_16x16", strategy="output_tile", resident=True,
+        with_host=False,
+    )  # fmt: skip
+    assert plan.chosen.grid.kernel.name == "matmul_16x16"
+    assert plan.chosen.counts.launches == 19 * 32
+    assert plan.chosen.counts.bytes_to_device == 304 * 112
+    with pytest.raises(UnknownKernel, match="there is no kernel 'none'"):
+        plan_product((1, 1, 1), kernel="none", with_host=False)
+    with pytest.raises(UnknownKernel, match="'matmul_16x16' has nothing for bfloat16 operands"):
+        plan_product((1, 1, 1), "bf16", kernel="matmul_16x16", with_host=False)
+
+
+def test_a_target_without_kernels_is_modelled_as_if_it_had_those_of_another() -> None:
+    plan = plan_product((1500, 512, 512), npu=Npu.named("npu2"), with_host=False)
+    assert plan.as_if and plan.chosen.grid.kernel.name == "matmul_64x512"
+    assert plan.npu.clock_hz == 1.8e9
+    assert plan.chosen.array.launch_s == FIGURES["npu2"].launch_s
+
+
+def test_this_host_is_measured() -> None:
+    plan = plan_product((64, 48, 32), "float-int8")
+    assert plan.rates is not None and plan.cpu is not None
+    assert plan.cpu.rows == 64 and plan.cpu.seconds > 0
+    assert plan.cpu.arithmetic.startswith("INT32, exact")
+    assert set(plan.chosen.host_s) == {"pack", "unpack"}
+
+
+def test_a_large_product_is_timed_by_some_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "MOST_CPU_WORK", 10 * 48 * 32)
+    cpu = planning.time_on_cpu((64, 48, 32), "bf16", resident=True)
+    assert cpu.rows == 10
+    assert cpu.seconds_for(64) == pytest.approx(6.4 * cpu.seconds)
+
+
+@pytest.mark.parametrize(("row_s", "expected"), [(1e-9, None), (1.0, 1), (1e-6, "between")])
+def test_the_crossover_is_the_first_row_count_the_npu_wins(
+    row_s: float, expected: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu = CpuProduct(100, 100 * row_s, "as given")
+    monkeypatch.setattr(planning, "time_on_cpu", lambda *_: cpu)
+    monkeypatch.setattr(planning, "measure_host", lambda *_: RATES)
+    plan = plan_product((1500, 512, 512))
+    if expected != "between":
+        assert plan.crossover_rows == expected
+        return
+    rows = plan.crossover_rows
+    assert rows is not None and 100 < rows < 1500
+    npu_s = [
+        predict(TileGrid(plan.chosen.grid.kernel, m, 512, 512), rates=RATES).total_s
+        for m in (rows - 1, rows)
+    ]
+    assert npu_s[0] > (rows - 1) * row_s and npu_s[1] <= rows * row_s
+
+
+@pytest.mark.parametrize("size", ["tiny", "base"])
+def test_the_projections_are_those_of_the_encoder(size: str) -> None:
+    """By the shapes of the matrices that an encoder of random weights holds."""
+    dims = dataclasses.replace(SIZES[size], n_audio_layer=1)
+    model = AudioEncoder(random_tensors(dims), device="cpu")
+    block = model.blocks[0]
+    weights = {
+        "conv1": model.conv1.weight,
+        "conv2": model.conv2.weight,
+        "attn.qkv": block.attn.qkv[0].weight,
+        "attn.out": block.attn.out.weight,
+        "mlp.0": block.mlp[0].weight,
+        "mlp.2": block.mlp[1].weight,
+    }
+    listed = {name: (k, n) for name, (_, k, n), _ in projections(dims)}
+    assert listed == {name: weight.shape for name, weight in weights.items()}
+
+
+def test_an_encoder_is_the_sum_of_its_projections() -> None:
+    planned = plan_encoder(SIZES["base"], "bf16", Npu.named(), with_host=False)
+    assert [(one.name, one.count) for one in planned][2:4] == [("attn.qkv", 6), ("attn.out", 6)]
+    assert all(one.plan.resident for one in planned)
+    assert planned[2].device_s == pytest.approx(6 * planned[2].plan.chosen.device_s)
+    assert overlay_switches(planned) == 0
+
+
+def test_changes_of_the_overlay_are_counted() -> None:
+    planned = plan_encoder(SIZES["tiny"], "int8", Npu.named(), with_host=False)
+    other = plan_product((1500, 384, 384), kernel="matmul_16x16", with_host=False)
+    planned[3] = dataclasses.replace(planned[3], plan=other)  # attn.out of four layers
+    assert overlay_switches(planned) == 2 * 4
+
+
+def test_a_product_on_the_terminal() -> None:
+    said = output("1500", "512", "512", "--clock", "1.0")
+    assert "(1500, 512) @ (512, 512), int8, on npu1 at 1 GHz" in said
+    assert "matmul_64x512, 4x4 cores of 64x64x128; matmul_16x16 26" in said
+    assert "batched; columns outside: each panel of B 6x, all of A 1x" in said
+    assert "launches 1, syncs 2, 1.05 MB in, 3.15 MB out, core calls 768" in said
+    assert "sequential 48 96" in said and "CPU, this host, measured:" in said
+    assert "Expect 0.8 to 1.5 times what is modelled" in said
+    compute = f"{predict_compute_s() * 1e3:.3f}"
+    assert f"compute {compute} overlapping; the longest" in said
+
+
+def predict_compute_s() -> float:
+    plan = plan_product((1500, 512, 512), npu=Npu.named("npu1", 1e9), with_host=False)
+    return float(plan.chosen.array.compute_s)
+
+
+def test_what_is_modelled_is_written_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    output("300", "200", "100", "--dtype", "bf16", "--no-host", "--json", str(path))
+    written = json.loads(path.read_text("utf-8"))
+    assert written["shape"] == [300, 200, 100] and written["cpu_measured_s"] is None
+    chosen = written["chosen"]
+    assert (chosen["kernel"], chosen["launches"], chosen["dma_tasks"]) == ("matmul_64x512", 1, 12)
+    assert chosen["modelled"]["busy_s"] == max(
+        chosen["modelled"][f"{part}_s"] for part in ("input", "output", "compute", "issue")
+    )
+    output("--published", "--json", str(path))
+    assert len(json.loads(path.read_text("utf-8"))["rows"]) == len(ROWS)
+
+
+def test_an_encoder_on_the_terminal() -> None:
+    said = output("--whisper", "large-v3", "--dtype", "bf16", "--no-host", "--target", "npu2")
+    assert "Whisper large-v3, one window of 30 s, bf16, on npu2 at 1.8 GHz" in said
+    assert "No kernel here is for npu2" in said
+    assert "attn.qkv 32" in said and "1500x1280x3840" in said and "all 130" in said
+
+
+def test_published_products_on_the_terminal() -> None:
+    said = output("--published")
+    for row in ROWS:
+        assert f"{row.ratio:.2f} {row.modelled.limit}" in said
+    assert "20 of 21 rows are within 0.8 to 1.5" in said and "Missed: C, i8-i32" in said
+    mean, readme = f"{mean_ratio(ROWS):.2f}", " ".join(README.read_text("utf-8").split())
+    assert f"Geometric mean of the ratios: {mean}." in said
+    assert (
+        f"20 of 21 published products on npu1 took 0.8 to 1.5 times what is modelled, {mean}"
+        in (readme)
+    )
+    assert "512x512x512 32,768 15.11 s 15.40 s 0.98" in said
+    assert "97% are 32,768 launches of 0.32 ms" in said
+
+
+def test_every_figure_is_shown_with_its_source() -> None:
+    said = output("--figures", "--target", "npu2")
+    for name, figure in FIGURES["npu2"].named():
+        assert f"{name} {float(figure):.4g} {figure.unit} {figure.kind}" in said
+        assert " ".join(figure.source.split()) in said.replace("- ", "-")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "give M K N, or one of --whisper, --published and --figures"),
+        (["1", "2"], "M K N are three numbers; 2 were given"),
+        (["1", "2", "3", "--published"], "give M K N, or one of"),
+        (["0", "2", "3"], "0 is not in the range x>=1"),
+        (["1", "2", "3", "--clock", "5"], "'5' is not one of '0.8', '1.0', '1.3', '1.6', '1.8'"),
+        (["1", "2", "3", "--plot", "x"], "--plot goes with --published"),
+        (["--whisper", "huge"], "'huge' is not one of 'tiny', 'base'"),
+    ],
+)
+def test_usage_errors(arguments: list[str], said: str) -> None:
+    done = run(*arguments)
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.split())
+
+
+def test_a_strategy_that_does_not_exist_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["npu-matmul", "plan", "1", "2", "3", "--strategy", "best"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert "there is no strategy 'best'; known are: sequential" in capsys.readouterr().err
+
+
+def test_the_picture_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    output("--published", "--plot", str(tmp_path))
+    assert (tmp_path / "published.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_operands_on_the_cpu_are_not_degenerate() -> None:
+    random = np.random.default_rng(0)
+    assert len(np.unique(planning._operand(random, "int8", 20, 20))) > 100
+    assert planning._operand(random, "bf16", 3, 4).dtype == np.float32
