@@ -51,10 +51,11 @@ DTYPES = ("int8", "bf16", "bf16x3", "float-int8")
     help="Write FILE as well.",
 )
 def plan(**given: Any) -> None:
-    """Model what (M, K) @ (K, N) would take on an NPU, and say what binds.
+    """Model what a product would take on an NPU.
 
-    Kernel and strategy are those that npu_matmul would choose. Times of the NPU are modelled from
-    published measurements; those of the host's stages and of the CPU are measured here.
+    The product is (M, K) @ (K, N). Kernel and strategy are those that npu_matmul would choose.
+    Times of the NPU are modelled from published measurements; those of the host's stages and of
+    the CPU are measured here.
     """
     from npu_matmul.plan import run
 
