@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from npu_matmul.host import microkernel
 from npu_matmul.host.compiled import compiled
-from npu_matmul.host.gemm import VNNI, _row_sum, _rows_at_once
+from npu_matmul.host.gemm import VNNI, _rows_at_once, _start_vnni
 from npu_matmul.host.pointers import pointer
 
 BLOCK = 8  # rows and columns of a block of B, and columns of one of C
@@ -24,7 +24,7 @@ def multiply(a, b, c, accumulate):
     sums are modulo 2**32."""
     r, across = a.shape[2], b.shape[1]
     m, k, n = a.shape[0] * r, a.shape[1] * BLOCK, across * BLOCK
-    _, most, offset, _ = VNNI
+    _, most = VNNI
     panel_bytes = (n + 31) // 32 * k * 32
     scratch = np.empty(panel_bytes + m * k + 12 * m + 64, np.int8)
     right = (np.int64(scratch.ctypes.data) + 63) // 64 * 64  # no vector of B crosses cache lines
@@ -35,7 +35,7 @@ def multiply(a, b, c, accumulate):
     _panels_of_blocks(np.int64(b.ctypes.data), right, k, across)
     block_bytes = 4 * r * BLOCK  # of C
     for i in range(m):
-        pointer(starts, np.int32)[i] = -offset * _row_sum(left + i * k, k)
+        pointer(starts, np.int32)[i] = _start_vnni(left + i * k, k)[1]
         first = np.int64(c.ctypes.data) + i // r * across * block_bytes + i % r * 4 * BLOCK
         pointer(table, np.int64)[i] = first
     keep = -1 if accumulate else 0

@@ -3,8 +3,8 @@
 ``_walk`` goes over C in blocks of rows, whose A stays in the second-level cache, and in panels of
 columns; the loop over K is in ``microkernel``. What differs between the kinds of product is handed
 in: a *microkernel*, which holds the instruction and what becomes of the sums, and a *feed*, which
-copies a block of A's rows into what the instruction reads. int8 and bf16 rows need no feed where
-they lie well.
+copies a block of A's rows into what the instruction reads, and a *start*, which tells what the sums
+of a row start from. int8 and bf16 rows need no feed where they lie well.
 
 Every address is an int64, so that one compiled form serves every layout.
 """
@@ -25,80 +25,80 @@ MOST_ROWS = 14  # of one call of a microkernel
 BLOCK_ROWS = 84  # a multiple of 14, 12 and 6; 172 kB of A at K = 2048
 
 
-# of each unit: lanes, the most rows at once, what was added to the elements of B (each row's sums
-# start from minus as much times the row's own sum), and whether it takes subnormals for zero
-VNNI = 16, 14, 128, False
-AVX2 = 8, 6, 0, False
-BF16 = 16, 14, 0, True
+# columns of a panel, and the most rows at once
+VNNI, AVX2, BF16 = (
+    (2 * unit.lanes, unit.most_rows)
+    for unit in (microkernel.VNNI, microkernel.AVX2, microkernel.BF16)
+)
 
 
 @compiled
 def vnni_sums(a, rows, b, panels, c):
-    return _walk(microkernel.vnni_sums, _copy_i8, VNNI, a, rows, b, panels, c)
+    return _walk(microkernel.vnni_sums, _copy_i8, _start_vnni, VNNI, a, rows, b, panels, c)
 
 
 @compiled
 def vnni_clipped(a, rows, b, panels, c):
-    return _walk(microkernel.vnni_clipped, _copy_i8, VNNI, a, rows, b, panels, c)
+    return _walk(microkernel.vnni_clipped, _copy_i8, _start_vnni, VNNI, a, rows, b, panels, c)
 
 
 @compiled
 def vnni_scaled(a, rows, b, panels, c):
-    return _walk(microkernel.vnni_scaled, _quantise_i8, VNNI, a, rows, b, panels, c)
+    return _walk(microkernel.vnni_scaled, _quantise_i8, _start_vnni, VNNI, a, rows, b, panels, c)
 
 
 @compiled
 def avx2_sums(a, rows, b, panels, c):
-    return _walk(microkernel.avx2_sums, _widen_i8, AVX2, a, rows, b, panels, c)
+    return _walk(microkernel.avx2_sums, _widen_i8, _start_avx2, AVX2, a, rows, b, panels, c)
 
 
 @compiled
 def avx2_clipped(a, rows, b, panels, c):
-    return _walk(microkernel.avx2_clipped, _widen_i8, AVX2, a, rows, b, panels, c)
+    return _walk(microkernel.avx2_clipped, _widen_i8, _start_avx2, AVX2, a, rows, b, panels, c)
 
 
 @compiled
 def avx2_scaled(a, rows, b, panels, c):
-    return _walk(microkernel.avx2_scaled, _quantise_i16, AVX2, a, rows, b, panels, c)
+    return _walk(microkernel.avx2_scaled, _quantise_i16, _start_avx2, AVX2, a, rows, b, panels, c)
 
 
 @compiled
 def bf16_sums(a, rows, b, panels, c):
-    return _walk(microkernel.bf16_sums, _copy_bf16, BF16, a, rows, b, panels, c)
+    return _walk(microkernel.bf16_sums, _copy_bf16, _start_bf16, BF16, a, rows, b, panels, c)
 
 
 @compiled
 def bf16_rounded(a, rows, b, panels, c):
-    return _walk(microkernel.bf16_sums, _round_bf16, BF16, a, rows, b, panels, c)
+    return _walk(microkernel.bf16_sums, _round_bf16, _start_bf16, BF16, a, rows, b, panels, c)
 
 
 @compiled
 def bf16_split(a, rows, b, panels, c):
-    return _walk(microkernel.bf16_sums, _split_bf16, BF16, a, rows, b, panels, c)
+    return _walk(microkernel.bf16_sums, _split_bf16, _start_bf16, BF16, a, rows, b, panels, c)
 
 
 @compiled
 def vnni_small_sums(a, b, c):
-    return _small(microkernel.vnni_sums, _copy_i8, VNNI, a, b, c)
+    return _small(microkernel.vnni_sums, _copy_i8, _start_vnni, VNNI, a, b, c)
 
 
 @compiled
 def vnni_small_clipped(a, b, c):
-    return _small(microkernel.vnni_clipped, _copy_i8, VNNI, a, b, c)
+    return _small(microkernel.vnni_clipped, _copy_i8, _start_vnni, VNNI, a, b, c)
 
 
 @compiled
 def avx2_small_sums(a, b, c):
-    return _small(microkernel.avx2_sums, _widen_i8, AVX2, a, b, c)
+    return _small(microkernel.avx2_sums, _widen_i8, _start_avx2, AVX2, a, b, c)
 
 
 @compiled
 def avx2_small_clipped(a, b, c):
-    return _small(microkernel.avx2_clipped, _widen_i8, AVX2, a, b, c)
+    return _small(microkernel.avx2_clipped, _widen_i8, _start_avx2, AVX2, a, b, c)
 
 
 @numba.njit(nogil=True)
-def _small(kernel, feed, unit, a, b, c):
+def _small(kernel, feed, start, unit, a, b, c):
     """All of C = A @ B for arrays A and C, unless their shapes do not fit, they overlap, columns of
     C are no neighbours, or the work is too much for one thread.
 
@@ -116,7 +116,7 @@ def _small(kernel, feed, unit, a, b, c):
     source = left, a_row, a_element, K, K * b[5], fed_row, np.int64(0)
     target = right, c.strides[0], c.itemsize
     matrix = b[0], b[2], np.int64(0)
-    return _walk(kernel, feed, unit, source, (0, M), matrix, (0, b[3]), target) < 0
+    return _walk(kernel, feed, start, unit, source, (0, M), matrix, (0, b[3]), target) < 0
 
 
 @numba.njit(nogil=True)
@@ -130,20 +130,19 @@ def _overlap(a, a_rows, a_row, a_columns, a_element, c, c_rows, c_row, c_columns
 
 
 @numba.njit(nogil=True)
-def _walk(kernel, feed, unit, a, rows, b, panels, c):
+def _walk(kernel, feed, start, unit, a, rows, b, panels, c):
     """Blocks of the rows ``rows`` and of the panels ``panels`` of C = A @ B.
 
     ``a`` is (address, bytes to the next row, to the next element, K, bytes of a fed row, bytes
     between fed rows or 0 to read A itself, scales); ``b`` (address, columns, scales); ``c``
     (address, bytes to the next row, to the next element). ``unit`` is one of the tuples above.
 
-    Returns -1, or the first row that the feed or the unit refused.
+    Returns -1, or the first row that the feed or the start refused.
     """
-    lanes, most, offset, flushes = unit
+    width, most = unit
     source, a_row, a_element, depth, row_bytes, fed_row, row_scale = a
     b_address, columns, column_scale = b
     words, rest = row_bytes // 4, row_bytes % 4
-    width = 2 * lanes
     panel_bytes = (row_bytes + 3) // 4 * 4 * width
     fed = np.empty(min(BLOCK_ROWS, rows[1] - rows[0]) * fed_row, np.uint8)
     starts, tails = stack_words(BLOCK_ROWS), stack_words(BLOCK_ROWS)
@@ -159,10 +158,10 @@ def _walk(kernel, feed, unit, a, rows, b, panels, c):
             if refused >= 0:
                 return top + refused
         for i in range(block):
-            if flushes and _has_subnormal(left + i * left_row, row_bytes // 2):
+            fits, first = start(left + i * left_row, row_bytes)
+            if not fits:
                 return top + i
-            start = -offset * _row_sum(left + i * left_row, row_bytes) if offset else 0
-            pointer(starts, np.int32)[i] = start
+            pointer(starts, np.int32)[i] = first
             if rest:
                 pointer(tails, np.uint32)[i] = _tail(left + i * left_row + 4 * words, rest)
         for p in range(panels[0], panels[1]):
@@ -191,21 +190,31 @@ def _rows_at_once(left, most):
     return min(rows + rows % 2, left - left % 2)
 
 
-@numba.njit(nogil=True)
-def _row_sum(address, size):
-    total = np.int32(0)
-    for x in numba.carray(pointer(address, np.int8), size):
-        total += np.int32(x)
-    return total
+@register_jitable
+def _start_vnni(row, size):
+    """Takes away what B's elements were moved up by: 128 times the row's own sum."""
+    return True, np.int32(-128) * microkernel.vnni_row_sum(row, size)
+
+
+@register_jitable
+def _start_avx2(row, size):
+    return True, np.int32(0)
+
+
+@register_jitable
+def _start_bf16(row, size):
+    """Refuses rows with subnormal elements, which the instruction takes for zero."""
+    return not _has_subnormal(row, size // 2), np.int32(0)
 
 
 @numba.njit(nogil=True)
 def _has_subnormal(address, size):
-    """Whether any of ``size`` bf16 is subnormal: exponent zero, mantissa not."""
-    found = np.uint16(0)
+    """Whether any of ``size`` bf16 is subnormal: exponent zero, mantissa not. Without the sign and
+    less one, that is the least of all values; zero becomes the largest."""
+    least = np.uint16(0xFFFF)
     for bits in numba.carray(pointer(address, np.uint16), size):
-        found |= np.uint16((bits & np.uint16(0x7FFF)) - np.uint16(1) < np.uint16(0x7F))
-    return found != 0
+        least = min(least, np.uint16(np.uint16(bits << np.uint16(1)) - np.uint16(1)))
+    return least < np.uint16(0xFF)
 
 
 @numba.njit(nogil=True)

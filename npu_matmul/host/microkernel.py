@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from llvmlite import binding, ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 ROWS = (1, 2, 4, 6, 8, 10, 12, 14)  # 14 rows of two vectors are 28 of AVX-512's 32 registers
 WORD = ir.IntType(32)
 INT = ir.IntType(64)
+LINE_BYTES = 64  # of the cache
 
 Value = Any  # an llvmlite value
 Dot = Callable[[ir.IRBuilder, Value, Value, Value], Value]  # sums, group of A, group of B
@@ -161,10 +162,11 @@ def _blocks(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, sums: V
 Epilogue = Callable[[ir.IRBuilder, Unit, Tile, Value, int, Value], None]
 
 
-def _make(unit: Unit, epilogue: Epilogue) -> Any:
+def _make(unit: Unit, epilogue: Epilogue, c_bytes: int = 0) -> Any:
     """A kernel as an intrinsic; all arguments are int64: addresses, and sizes in bytes or words.
 
-    ``starts`` holds what the sums of each row start from (INT32), ``tails`` the last, incomplete
+    ``c_bytes`` are those of an element of C, whose cache lines are asked for before the loop, so
+    that they have arrived when it ends; 0 asks for none. ``starts`` holds what the sums of each row start from (INT32), ``tails`` the last, incomplete
     word of each row of A; it is 0 where K is whole words.
     """
 
@@ -174,7 +176,7 @@ def _make(unit: Unit, epilogue: Epilogue) -> Any:
         row_scale, column_scale,
     ):  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _generate(builder, unit, epilogue, args)
+            _generate(builder, unit, epilogue, 2 * unit.lanes * c_bytes, args)
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 12), codegen
@@ -182,17 +184,44 @@ def _make(unit: Unit, epilogue: Epilogue) -> Any:
     return kernel
 
 
-vnni_sums = _make(VNNI, _sums)
-vnni_clipped = _make(VNNI, _clipped)
-vnni_scaled = _make(VNNI, _scaled)
+vnni_sums = _make(VNNI, _sums, 4)
+vnni_clipped = _make(VNNI, _clipped, 1)
+vnni_scaled = _make(VNNI, _scaled, 4)
 vnni_blocks = _make(VNNI, _blocks)
-avx2_sums = _make(AVX2, _sums)
-avx2_clipped = _make(AVX2, _clipped)
-avx2_scaled = _make(AVX2, _scaled)
-bf16_sums = _make(BF16, _sums)
+avx2_sums = _make(AVX2, _sums, 4)
+avx2_clipped = _make(AVX2, _clipped, 1)
+avx2_scaled = _make(AVX2, _scaled, 4)
+bf16_sums = _make(BF16, _sums, 4)
 
 
-def _generate(b: ir.IRBuilder, unit: Unit, epilogue: Epilogue, args: Sequence[Value]) -> None:
+@intrinsic
+def vnni_row_sum(typingctx, address, size):  # type: ignore[no-untyped-def]
+    """The sum of ``size`` int8, as INT32: 64 at a time as products with one."""
+    sums, line = VNNI.sums, ir.VectorType(ir.IntType(8), LINE_BYTES)
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        ones = ir.Constant(sums, [0x01010101] * VNNI.lanes)
+        total = cgutils.alloca_once_value(b, ir.Constant(sums, [0] * VNNI.lanes))
+        lane = ir.Constant(line, list(range(LINE_BYTES)))
+        with cgutils.for_range_slice(b, INT(0), args[1], INT(LINE_BYTES)) as (done, _):
+            where = b.inttoptr(b.add(args[0], done), ir.PointerType(line))
+            most = ir.Constant(INT, LINE_BYTES)
+            left = b.sub(args[1], done)
+            left = b.trunc(b.select(b.icmp_signed("<", left, most), left, most), line.element)
+            mask = b.icmp_signed("<", lane, _splat(b, left, LINE_BYTES))
+            few = _call(
+                b, "llvm.masked.load.v64i8.p0", line, where, WORD(1), mask, ir.Constant(line, None)
+            )
+            b.store(_vpdpbusd(b, b.load(total), b.bitcast(few, sums), ones), total)
+        return _call(b, "llvm.vector.reduce.add.v16i32", WORD, b.load(total))
+
+    return types.int32(types.int64, types.int64), codegen
+
+
+def _generate(
+    b: ir.IRBuilder, unit: Unit, epilogue: Epilogue, panel_bytes: int, args: Sequence[Value]
+) -> None:
+    """``panel_bytes`` of each row of C are about to be written."""
     rows = args[0]
     done = b.append_basic_block("done")
     choice = b.switch(b.trunc(rows, WORD), done)
@@ -200,9 +229,19 @@ def _generate(b: ir.IRBuilder, unit: Unit, epilogue: Epilogue, args: Sequence[Va
         block = b.append_basic_block(f"rows{count}")
         choice.add_case(WORD(count), block)
         b.position_at_end(block)
+        for i in range(count):
+            _ask_for(b, b.add(args[7], b.mul(args[8], INT(i))), panel_bytes)
         _rows(b, unit, epilogue, count, args[1:])
         b.branch(done)
     b.position_at_end(done)
+
+
+def _ask_for(b: ir.IRBuilder, row: Value, size: int) -> None:
+    """Prefetch, to be written, the cache lines that end within ``size`` bytes, and the last one.
+    One that only ends here came with the panel before."""
+    for last in range(min(size, LINE_BYTES) - 1, size, LINE_BYTES):
+        where = b.inttoptr(b.add(row, INT(last)), ir.PointerType(ir.IntType(8)))
+        _call(b, "llvm.prefetch.p0", ir.VoidType(), where, WORD(1), WORD(3), WORD(1))
 
 
 def _rows(
