@@ -23,6 +23,7 @@ from npu_matmul.host.vectors import convert_row, largest_magnitude
 
 MOST_ROWS = 14  # of one call of a microkernel
 BLOCK_ROWS = 84  # a multiple of 14, 12 and 6; 172 kB of A at K = 2048
+NEAR_BYTES = 1 << 19  # of B that is used again and again: half a second-level cache
 
 
 # columns of a panel, and the most rows at once
@@ -144,6 +145,7 @@ def _walk(kernel, feed, start, unit, a, rows, b, panels, c):
     b_address, columns, column_scale = b
     words, rest = row_bytes // 4, row_bytes % 4
     panel_bytes = (row_bytes + 3) // 4 * 4 * width
+    chunk = max(1, NEAR_BYTES // max(1, panel_bytes))
     fed = np.empty(min(BLOCK_ROWS, rows[1] - rows[0]) * fed_row, np.uint8)
     starts, tails = stack_words(BLOCK_ROWS), stack_words(BLOCK_ROWS)
     for top in range(rows[0], rows[1], BLOCK_ROWS):
@@ -164,17 +166,18 @@ def _walk(kernel, feed, start, unit, a, rows, b, panels, c):
             pointer(starts, np.int32)[i] = first
             if rest:
                 pointer(tails, np.uint32)[i] = _tail(left + i * left_row + 4 * words, rest)
-        for p in range(panels[0], panels[1]):
-            column = p * width
+        for near in range(panels[0], panels[1], chunk):
             r = 0
             while r < block:
                 n = _rows_at_once(block - r, most)
-                kernel(
-                    n, left + r * left_row, left_row, words, starts + 4 * r,
-                    tails + 4 * r if rest else 0, b_address + p * panel_bytes,
-                    c[0] + (top + r) * c[1] + column * c[2], c[1], columns - column,
-                    row_scale + 4 * (top + r), column_scale + 4 * column,
-                )  # fmt: skip
+                for p in range(near, min(near + chunk, panels[1])):
+                    column = p * width
+                    kernel(
+                        n, left + r * left_row, left_row, words, starts + 4 * r,
+                        tails + 4 * r if rest else 0, b_address + p * panel_bytes,
+                        c[0] + (top + r) * c[1] + column * c[2], c[1], columns - column,
+                        row_scale + 4 * (top + r), column_scale + 4 * column,
+                    )  # fmt: skip
                 r += n
     return -1
 
