@@ -1,10 +1,11 @@
 """Products on the host: rows of A, B in panels, C written once.
 
-``_walk`` goes over C in blocks of rows, whose A stays in the second-level cache, and in panels of
-columns; the loop over K is in ``microkernel``. What differs between the kinds of product is handed
-in: a *microkernel*, which holds the instruction and what becomes of the sums, and a *feed*, which
-copies a block of A's rows into what the instruction reads, and a *start*, which tells what the sums
-of a row start from. int8 and bf16 rows need no feed where they lie well.
+``_walk`` goes over C in blocks of rows and as many panels of columns as stay in the second-level
+cache, there along a few rows at a time, so that C is written in long runs; the loop over K is in
+``microkernel``. What differs between the kinds of product is handed in: a *microkernel*, which
+holds the instruction and what becomes of the sums; a *feed*, which copies a block of A's rows into
+what the instruction reads (int8 and bf16 rows need none where they lie well); and a *start*, which
+tells what the sums of a row start from.
 
 Every address is an int64, so that one compiled form serves every layout.
 """

@@ -166,8 +166,9 @@ def _make(unit: Unit, epilogue: Epilogue, c_bytes: int = 0) -> Any:
     """A kernel as an intrinsic; all arguments are int64: addresses, and sizes in bytes or words.
 
     ``c_bytes`` are those of an element of C, whose cache lines are asked for before the loop, so
-    that they have arrived when it ends; 0 asks for none. ``starts`` holds what the sums of each row start from (INT32), ``tails`` the last, incomplete
-    word of each row of A; it is 0 where K is whole words.
+    that they have arrived when it ends; 0 asks for none. ``starts`` holds what the sums of each row
+    start from (INT32), ``tails`` the last, incomplete word of each row of A; it is 0 where K is
+    whole words.
     """
 
     @intrinsic
