@@ -19,6 +19,7 @@ from npu_matmul.emit import emit
 from npu_matmul.kernel import KernelNotBuilt, ManifestError, UnknownKernel
 from npu_matmul.listing import devices, kernels
 from npu_matmul.plan.command import plan
+from npu_matmul.timeline.option import with_trace
 from npu_matmul.verify.command import verify
 from npu_matmul.whisper.commands import encode, transcribe
 
@@ -49,4 +50,4 @@ def app() -> None:
 
 
 for command in COMMANDS:
-    app.add_command(command)
+    app.add_command(with_trace(command))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import trace_format
 from click.testing import CliRunner, Result
 
 from npu_matmul import cli, strategies
@@ -159,3 +160,43 @@ def test_demo_exits_with_1_when_one_value_differs(monkeypatch: pytest.MonkeyPatc
     result = run("demo", "--kernel", "matmul_64x512")
     assert result.exit_code == 1
     assert "4 of 1,520,640 values differ" in result.output
+
+
+@pytest.mark.parametrize("name", cli.app.commands)
+def test_every_command_can_record_where_its_time_goes(name: str) -> None:
+    help_text = " ".join(run(name, "--help").output.split())
+    assert "--trace FILE Record where time goes into FILE" in help_text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (["kernels"], 0),
+        (["devices"], 0),
+        (["check", "matmul_16x16"], 0),
+        (["emit", "matmul_16x16", *SHAPE], 0),
+        (["demo", "--device", "cpu", "--kernel", "nowhere"], 1),
+    ],
+)
+def test_a_traced_command_does_the_same_and_leaves_a_trace(
+    arguments: list[str], code: int, tmp_path: Path
+) -> None:
+    plain = run(*arguments)
+    path = tmp_path / "out.json"
+    traced = run(*arguments, "--trace", str(path))
+    assert (plain.exit_code, traced.exit_code) == (code, code)
+    assert traced.stdout == plain.stdout
+    assert traced.stderr.endswith(f"where time went: {path}\n")
+    names = [event["name"] for event in trace_format.spans(trace_format.read(path))]
+    assert f"npu-matmul {arguments[0]}" in names
+
+
+def test_a_trace_that_cannot_be_written_stops_a_command_before_it_does_anything(
+    tmp_path: Path,
+) -> None:
+    output = tmp_path / "out.mlir"
+    for path in (tmp_path / "nowhere" / "out.json", tmp_path / "out.text"):
+        done = main("emit", "matmul_16x16", *SHAPE, "-o", str(output), "--trace", str(path))
+        assert done.returncode == 2
+        assert "trace" in done.stderr and "Traceback" not in done.stderr
+        assert not output.exists()

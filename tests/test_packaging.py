@@ -17,6 +17,7 @@ NEEDED = (
     "npu_matmul/kernels/matmul_64x512/matmul_bf16.cc",
     "npu_matmul/data/speech.wav",
     "npu_matmul/py.typed",
+    "npu_matmul/timeline/page.html",
     "npu_matmul/build/run.py",  # of a name that build products often have
 )
 

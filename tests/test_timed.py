@@ -87,10 +87,10 @@ def test_one_tile_by_hand() -> None:
     launch, _ = launched(timed(kernel, ROUND), kernel, shape_of(kernel, 16, 16, 16))
     assert spans(launch) == {
         "runtime sequence": [
-            ("start @C_L2L3_0", 0, 10),
-            ("start @A_L3L2_0", 10, 20),
-            ("start @B_L3L2_0", 20, 30),
-            ("wait for @C_L2L3_0", 30, 834),
+            ("start task", 0, 10),
+            ("start task", 10, 20),
+            ("start task", 20, 30),
+            ("wait for token", 30, 834),
         ],
         "shim (0, 0) S2MM 0 (@C_L2L3_0)": [("transfer", 10, 834)],
         "shim (0, 0) MM2S 0 (@A_L3L2_0)": [("transfer", 20, 148)],

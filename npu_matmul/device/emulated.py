@@ -155,7 +155,9 @@ class EmulatedKernel(LoadedKernel):
         """A new machine; a timed one while a timeline is recorded."""
         if not timed:
             return Machine(self._overlay, self._models)
-        return TimedMachine(self._overlay, self._models, modelled_pace(self.kernel, self._overlay))
+        with listening.span(f"boot {self.kernel.name}"):
+            pace = modelled_pace(self.kernel, self._overlay)
+            return TimedMachine(self._overlay, self._models, pace)
 
 
 class _Finished(Run):

@@ -69,14 +69,15 @@ class TimedChannel(FifoChannel):
         self._moved_before = 0
 
     def start(self, task: Task) -> None:
-        self.sequence.work(f"start @{self.name}", self.pace.task_cycles)
+        self.sequence.work("start task", self.pace.task_cycles, {"channel": str(self)})
         self._queued_at.append(self.sequence.now)
         super().start(task)
 
     def take_token(self) -> None:
         began = self.sequence.now
         self.sequence.wait(self._tokens_at.popleft())
-        self.sequence.show(f"wait for @{self.name}", began)
+        if self.sequence.now > began:
+            self.sequence.show("wait for token", began, {"channel": str(self)})
         super().take_token()
 
     def finish(self, task: Task) -> None:

@@ -132,7 +132,8 @@ class Recording:
         return track
 
     def _ns(self, time_s: float) -> int:
-        return round((time_s - self._origin_s) * NS)
+        """Since the recording began; what had begun before it is seen from then on."""
+        return max(0, round((time_s - self._origin_s) * NS))
 
     def _take_room(self, spans: int) -> bool:
         """Whether so many more may be kept; they are counted as left out otherwise."""

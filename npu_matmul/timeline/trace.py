@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from npu_matmul.timeline import listening
+from npu_matmul.timeline.page import write_page
 from npu_matmul.timeline.recording import Recording
 from npu_matmul.timeline.trace_events import write_gzip, write_json
 from npu_matmul.writing import part_of, whole_file
@@ -19,6 +20,7 @@ log = logging.getLogger("npu_matmul")
 WRITERS: dict[str, Callable[[Recording, Path], None]] = {
     ".json": write_json,
     ".json.gz": write_gzip,
+    ".html": write_page,
 }
 
 _beginning = threading.Lock()
@@ -32,10 +34,11 @@ class TraceError(RuntimeError):
 def trace(path: str | PathLike[str]) -> Trace:
     """For ``with``: record what every thread of this process does within the block, into a file.
 
-    ``.json`` and ``.json.gz`` are trace-event files, for ui.perfetto.dev or chrome://tracing. The
-    host's calls, stages, syncs and launches have measured times. An emulated NPU's transfers,
-    element moves and kernel calls have its order and **modelled** times, in a process of their own
-    that says so: its clock is another, and begins at 0 with the first launch.
+    ``.html`` is a page that shows the timeline by itself; ``.json`` and ``.json.gz`` are
+    trace-event files, for ui.perfetto.dev or chrome://tracing. The host's calls, stages, syncs and
+    launches have measured times. An emulated NPU's transfers, element moves and kernel calls have
+    its order and **modelled** times, in a process of their own that says so: its clock is another,
+    and begins at 0 with the first launch.
 
     The file is written when the block ends, also by an exception. Beyond 2 million spans no more
     are kept; the file then says how many were left out, and so does a warning.
@@ -60,6 +63,8 @@ class Trace:
             raise ValueError(f"{path}: a trace's name must end in {', '.join(WRITERS)}")
         self._path = path
         self._write = WRITERS[suffix]
+
+        self.written = False
 
     def __enter__(self) -> Recording:
         with _beginning:
@@ -87,6 +92,7 @@ class Trace:
         try:
             with whole_file(self._path) as part:
                 self._write(recording, part)
+            self.written = True
         except OSError as failure:
             if kind is None:
                 raise _cannot_write(self._path, failure) from failure
