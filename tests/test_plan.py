@@ -157,7 +157,7 @@ def test_a_product_on_the_terminal() -> None:
     said = output("1500", "512", "512", "--clock", "1.0")
     assert "(1500, 512) @ (512, 512), int8, on npu1 at 1 GHz" in said
     assert "matmul_64x512, 4x4 cores of 64x64x128; matmul_16x16 26" in said
-    assert "batched; columns outside: each panel of B 6x, all of A 1x" in said
+    assert "batched; columns outside: B 6x, A 1x" in said
     assert "launches 1, syncs 2, 1.05 MB in, 3.15 MB out, core calls 768" in said
     assert "sequential 48 96" in said and "CPU, this host, measured:" in said
     assert "Expect 0.8 to 1.5 times what is modelled" in said
@@ -189,6 +189,15 @@ def test_an_encoder_on_the_terminal() -> None:
     assert "Whisper large-v3, one window of 30 s, bf16, on npu2 at 1.8 GHz" in said
     assert "No kernel here is for npu2" in said
     assert "attn.qkv 32" in said and "1500x1280x3840" in said and "all 130" in said
+    assert "rows outside: A 8x, B 6x" in said
+
+
+def test_each_projection_has_its_crossover_and_its_counts() -> None:
+    said = output("--whisper", "tiny", "--dtype", "float-int8")
+    assert "NPU wins" in said and "1500x384x1152" in said
+    counts = plan_product((1500, 384, 384), "float-int8", resident=True, with_host=False).chosen
+    moved = counts.counts.bytes_to_device / 1e6, counts.counts.bytes_from_device / 1e6
+    assert f"26.8% 1 {moved[0]:.2f} {counts.dma_bytes / 1e6:.2f}" in said
 
 
 def test_published_products_on_the_terminal() -> None:

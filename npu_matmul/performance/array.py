@@ -130,7 +130,8 @@ def launch_work(kernel: Kernel, shape: LaunchShape, target: Target = NPU1) -> Wo
 @dataclass(frozen=True)
 class LaunchTime:
     """Modelled seconds of a launch, or of several: add them up. Of ``input_s``, ``output_s``,
-    ``compute_s`` and ``issue_s``, which overlap, only the longest counts."""
+    ``compute_s`` and ``issue_s``, which overlap, only the longest counts. The first tasks and the
+    last block of C are in ``ends_s``, not in ``issue_s`` and ``output_s``."""
 
     launch_s: float = 0.0
     input_s: float = 0.0
@@ -169,7 +170,8 @@ def launch_time(
     """Modelled time of one launch.
 
     By hand for the 24 blocks of :func:`work_of` at 1.6 GHz: input 9,437,184 B at 15 B a cycle are
-    629,146 cycles; output 12,582,912 B are 838,861. A call takes 524,288 / 227.6 + 8,192 x 0.2695
+    629,146 cycles; output 12,582,912 B, but for the last block, are 803,908, and 12 of the 24
+    tasks at 2,800 cycles are 33,600. A call takes 524,288 / 227.6 + 8,192 x 0.2695
     + 186 = 4,698 cycles, a block 8 calls and 32,768 B / 4 B of drain: 24 x 45,776 are 1,098,624.
     Before and after: 12 tasks of 2,800, a tile of 8,192 B in (3.9 B a cycle, then 4), 131,072 B out
     are 71,356. With 150 us for the launch that is 150 + (1,098,624 + 71,356) / 1,600 = 881 us.
@@ -179,7 +181,7 @@ def launch_time(
     >>> work = work_of(array, rows=6, columns=4, steps=8, tasks=24)
     >>> time = launch_time(array, work, figures.int8, figures, 1.6e9)
     >>> [round(1.6e9 * s) for s in (time.input_s, time.output_s, time.compute_s, time.issue_s)]
-    [629146, 838861, 1098624, 67200]
+    [629146, 803908, 1098624, 33600]
     >>> time.limit, f"{time.total_s * 1e3:.3f} ms"
     ('compute', '0.881 ms')
     """
@@ -188,12 +190,12 @@ def launch_time(
         work.a_bytes / array.rows / figures.channel_bytes_per_cycle,
         work.b_bytes / array.columns / figures.channel_bytes_per_cycle,
     )
-    out_cycles = _most(
+    out_cycles = (1 - 1 / work.blocks) * _most(
         work.c_bytes / figures.array_bytes_per_cycle,
         work.c_bytes / array.columns / figures.channel_bytes_per_cycle,
     )
     compute_cycles = work.blocks * _block_cycles(array, work.steps, rates, figures)
-    issue_cycles = work.tasks * figures.task_cycles
+    issue_cycles = (work.tasks - work.first_tasks) * figures.task_cycles
     first_tile = _most(array.a_tile_bytes, array.b_tile_bytes) * (
         1 / figures.channel_bytes_per_cycle + 1 / figures.stream_bytes_per_cycle
     )

@@ -39,7 +39,7 @@ def show_plan(plan: Plan, console: Console) -> None:
 
 
 def show_encoder(name: str, planned: Sequence[Projection], console: Console) -> None:
-    """The projections of an encoder, the whole, and what is not in it."""
+    """The projections of an encoder: where the time of each goes, what each counts; the whole."""
     first = planned[0].plan
     console.print(
         f"[bold]Whisper {name}, one window of 30 s, {first.dtype}, on {_npu_text(first.npu)}; NPU "
@@ -48,42 +48,71 @@ def show_encoder(name: str, planned: Sequence[Projection], console: Console) -> 
     )
     if first.as_if:
         console.print(_as_if(first.npu), highlight=False)
+    console.print(_encoder_times(planned), _encoder_counts(planned))
+    console.print(
+        "Weights are resident, each product is launched by itself. Changes of the overlay in the "
+        f"sum: {overlay_switches(planned)}. Not in it: the products inside attention, softmax, "
+        f"LayerNorm and GELU, which the host computes.\n{BAND}",
+        highlight=False,
+    )
+
+
+def _encoder_times(planned: Sequence[Projection]) -> Table:
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("product\nM, K, N", no_wrap=True)
-    for heading in ("times", "padding", "of\npeak", "binds", "NPU\nms", "+ host\nms", "CPU\nms"):
+    for heading in (
+        "times",
+        "of\npeak",
+        "binds",
+        "NPU\nms",
+        "+ host\nms",
+        "CPU\nms",
+        "NPU wins\nfrom M",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for one in planned:
         plan, chosen = one.plan, one.plan.chosen
+        measured = plan.rates is not None
         table.add_row(
             f"{one.name}\n{shape_text(plan.shape)}",
             str(one.count),
-            f"{chosen.grid.padding:.1%}",
             f"{chosen.peak_fraction:.0%}",
             chosen.array.limit,
             f"{one.device_s * 1e3:.2f}",
-            "-" if plan.rates is None else f"{one.total_s * 1e3:.2f}",
+            f"{one.total_s * 1e3:.2f}" if measured else "-",
             "-" if one.cpu_s is None else f"{one.cpu_s * 1e3:.2f}",
+            f"{plan.crossover_rows or 'never':,}" if measured else "-",
             end_section=one is planned[-1],
         )
-    switches = overlay_switches(list(planned))
-    switch_s = switches * first.npu.figures.overlay_switch_s
-    measured = all(one.cpu_s is not None for one in planned)
-    table.add_row(
-        "all",
-        str(sum(one.count for one in planned)),
-        *("", "", ""),
-        f"{(sum(one.device_s for one in planned) + switch_s) * 1e3:.1f}",
-        f"{(sum(one.total_s for one in planned) + switch_s) * 1e3:.1f}" if measured else "-",
-        f"{sum(one.cpu_s or 0 for one in planned) * 1e3:.1f}" if measured else "-",
-    )
-    kernels = sorted({one.plan.chosen.grid.kernel.name for one in planned})
-    console.print(table)
-    console.print(
-        f"Kernels: {', '.join(kernels)}; changes of the overlay in the sum: {switches}.\n"
-        "Weights are resident, each product is launched by itself. Not in it: the products inside "
-        "attention, softmax, LayerNorm and GELU, which the host computes.\n" + BAND,
-        highlight=False,
-    )
+    switch_s = overlay_switches(planned) * planned[0].plan.npu.figures.overlay_switch_s
+    sums = [sum(one.device_s for one in planned) + switch_s]
+    if all(one.cpu_s is not None for one in planned):
+        sums += [sum(one.total_s for one in planned) + switch_s]
+        sums += [sum(one.cpu_s or 0 for one in planned)]
+    shown = [f"{seconds * 1e3:.1f}" for seconds in sums]
+    table.add_row("all", str(sum(one.count for one in planned)), "", "", *shown)
+    return table
+
+
+def _encoder_counts(planned: Sequence[Projection]) -> Table:
+    """Of one product of each kind."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("each", no_wrap=True)
+    table.add_column("kernel, strategy, loop order", no_wrap=True)
+    for heading in ("padding", "launches", "MB in\nand out", "MB by\nshims"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for one in planned:
+        chosen = one.plan.chosen
+        counts = chosen.counts
+        table.add_row(
+            one.name,
+            f"{chosen.grid.kernel.name}, {chosen.strategy}\n{loop_order(chosen)}",
+            f"{chosen.grid.padding:.1%}",
+            f"{counts.launches:,}",
+            f"{counts.bytes_to_device / 1e6:.2f}\n{counts.bytes_from_device / 1e6:.2f}",
+            f"{chosen.dma_bytes / 1e6:.2f}",
+        )
+    return table
 
 
 def _title(plan: Plan) -> str:
@@ -137,14 +166,14 @@ def _facts(plan: Plan) -> Table:
 
 
 def loop_order(prediction: Prediction) -> str:
-    """How the blocks of C are walked in the largest launch."""
+    """How the blocks of C are walked in the largest launch, and how often A and B are read."""
     shapes = launch_shapes(prediction.grid, prediction.strategy)
     shape = max((shape for shape, _ in shapes), key=lambda shape: shape.rows * shape.columns)
     if shape.rows * shape.columns == 1:
         return "a block of C a launch"
     if shape.columns_outer:
-        return f"columns outside: each panel of B {shape.rows}x, all of A {shape.columns}x"
-    return f"rows outside: each panel of A {shape.columns}x, all of B {shape.rows}x"
+        return f"columns outside: B {shape.rows}x, A {shape.columns}x"
+    return f"rows outside: A {shape.columns}x, B {shape.rows}x"
 
 
 def _times(chosen: Prediction, with_host: bool) -> Table:
