@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -68,7 +68,7 @@ def plan_encoder(
     return found
 
 
-def overlay_switches(planned: list[Projection]) -> int:
+def overlay_switches(planned: Sequence[Projection]) -> int:
     """Changes of the overlay in one window, one layer after the other."""
     layers = max(projection.count for projection in planned)
     front = [p.plan.chosen.grid.kernel for p in planned if p.count == 1]
