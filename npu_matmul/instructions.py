@@ -272,6 +272,8 @@ def assemble(sequence: Sequence, overlay: Overlay) -> bytes:
     operations: list[Operation] = []
     for position, step in enumerate(sequence.steps):
         where = f"sequence @{sequence.name}, step {position}"
+        if sequence.places:
+            where = f"{sequence.places[position]}: {where}"
         for violation in step_violations(step, sequence, overlay, where):
             raise StreamError(str(violation))
         operations += step_operations(step, sequence, overlay)

@@ -120,6 +120,15 @@ class LoweredMachine:
         self._check_rest()
         self.launches += 1
 
+    def unused(self) -> Iterator[str]:
+        """What has moved nothing yet, and where it stands: launches so far do not speak of it."""
+        for channel in self.channels:
+            if not channel.transfers:
+                yield f"{channel.program.place}: {channel.clock}"
+        for core in self.cores:
+            if not core.kernel_calls:
+                yield f"{core.core.place}: {core.name}"
+
     def memory(self, buffer: str) -> NDArray[np.generic]:
         """A buffer's elements as they are now, by its name."""
         found = self.module.buffers[buffer]

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from xdsl.dialects import func
-from xdsl.dialects.builtin import MemRefType
+from xdsl.dialects import arith, func
+from xdsl.dialects.builtin import IntegerAttr, MemRefType
 from xdsl.ir import Block, Operation, SSAValue
 
 from npu_matmul.lowered.module import (
@@ -32,7 +32,12 @@ from npu_matmul.overlay import Tile
 from npu_matmul.target import DEFAULT_STACK_BYTES
 
 _KINDS = {"aie.mem": "core", "aie.memtile_dma": "memtile", "aie.shim_dma": "shim"}
-_HARMLESS = {"aie.tile": {"controller_id"}}  # attributes that move nothing
+_HARMLESS = {  # attributes that move nothing: names for the linker, numbers for tools, speed
+    "aie.core": {"link_with", "link_merge_files"},
+    "aie.device": {"aiecc.pdi_id"},
+    "aie.dma_bd": {"burst_length"},
+    "aie.tile": {"allocation_scheme", "controller_id"},
+}
 
 
 def is_lowered(device: aie.DeviceOp) -> bool:
@@ -199,10 +204,10 @@ class _Reading:
         block, seen = op.body.blocks[0], set[Block]()
         while block not in seen:
             seen.add(block)
-            start = block.last_op
+            first, start = _without_constants(block), block.last_op
             if isinstance(start, aie.EndOp):
                 return
-            if not isinstance(start, ops.DmaStartOp) or start is not block.first_op:
+            if not isinstance(start, ops.DmaStartOp) or start is not first:
                 raise DesignError(
                     f"{place(start or op)}: a block outside a chain of descriptors holds one "
                     "aie.dma_start, or aie.end"
@@ -212,15 +217,18 @@ class _Reading:
                 raise DesignError(f"{place(start)}: {port} is started twice")
             self.programs[port] = self._program(port, start)
             block = start.chain
+        raise DesignError(f"{place(op)}: the starts of its channels lead back to an earlier one")
 
     def _program(self, port: Port, start: ops.DmaStartOp) -> Program:
+        refuse_attributes(start)
+        pad_value = 0 if start.pad_value is None else start.pad_value.value.data
         chain: dict[Block, Descriptor] = {}
         block: Block | None = start.dest
         while block is not None and block not in chain:
-            if isinstance(block.first_op, aie.EndOp):
+            if isinstance(_without_constants(block), aie.EndOp):
                 block = None
                 break
-            chain[block] = self._descriptor(block)
+            chain[block] = self._descriptor(block, pad_value)
             end = block.last_op
             block = end.dest if isinstance(end, ops.NextBdOp) else None
         repeats = 0 if start.repeat_count is None else start.repeat_count.value.data
@@ -232,7 +240,7 @@ class _Reading:
             place=place(start),
         )
 
-    def _descriptor(self, block: Block) -> Descriptor:
+    def _descriptor(self, block: Block, pad_value: int) -> Descriptor:
         """A block of at most one acquire, one descriptor, at most one release, in this order."""
         uses: list[UseLock] = []
         found: ops.DmaBdOp | None = None
@@ -252,7 +260,7 @@ class _Reading:
                     acquire = use if use.acquires else acquire
                 case ops.DmaBdOp() if found is None:
                     found = op
-                case ops.NextBdOp() | aie.EndOp():
+                case ops.NextBdOp() | aie.EndOp() | arith.ConstantOp():
                     pass
                 case _:
                     raise DesignError(
@@ -263,21 +271,28 @@ class _Reading:
             assert where is not None
             raise DesignError(f"{place(where)}: a block of a chain without an aie.dma_bd")
         release = next((use for use in uses if not use.acquires), None)
-        return self._bd(found, acquire, release)
+        return self._bd(found, acquire, release, pad_value)
 
-    def _bd(self, op: ops.DmaBdOp, acquire: UseLock | None, release: UseLock | None) -> Descriptor:
+    def _bd(
+        self, op: ops.DmaBdOp, acquire: UseLock | None, release: UseLock | None, pad_value: int
+    ) -> Descriptor:
+        """``pad_value`` is the channel's, for a descriptor that pads and names none."""
         buffer = self.values.get(op.buffer)
         if not isinstance(buffer, Buffer):
             raise DesignError(f"{place(op)}: a descriptor must name an aie.buffer of the device")
         offset = 0 if op.offset is None else op.offset.value.data
         pads = op.pad_dimensions or ()
+        if op.pad_value is not None:
+            pad_value = op.pad_value.value.data
+        elif not pads:
+            pad_value = 0
         return Descriptor(
             buffer=buffer,
             offset=offset,
             length=buffer.elements if op.len is None else op.len.value.data,
             dims=tuple((d.size.value.data, d.stride.value.data) for d in op.dimensions or ()),
             pads=tuple((pad.before.value.data, pad.after.value.data) for pad in pads),
-            pad_value=0 if op.pad_value is None else op.pad_value.value.data,
+            pad_value=pad_value,
             number=None if op.bd_id is None else op.bd_id.value.data,
             next_number=None if op.next_bd_id is None else op.next_bd_id.value.data,
             acquire=acquire,
@@ -293,6 +308,8 @@ def use_lock(op: ops.UseLockOp, values: dict[Any, Buffer | Lock]) -> UseLock:
     """An ``aie.use_lock``; without a value it is 1."""
     lock = values.get(op.lock)
     amount = 1 if op.value is None else op.value.value.data
+    if op.amount is not None:
+        amount = _constant(op.amount, op)
     if not isinstance(lock, Lock):
         raise DesignError(f"{place(op)}: aie.use_lock must name an aie.lock of the device")
     if amount < 1:
@@ -306,6 +323,18 @@ def refuse_attributes(op: Operation) -> None:
     unknown = sorted(set(op.attributes) - _HARMLESS.get(op.name, set()))
     if unknown:
         raise DesignError(f"{place(op)}: {op.name}: attribute {unknown[0]!r} is not supported")
+
+
+def _constant(value: SSAValue, op: Operation) -> int:
+    owner = value.owner
+    if isinstance(owner, arith.ConstantOp) and isinstance(owner.value, IntegerAttr):
+        return owner.value.value.data
+    raise DesignError(f"{place(op)}: how much of a lock is used must be a constant")
+
+
+def _without_constants(block: Block) -> Operation | None:
+    """The first operation of a block that does something."""
+    return next((op for op in block.ops if not isinstance(op, arith.ConstantOp)), None)
 
 
 def _shape(kind: Any) -> tuple[int, ...]:

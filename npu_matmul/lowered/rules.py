@@ -69,11 +69,15 @@ def _memory(module: LoweredModule) -> Iterator[Violation]:
         for found, cure in overlaps(sorted(ranges, key=lambda r: r.start or 0)):
             yield Violation("memory", f"{buffers[0].place}: {tile}", found, cure)
         for buffer in buffers:
-            end = (buffer.address or 0) + buffer.bytes
-            if (buffer.address or 0) < 0 or end > limit:
-                where = f"{buffer.place}: {buffer} in {tile}"
+            start = buffer.address or 0
+            end = start + buffer.bytes
+            where = f"{buffer.place}: {buffer} in {tile}"
+            if start < 0 or end > limit:
                 found = f"it ends at byte {end:,} where the tile has {limit:,}"
                 yield Violation("memory", where, found, "allocate again with smaller buffers")
+            if start % buffer.dtype.itemsize:
+                found = f"its elements of {buffer.dtype.itemsize} B start at byte {start:,}"
+                yield Violation("memory", where, found, "align it to its elements")
 
 
 def _locks(module: LoweredModule) -> Iterator[Violation]:

@@ -11,6 +11,7 @@ from xdsl.dialects.builtin import IntegerAttr, IntegerType
 from xdsl.ir import Attribute, Operation, SSAValue
 
 from npu_matmul.emulator import EmulationError
+from npu_matmul.mlir.aie_lowered import IndexCastUIOp
 from npu_matmul.mlir.reader import DesignError, place
 
 INDEX_BITS = 64
@@ -78,7 +79,7 @@ def translate_scalar(op: Operation, slot: Slot) -> Step | None:
             return _select(op, slot)
         case arith.IndexCastOp() | arith.ExtSIOp() | arith.TruncIOp():
             return _cast(op, slot, unsigned=False)
-        case arith.ExtUIOp():
+        case arith.ExtUIOp() | IndexCastUIOp():
             return _cast(op, slot, unsigned=True)
     if type(op) in _SIGNED or type(op) in _UNSIGNED:
         return _binary(op, slot)

@@ -1,7 +1,8 @@
 """What the ``aie`` dialect has once object FIFOs are lowered: locks, DMA programs, flows.
 
-Syntax of mlir-aie, April 2026, as its passes print it between allocation and routing. The reader
-loads these beside the operations of :mod:`npu_matmul.mlir.aie`; what neither defines is refused.
+Syntax of mlir-aie, April 2026, as its passes print it between allocation and routing, and what
+later releases write otherwise. The reader loads these beside the operations of
+:mod:`npu_matmul.mlir.aie`; what neither defines is refused.
 """
 
 from __future__ import annotations
@@ -19,16 +20,17 @@ from xdsl.dialects.builtin import (
     SymbolNameConstraint,
     i1,
     i32,
-    i64,
 )
 from xdsl.dialects.utils import EnumAttribute
 from xdsl.ir import ParametrizedAttribute, SpacedOpaqueSyntaxAttribute
 from xdsl.irdl import (
     IRDLOperation,
     ParsePropInAttrDict,
+    base,
     irdl_attr_definition,
     irdl_op_definition,
     operand_def,
+    opt_operand_def,
     opt_prop_def,
     prop_def,
     region_def,
@@ -36,14 +38,7 @@ from xdsl.irdl import (
     successor_def,
     traits_def,
 )
-from xdsl.irdl.declarative_assembly_format import (
-    AttributeVariable,
-    CustomDirective,
-    ParsingState,
-    PrintingState,
-    irdl_custom_directive,
-)
-from xdsl.parser import AttrParser, Parser
+from xdsl.parser import AttrParser
 from xdsl.printer import Printer
 from xdsl.traits import (
     IsTerminator,
@@ -53,7 +48,8 @@ from xdsl.traits import (
 )
 from xdsl.utils.str_enum import StrEnum
 
-from npu_matmul.mlir.directives import DimAttr, format_dim, parse_dim, parse_field
+from npu_matmul.mlir.descriptor_syntax import LockAmount, PadAttr, Pattern
+from npu_matmul.mlir.directives import DimAttr, parse_field
 
 
 class LockAction(StrEnum):
@@ -120,73 +116,6 @@ class PacketInfoAttr(ParametrizedAttribute):
         printer.print_string(f"<pkt_type = {kind}, pkt_id = {number}>")
 
 
-@irdl_attr_definition
-class PadAttr(ParametrizedAttribute):
-    """Constant elements around one loop: ``<const_pad_before = N, const_pad_after = N>``."""
-
-    name = "aie.bd_pad_layout"
-
-    before: IntegerAttr
-    after: IntegerAttr
-
-
-def _parse_pad(parser: Parser) -> PadAttr:
-    parser.parse_punctuation("<")
-    before = parse_field(parser, "const_pad_before")
-    parser.parse_punctuation(",")
-    after = parse_field(parser, "const_pad_after")
-    parser.parse_punctuation(">")
-    return PadAttr(IntegerAttr(before, i64), IntegerAttr(after, i64))
-
-
-def _format_pad(pad: PadAttr) -> str:
-    before, after = pad.before.value.data, pad.after.value.data
-    return f"<const_pad_before = {before}, const_pad_after = {after}>"
-
-
-@irdl_custom_directive
-class Pattern(CustomDirective):
-    """``, OFFSET, LENGTH, [<size, stride>, ..], [<padding>, ..], pad_value = N``; each may end
-    it."""
-
-    offset: AttributeVariable
-    length: AttributeVariable
-    dims: AttributeVariable
-    pads: AttributeVariable
-    pad_value: AttributeVariable
-
-    def parse(self, parser: Parser, state: ParsingState) -> None:
-        for integer in (self.offset, self.length):
-            if parser.parse_optional_punctuation(",") is None:
-                return
-            value = parser.parse_integer(allow_boolean=False, allow_negative=False)
-            integer.set(state, IntegerAttr(value, i32))
-        square = Parser.Delimiter.SQUARE
-        while parser.parse_optional_punctuation(",") is not None:
-            if parser.parse_optional_keyword("pad_value") is not None:
-                parser.parse_punctuation("=")
-                self.pad_value.set(state, IntegerAttr(parser.parse_integer(), i32))
-            elif state.properties.get("dimensions") is None:
-                dims = parser.parse_comma_separated_list(square, lambda: parse_dim(parser))
-                self.dims.set(state, ArrayAttr(dims))
-            else:
-                pads = parser.parse_comma_separated_list(square, lambda: _parse_pad(parser))
-                self.pads.set(state, ArrayAttr(pads))
-
-    def print(self, printer: Printer, state: PrintingState, op: IRDLOperation) -> None:
-        assert isinstance(op, DmaBdOp)
-        for integer in (op.offset, op.len):
-            if integer is not None:
-                printer.print_string(f", {integer.value.data}")
-        if op.dimensions is not None:
-            printer.print_string(f", [{', '.join(map(format_dim, op.dimensions))}]")
-        if op.pad_dimensions is not None:
-            printer.print_string(f", [{', '.join(map(_format_pad, op.pad_dimensions))}]")
-        if op.pad_value is not None:
-            printer.print_string(f", pad_value = {op.pad_value.value.data}")
-        state.should_emit_space, state.last_was_punctuation = False, False
-
-
 @irdl_op_definition
 class ExternalBufferOp(IRDLOperation):
     """Host memory that a static shim program moves; its address is set by the host's program."""
@@ -220,10 +149,12 @@ class UseLockOp(IRDLOperation):
     name = "aie.use_lock"
 
     lock = operand_def(IndexType())
+    amount = opt_operand_def(i32)
     action = prop_def(LockActionAttr)
     value = opt_prop_def(IntegerAttr[I32])
 
-    assembly_format = "`(` $lock `,` $action (`,` $value^)? `)` attr-dict"
+    custom_directives = (LockAmount,)
+    assembly_format = "`(` $lock `,` $action custom<LockAmount>($value, $amount) `)` attr-dict"
 
 
 @irdl_op_definition
@@ -235,11 +166,13 @@ class DmaStartOp(IRDLOperation):
     channel_dir = prop_def(DirectionAttr)
     channel_index = prop_def(IntegerAttr[I32])
     repeat_count = opt_prop_def(IntegerAttr[I32])
+    pad_value = opt_prop_def(IntegerAttr[I32])  # in later releases of mlir-aie
     dest = successor_def()
     chain = successor_def()
     valid = result_def(i1)
 
     traits = traits_def(IsTerminator())
+    irdl_options = (ParsePropInAttrDict(),)
     assembly_format = (
         "`(` $channel_dir `,` $channel_index `,` $dest `,` $chain "
         "(`,` `repeat_count` `=` $repeat_count^)? `)` attr-dict"
@@ -277,6 +210,18 @@ class NextBdOp(IRDLOperation):
 
     traits = traits_def(IsTerminator())
     assembly_format = "$dest attr-dict"
+
+
+@irdl_op_definition
+class IndexCastUIOp(IRDLOperation):
+    """Of later releases, which narrow the indices of loops; xDSL has only the signed cast."""
+
+    name = "arith.index_castui"
+
+    input = operand_def(base(IntegerType) | base(IndexType))
+    result = result_def(base(IntegerType) | base(IndexType))
+
+    assembly_format = "$input attr-dict `:` type($input) `to` type($result)"
 
 
 class DmaProgramOp(IRDLOperation):
@@ -377,6 +322,7 @@ OPERATIONS: tuple[type[IRDLOperation], ...] = (
     DmaStartOp,
     DmaBdOp,
     NextBdOp,
+    IndexCastUIOp,
     MemOp,
     MemtileDmaOp,
     ShimDmaOp,

@@ -13,7 +13,7 @@ from bisect import bisect_right
 from xdsl.context import Context
 from xdsl.dialects import arith, builtin, cf, func, memref, scf
 from xdsl.dialects.builtin import FileLineColLoc, IntAttr, ModuleOp, StringAttr
-from xdsl.ir import Operation, Region, SSAValue
+from xdsl.ir import Block, Operation, Region, SSAValue
 from xdsl.parser import Parser
 from xdsl.utils.exceptions import DiagnosticException, ParseError
 
@@ -59,6 +59,10 @@ def read_design(text: str, name: str = "design.mlir") -> DeviceOp:
     >>> read_design("aie.device(npu1) { %t = aie.tile(0, 2) }").device.data.value
     'npu1'
     """
+    if not text.strip():
+        raise DesignError(f"{name} is empty: it must hold an aie.device")
+    if "\0" in text:
+        raise DesignError(f"{name} holds binary data, not the text of an MLIR module")
     context = Context()
     for dialect in (*_STANDARD, Aie, Aiex):
         context.load_dialect(dialect)
@@ -69,7 +73,7 @@ def read_design(text: str, name: str = "design.mlir") -> DeviceOp:
     try:
         module = _LocatingParser(context, text, name).parse_module()
     except ParseError as error:
-        raise DesignError(f"{name}: {_short(error)}") from None
+        raise DesignError(_short(error)) from None
     _verify(module, name)
     devices = [op for op in module.walk() if isinstance(op, DeviceOp)]
     if len(devices) != 1:
@@ -100,19 +104,44 @@ def _verify(module: ModuleOp, name: str) -> None:
 
 
 def _check_dominance(region: Region, known: set[SSAValue], name: str) -> None:
-    """Every operand must be defined before it, in its own region or one around it."""
+    """Every operand must be defined before it, on every way that leads there, in its own region or
+    one around it."""
+    entered = _known_at_entry(region, known)
     for block in region.blocks:
-        known.update(block.args)
+        here = set(entered[block]) | set(block.args)
         for op in block.ops:
             for operand in op.operands:
-                if operand not in known:
+                if operand not in here:
                     hint = f"%{operand.name_hint}" if operand.name_hint else "a value"
                     raise DesignError(
                         f"{place(op)}: {op.name} uses {hint} before or outside its definition"
                     )
             for inner in op.regions:
-                _check_dominance(inner, set(known), name)
-            known.update(op.results)
+                _check_dominance(inner, here, name)
+            here.update(op.results)
+
+
+def _known_at_entry(region: Region, known: set[SSAValue]) -> dict[Block, set[SSAValue]]:
+    """What is defined wherever one comes to each block from; blocks that nobody enters know all."""
+    blocks = list(region.blocks)
+    everything = known.union(*(_defined(block) for block in blocks))
+    entered = dict.fromkeys(blocks, everything)
+    pending = blocks[:1]
+    if blocks:
+        entered[blocks[0]] = known
+    while pending:
+        block = pending.pop()
+        last = block.last_op
+        leaving = entered[block] | _defined(block)
+        for following in () if last is None else last.successors:
+            if not entered[following] <= leaving:
+                entered[following] = entered[following] & leaving
+                pending.append(following)
+    return entered
+
+
+def _defined(block: Block) -> set[SSAValue]:
+    return {*block.args, *(result for op in block.ops for result in op.results)}
 
 
 def _short(error: BaseException) -> str:
