@@ -141,11 +141,17 @@ def test_casts_keep_sign_or_not() -> None:
     %u = arith.extui %t : i8 to i32
     %x = arith.index_cast %b : i32 to index
     %y = arith.index_cast %x : index to i32
+    %z = arith.index_castui %b : i32 to index
+    %c32 = arith.constant 32 : index
+    %h = arith.shrsi %z, %c32 : index
+    %w = arith.index_cast %h : index to i32
+    %c3 = arith.constant 3 : index
+    memref.store %w, %out[%c3] : memref<8xi32>
     memref.store %s, %out[%c0] : memref<8xi32>
     memref.store %u, %out[%c1] : memref<8xi32>
     memref.store %y, %out[%c2] : memref<8xi32>"""
     out = alone(body, [[0x1F0, -3], [0, 0], [0, 0], [0, 0]]).memory("out")
-    assert out[:3].tolist() == [-16, 240, -3]
+    assert out[:4].tolist() == [-16, 240, -3, 0]
 
 
 def test_branches_carry_values_all_at_once() -> None:

@@ -164,6 +164,14 @@ def test_a_buffer_on_the_stack_is_refused() -> None:
     assert any("(stack) and c_buff_0" in violation.found for violation in broken(source))
 
 
+def test_elements_start_where_a_core_can_load_them() -> None:
+    (found,) = broken(changed(GEMM, ("address = 4160", "address = 4162")))
+    line = line_of(GEMM, "%_anonymous0 = aie.buffer")
+    assert str(found).startswith(
+        f"m.mlir:{line}: @_anonymous0 in core (0, 2): its elements of 4 B start at byte 4,162"
+    )
+
+
 def test_a_memtile_reaches_its_neighbour_through_some_channels_only() -> None:
     beside = changed(
         LOOP.replace("npu1_1col", "npu1_2col"),

@@ -181,6 +181,38 @@ def test_value_of_a_sibling_region_is_refused(before: str) -> None:
         assert message == "small.mlir:10: func.call uses %e before or outside its definition"
 
 
+BRANCHES = """\
+aie.device(npu1_1col) {
+  %core = aie.tile(0, 2)
+  aie.core(%core) {
+    %true = arith.constant true
+    cf.cond_br %true, ^left, ^right
+  ^left:
+    %x = arith.constant 1 : i32
+    cf.br ^end
+  ^right:
+    cf.br ^end
+  ^end:
+    %y = arith.addi %x, %x : i32
+    aie.end
+  }
+}
+"""
+
+
+def test_value_of_one_branch_only_is_refused() -> None:
+    message = refusal(BRANCHES)
+    assert message == "small.mlir:12: arith.addi uses %x before or outside its definition"
+    both = changed(BRANCHES, ("cf.cond_br %true, ^left, ^right", "cf.br ^left"))
+    assert read_design(both)  # the other way leads nowhere
+
+
+def test_text_that_is_none_is_refused() -> None:
+    for text, why in (("", "is empty"), (" \n", "is empty"), ("a\0b", "holds binary data")):
+        with pytest.raises(DesignError, match=f"m.mlir {why}"):
+            read_design(text, "m.mlir")
+
+
 def test_value_that_is_never_defined_is_refused_by_name() -> None:
     message = refusal(changed(SMALL, ("@a(%shim", "@a(%ship")))
     assert "small.mlir:" in message

@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import itertools
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import golden
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 from golden import changed
-from lowered_modules import FOLDER, after_line, line_of, text
+from lowered_modules import after_line, line_of, text
 
-from npu_matmul import cli
 from npu_matmul.design import design_text
 from npu_matmul.instructions import decode
-from npu_matmul.kernel import Kernel, load_kernel
+from npu_matmul.kernel import load_kernel
 from npu_matmul.mlir.reader import DesignError, read_design
-from npu_matmul.schedule import LaunchShape, cover, launch_sequence
-from npu_matmul.sequence import to_mlir
+from npu_matmul.schedule import cover
 from npu_matmul.streams import launch_stream
 from npu_matmul.tiler import TileGrid
 from npu_matmul.verify.product import NoProduct, find_symbols, operands
-from npu_matmul.verify.run import verify_build, verify_text
+from npu_matmul.verify.run import verify_text
 from npu_matmul.verify.subject import Subject, stream_problems
 
 GEMM, TRANSFORM, SIXTEEN = text("gemm_one_core"), text("transform"), text("sixteen_cores")
@@ -81,6 +75,12 @@ SWAPPED_C = changed(
 )
 B_EMPTY = ': i32, sym_name = "B_L2L1_3_1_cons_prod'
 C_0 = "%c_buff_0 : memref<256xi32>"
+COUNTED = """\
+      %38 = arith.addi %37, %c1_i32 : i32
+      %39 = arith.cmpi sge, %38, %c2_i32 : i32
+      %40 = arith.subi %38, %c2_i32 : i32
+      %41 = arith.select %39, %40, %38 : i32
+      memref.store %41, %_anonymous0[%c2]"""
 DELIBERATE = {
     "a lock count off by one": (
         changed(SIXTEEN, (f"2 {B_EMPTY}", f"3 {B_EMPTY}")),
@@ -105,7 +105,7 @@ DELIBERATE = {
     "swapped flows of C": (
         SWAPPED_C,
         "values",
-        r"launch of 2 steps in K and 1 tiles of C per core: C tile 0 of core \(0, 2\), element \d+ "
+        r"launch of 4 steps in K and 1 tiles of C per core: C tile 0 of core \(0, 2\), element \d+ "
         r"of 8192: got",
     ),
     "a missing release": (
@@ -131,6 +131,11 @@ DELIBERATE = {
                        f"{C_0}, 0, 256, [<size = 16, stride = 15>, <size = 16, stride = 1>])")),
         "pattern",
         r"m\.mlir:{stride = 15}: @c_buff_0 in core \(0, 2\): its descriptors read 241 of its 256 ",
+    ),
+    "a counter that goes wrong in its third round": (
+        changed(SIXTEEN, (COUNTED, COUNTED.replace("addi", "subi"))),
+        "race",
+        r"core \(0, 2\) at m\.mlir:\d+ passes @matmul the buffer @B_L2L1_0_0_cons_buff_0, which it",
     ),
     "a broadcast to three cores of four": (
         changed(SIXTEEN, ("    aie.flow(%mem_tile_3_1, DMA : 1, %tile_3_4, DMA : 1)\n", "")),
@@ -206,9 +211,11 @@ def test_what_is_no_product_must_give_the_same_under_every_schedule(
 
     monkeypatch.setattr("npu_matmul.verify.product._copy", drifting)
     verdict = verify_text(TRANSFORM, count=4)
-    assert [(problem.kind, problem.text) for problem in verdict.problems] == [
-        ("values", "the results differ from those under fixed")
-    ]
+    assert [problem.kind for problem in verdict.problems] == ["values"]
+    assert re.match(
+        r"launch @run: byte 1,024 of %arg1 is (\d+), by fixed it is \d+; 1,024 of 4,096 bytes",
+        verdict.problems[0].text,
+    )
     assert verdict.schedules == ["fixed", "reversed", "core last"]
 
 
@@ -221,8 +228,8 @@ def test_another_stream_is_told_from_a_wrong_module() -> None:
     assert verdict.disagrees == "stream"
     line = line_of(GEMM, "{id = 2 : i64")
     assert [problem.text for problem in verdict.problems] == [
-        f"m.mlir:{line}: operation 8: WriteDescriptor of the given stream has words 191 where the "
-        "assembled one has 192"
+        f"m.mlir:{line}: operation 8: WriteDescriptor of descriptor 2 of column 0 of the given "
+        "stream has words 191 where the assembled one has 192"
     ]
 
 
@@ -235,75 +242,12 @@ def test_streams_of_other_lengths_and_kinds_differ() -> None:
         in stream_problems(ours, shorter.encode())[0].text
     )
     other = golden.stream("transform")
-    assert (
-        "operation 0: the given stream has WriteDescriptor" in stream_problems(ours, other)[0].text
+    assert stream_problems(ours, other)[0].text == (
+        "operation 0: the given stream has WriteDescriptor of descriptor 0 of column 0, the "
+        "assembled one WriteWord to core (0, 2) at 0x400"
     )
     assert "cannot be read" in stream_problems(ours, ours[:-4])[0].text
     assert not stream_problems(ours, ours)
-
-
-def kernel_module(kernel: Kernel) -> str:
-    """A lowered module of the kernel: the golden one has its shape, but clears C by a call of its
-    own, where the kernel's first product does."""
-    symbols = kernel.symbols.first, kernel.symbols.next
-    lines: list[str] = []
-    calls = 0
-    for line in SIXTEEN.splitlines(keepends=True):
-        if "@zero(" in line:
-            continue
-        if "func.func private @matmul" in line:
-            lines.append(line.replace("@matmul(", f"@{symbols[0]}("))
-            line = line.replace("@matmul(", f"@{symbols[1]}(")
-        elif "func.call @matmul" in line:
-            line = line.replace("@matmul(", f"@{symbols[calls % 2]}(")
-            calls += 1
-        lines.append(line)
-    assert calls == 32  # in each core one before the loop and one in it
-    return "".join(lines)
-
-
-def build_parts(kernel: Kernel) -> tuple[str, bytes, LaunchShape]:
-    """Module, stream and shape of a build whose launch makes one block of C in two steps of K."""
-    shape = cover(TileGrid(kernel, 256, 128, 512))[0].shape
-    source = kernel_module(kernel)
-    start = source.index("    aie.runtime_sequence")
-    end = source.index("    aie.shim_dma_allocation")
-    sequence = to_mlir(launch_sequence(kernel, shape))
-    lowered = re.sub(r"@([ABC]_\w+)", r"@\1_shim_alloc", sequence)
-    return source[:start] + lowered + source[end:], launch_stream(kernel, shape), shape
-
-
-def test_a_build_is_right_or_says_which_part_disagrees() -> None:
-    kernel = load_kernel("matmul_64x512", "int8")
-    source, insts, shape = build_parts(kernel)
-    good = verify_build(kernel, shape, source, insts, count=1)
-    assert good.ok, good.problems
-    assert "tiles 64x64x128, 4x4 cores" in good.reference
-    words = np.frombuffer(insts, "<u4").copy()
-    words[8] += 1  # a runtime parameter: one step more
-    wrong = verify_build(kernel, shape, source, words.tobytes(), count=1)
-    assert wrong.disagrees == "stream"
-    assert (
-        "WriteWord of the given stream has value 3 where the assembled one has 2"
-        in wrong.problems[0].text
-    )
-    broken = source.replace(
-        '2 : i32, sym_name = "A_L3L2_2_cons_prod', '3 : i32, sym_name = "A_L3L2_2_cons_prod'
-    )
-    wrong = verify_build(kernel, shape, broken, insts, count=1)
-    assert wrong.disagrees == "module"
-    assert {problem.kind for problem in wrong.problems} == {"locks", "race"}
-    wrong.problems += stream_problems(insts, words.tobytes())
-    assert wrong.disagrees == "module and stream"
-
-
-def test_a_build_of_another_kernel_is_refused() -> None:
-    kernel = load_kernel("matmul_64x512", "int8")
-    _, insts, shape = build_parts(kernel)
-    verdict = verify_build(kernel, shape, GEMM, insts, count=1)
-    assert verdict.disagrees == "module"
-    assert [problem.kind for problem in verdict.problems] == ["kernel", "sequence"]
-    assert verdict.problems[0].text.endswith("1x1 cores; built was matmul_64x512 int8")
 
 
 @pytest.mark.parametrize(("name", "variant"), [("matmul_16x16", "int8"), ("matmul_64x512", "bf16")])
@@ -336,78 +280,58 @@ def test_a_module_that_gives_nothing_to_run_is_refused() -> None:
         verify_text("aie.device(npu1) { %t = aie.tile(0, 2) }")
 
 
-def run(*arguments: str) -> Result:
-    result = CliRunner(env={"COLUMNS": str(WIDTH)}).invoke(cli.app, ["verify", *arguments])
-    assert all(len(line) <= WIDTH for line in result.output.splitlines())
-    return result
+PERMUTED = changed(
+    TRANSFORM,
+    ("[<size = 8, stride = 128>, <size = 4, stride = 8>, ",
+     "[<size = 4, stride = 8>, <size = 8, stride = 128>, "),
+)  # fmt: skip
+DESIGN = golden.design("transform"), "design.mlir"
 
 
-def words_of(result: Result) -> str:
-    return " ".join(result.output.split())
+def test_a_lowered_module_must_give_what_its_design_gives() -> None:
+    """Loops in another order give the same under every schedule: only the design tells."""
+    assert verify_text(PERMUTED, "m.mlir", count=4).ok
+    verdict = verify_text(PERMUTED, "m.mlir", design=DESIGN, count=4)
+    assert [problem.kind for problem in verdict.problems] == ["values"]
+    assert re.match(
+        r"launch @run: byte 32 of %arg1 is \d+, by design.mlir under fixed it is \d+; [\d,]+ of "
+        "4,096 bytes differ",
+        verdict.problems[0].text,
+    )
+    good = verify_text(TRANSFORM, design=DESIGN, insts=golden.stream("transform"), count=4)
+    assert good.ok
+    assert good.reference == "what design.mlir gives"
+    assert good.bytes_compared == 4 * 4096
 
 
-def test_the_command_prints_what_was_run_and_the_verdict() -> None:
-    insts = str(golden.FOLDER / "gemm_one_core.insts.bin")
-    arguments = ("--insts", insts, "--schedules", "14", "--seed", "7")
-    result = run(str(FOLDER / "gemm_one_core.mlir"), *arguments)
-    assert result.exit_code == 0, result.output
-    output = words_of(result)
-    for part in (
-        "gemm_one_core.mlir, lowered",
-        "reference C = A @ B, int8 to int32, tiles 16x16x16, 1x1 cores",
-        "schedules 14: 12 fixed ones, 2 random; seed 7",
-        "launches 98",
-        "lock operations 5,418",
-        "kernel calls 784",
-        "bytes compared 200,704",
-        "gemm_one_core.mlir: right under every schedule",
-    ):
-        assert part in output
+def test_a_product_can_be_held_against_its_design_too() -> None:
+    verdict = verify_text(GEMM, design=(golden.design("gemm_one_core"), "d.mlir"), count=2)
+    assert verdict.ok, verdict.problems
+    assert verdict.reference.endswith("1x1 cores, and what d.mlir gives")
+    assert verdict.bytes_compared == 2 * 2 * 14 * 1024  # each C with the product and the design
 
 
-def test_the_command_names_what_is_wrong() -> None:
-    result = run(str(FOLDER / "gemm_one_core_race.mlir"), "--schedules", "3")
-    assert result.exit_code == 1
-    output = words_of(result)
-    assert "balance in the module" in output
-    assert "race in the module, under schedule 'fixed'" in output
-    assert "gemm_one_core_race.mlir: 2 problems in the module" in output
+def test_what_moves_nothing_is_not_shown_to_be_right() -> None:
+    """Flows that pass the memtile by: all else is at rest, and every schedule gives the same."""
+    flow = "aie.flow(%{}, DMA : 0, %{}, DMA : 0)"
+    shim, mem, core = "shim_noc_tile_0_0", "mem_tile_0_1", "tile_0_2"
+    source = changed(TRANSFORM, (flow.format(shim, mem), flow.format(mem, mem)),
+                     (flow.format(mem, core), flow.format(shim, core)))  # fmt: skip
+    verdict = verify_text(source, "m.mlir", count=3)
+    line = line_of(source, "memtile_dma(") + 1
+    assert {problem.kind for problem in verdict.problems} == {"unused"}
+    assert [problem.text for problem in verdict.problems] == [
+        f"m.mlir:{line + below}: memtile (0, 1) {channel} moved and computed nothing in any launch"
+        for below, channel in ((0, "S2MM 0"), (12, "MM2S 0"))
+    ]
 
 
-def test_the_command_takes_designs_too() -> None:
-    result = run(str(golden.FOLDER / "transform.mlir"), "--schedules", "2")
-    assert result.exit_code == 0
-    output = words_of(result)
-    assert "transform.mlir, object FIFOs" in output
-    assert "the same under every schedule; there was no product to compare it with" in output
-    assert "lock operations" not in output
-
-
-def test_a_seed_is_drawn_and_printed() -> None:
-    output = words_of(run(str(FOLDER / "transform.mlir"), "--schedules", "1"))
-    assert re.search(r"1 fixed ones, 0 random; seed \d+", output)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "why"),
-    [
-        (["nope.mlir"], "nope.mlir cannot be read: [Errno 2] No such file"),
-        ([str(FOLDER / "transform.mlir"), "--insts", "nope.bin"], "nope.bin cannot be read"),
-        ([str(FOLDER / "transform.mlir"), "--schedules", "0"], "0 is not in the range x>=1"),
-        ([__file__], "test_verify.py"),
-    ],
-)
-def test_what_cannot_be_verified_is_exit_code_2(arguments: list[str], why: str) -> None:
-    command = [sys.executable, "-m", "npu_matmul", "verify", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 2
-    assert why in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr
-
-
-def test_a_failed_verdict_leaves_the_next_one_alone(tmp_path: Path) -> None:
-    path = tmp_path / "m.mlir"
-    path.write_text(text("gemm_one_core_race"))
-    assert run(str(path), "--schedules", "1").exit_code == 1
-    path.write_text(GEMM)
-    assert run(str(path), "--schedules", "1").exit_code == 0
+def test_a_sequence_beyond_a_limit_is_a_mistake_with_its_place() -> None:
+    source = changed(GEMM, ("[1, 1, 1, 1024][0, 0, 0, 1]", "[1, 1, 1, 1028][0, 0, 0, 1]"))
+    verdict = verify_text(source, "m.mlir", count=1)
+    line = line_of(source, "1028")
+    assert [problem.kind for problem in verdict.problems] == ["sequence"]
+    assert verdict.problems[0].text.startswith(
+        f"m.mlir:{line}: sequence @gemm, step 1, transfer of @c_shim_alloc: reaches element 1,027"
+    )
+    assert verdict.counters.launches == 6  # those made up run all the same

@@ -126,7 +126,7 @@ class LoweredMachine:
             if not channel.transfers:
                 yield f"{channel.program.place}: {channel.clock}"
         for core in self.cores:
-            if not core.kernel_calls:
+            if all(step[0] == "acquire" for step in core.history):
                 yield f"{core.core.place}: {core.name}"
 
     def memory(self, buffer: str) -> NDArray[np.generic]:

@@ -22,6 +22,7 @@ from npu_matmul.mlir.aie import Aie, DeviceOp
 from npu_matmul.mlir.aiex import Aiex
 
 SHOWN_CHARACTERS = 600
+_UNKNOWN = r"Operation (\S+) (?:is not registered|does not have a custom format)"
 _STANDARD = (builtin.Builtin, arith.Arith, scf.Scf, cf.Cf, func.Func, memref.MemRef)
 
 
@@ -146,5 +147,5 @@ def _defined(block: Block) -> set[SSAValue]:
 
 def _short(error: BaseException) -> str:
     """xDSL can append the whole annotated IR to a message: keep what a person reads."""
-    text = str(error).strip()
+    text = re.sub(_UNKNOWN, r"operation \1 is not supported", str(error).strip())
     return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + " ..."

@@ -19,6 +19,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
     help="An instruction stream: of the module's sequence, or the launch to run without one.",
 )
 @click.option(
+    "--design",
+    type=click.Path(path_type=Path),
+    help="The design that a lowered FILE.mlir was made of: both must give the same bytes.",
+)
+@click.option(
     "--schedules",
     "count",
     default=20,
@@ -27,37 +32,71 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
     help="Orders in which the parts of the array come to move: 12 fixed ones, then random ones.",
 )
 @click.option("--seed", type=click.IntRange(0), help="Of operands and schedules; default: drawn.")
-def verify(module: Path, insts: Path | None, count: int, seed: int | None) -> None:
+def verify(
+    module: Path, insts: Path | None, design: Path | None, count: int, seed: int | None
+) -> None:
     """Run a design, or what the toolchain made of it, and compare it with NumPy's product.
 
-    Exit code 1 when it is wrong under any schedule, 2 when it cannot be read.
+    Exit code 1 when it is wrong under any schedule, 2 when it cannot be read, 130 when interrupted.
     """
     from npu_matmul.verify import report
     from npu_matmul.verify.run import verify_text
 
     console = Console()
-    text = _read(module).decode(errors="replace")
+    text = _text(module)
     stream = None if insts is None else _read(insts)
+    source = None if design is None else (_text(design), design.name)
     seed = secrets.randbelow(1_000_000) if seed is None else seed
-    with Progress(
-        TextColumn("{task.description:18}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("schedules"),
-        TimeElapsedColumn(),
-        console=console,
-    ) as progress:
-        task = progress.add_task("", total=count)
-
-        def advanced(done: int, total: int, schedule: str) -> None:
-            progress.update(task, completed=done, total=total, description=schedule)
-
+    bar = _Bar(console)
+    try:
         verdict = verify_text(
-            text, module.name, insts=stream, count=count, seed=seed, progress=advanced
+            text,
+            module.name,
+            insts=stream,
+            design=source,
+            count=count,
+            seed=seed,
+            progress=bar.advanced,
         )
+    except KeyboardInterrupt:
+        bar.stop()
+        console.print(f"interrupted: {bar.done} of {bar.total} schedules were run; seed {seed}")
+        sys.exit(130)
+    finally:
+        bar.stop()
     report.show(verdict, console)
     if not verdict.ok:
         sys.exit(1)
+
+
+class _Bar:
+    """A progress bar that is there once something runs: what cannot be read has none."""
+
+    def __init__(self, console: Console) -> None:
+        self.done = self.total = 0
+        self._progress = Progress(
+            TextColumn("{task.description:18}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("schedules"),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._task = self._progress.add_task("", total=None)
+
+    def advanced(self, done: int, total: int, schedule: str) -> None:
+        if not self.total:
+            self._progress.start()
+        self.done, self.total = done, total
+        self._progress.update(self._task, completed=done, total=total, description=schedule)
+
+    def stop(self) -> None:
+        if self._progress.live.is_started:
+            self._progress.stop()
+
+
+def _text(path: Path) -> str:
+    return _read(path).decode(errors="replace")
 
 
 def _read(path: Path) -> bytes:

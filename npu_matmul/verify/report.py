@@ -22,7 +22,7 @@ def show(verdict: Verdict, console: Console) -> None:
         console.print(Text.assemble((verdict.name, "bold"), ": ", (text, "bold red")))
     else:
         text = "right under every schedule"
-        if verdict.product is None:
+        if not verdict.compared:
             text = "the same under every schedule; there was no product to compare it with"
         console.print(Text.assemble((verdict.name, "bold"), ": ", (text, "bold green")))
 
@@ -57,7 +57,7 @@ def _schedules(verdict: Verdict) -> str:
     """How many, and what repeats them."""
     count = len(verdict.schedules)
     drawn = sum(name.startswith(RANDOM) for name in verdict.schedules)
-    return f"{count}: {count - drawn} fixed ones, {drawn} random; seed {verdict.seed}"
+    return f"{count}: {count - drawn} fixed, {drawn} random; seed {verdict.seed}"
 
 
 def _problems(verdict: Verdict) -> Table:

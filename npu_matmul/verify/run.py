@@ -4,12 +4,12 @@ A module is first judged as it stands (addresses, lock counts, wiring), then run
 schedules: its own runtime sequence, and launches made up for its product with K changing from each
 to the next, without a reset. Every launch gets new random signed operands, and C is compared with
 NumPy's product. Where a module is no product that this can tell, every schedule must give the same
-bytes.
+bytes; where the design is given that a lowered module was made of, the bytes that it gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,7 +26,7 @@ from npu_matmul.lowered.core import AlignmentError
 from npu_matmul.lowered.locks import LockError
 from npu_matmul.lowered.machine import LoweredCounters, LoweredMachine
 from npu_matmul.lowered.memory import RaceError
-from npu_matmul.lowered.schedules import Schedule, schedules
+from npu_matmul.lowered.schedules import FIXED, Schedule, schedules
 from npu_matmul.mlir.reader import DesignError, read_design
 from npu_matmul.overlay import Tile
 from npu_matmul.schedule import LaunchShape
@@ -53,6 +53,7 @@ class Verdict:
     reference: str
     seed: int
     product: Product | None = None
+    compared: bool = True  # with a reference, not only with other schedules
     schedules: list[str] = field(default_factory=list)
     bytes_compared: int = 0
     counters: LoweredCounters = field(default_factory=LoweredCounters)
@@ -106,6 +107,7 @@ def verify_text(
     name: str = "design.mlir",
     *,
     insts: bytes | None = None,
+    design: tuple[str, str] | None = None,
     count: int = 12,
     seed: int = 0,
     progress: Progress = lambda done, total, schedule: None,
@@ -113,60 +115,114 @@ def verify_text(
     """Run a module's text under ``count`` schedules, the random ones from ``seed`` on.
 
     ``insts``, if given, must be the stream of the module's runtime sequence; of a module without
-    one it is the launch that is run. Raises ``DesignError`` for what cannot be read.
+    one it is the launch that is run. ``design``, if given, is the text and the name of a design
+    that must give the same bytes. Raises ``DesignError`` for what cannot be read.
     """
-    return _verdict(Subject(read_design(text, name), name, insts), count, seed, progress)
+    subject = Subject(read_design(text, name), name, insts)
+    if design is None:
+        return _verdict(subject, count, seed, progress)
+    source, source_name = design
+    original = Subject(read_design(source, source_name), source_name, insts)
+    original.product = None  # what it gives is compared, not it with a product
+    return _verdict(subject, count, seed, progress, original)
 
 
 def _verdict(
-    subject: Subject, count: int, seed: int, progress: Progress = lambda done, total, schedule: None
+    subject: Subject,
+    count: int,
+    seed: int,
+    progress: Progress = lambda done, total, schedule: None,
+    original: Subject | None = None,
 ) -> Verdict:
-    verdict = Verdict(subject.name, subject.level, subject.reference, seed, subject.product)
+    reference = subject.reference
+    if original is not None:
+        given = f"what {original.name} gives"
+        reference = given if subject.product is None else f"{reference}, and {given}"
+    verdict = Verdict(subject.name, subject.level, reference, seed, subject.product)
+    verdict.compared = subject.product is not None or original is not None
     verdict.problems += subject.problems
     if subject.runnable:
-        _run_all(subject, verdict, list(schedules(count, seed, subject.coarse)), progress)
+        planned = list(schedules(count, seed, subject.coarse))
+        _run_all(subject, verdict, planned, progress, original)
     return verdict
 
 
 def _run_all(
-    subject: Subject, verdict: Verdict, planned: list[Schedule], progress: Progress
+    subject: Subject,
+    verdict: Verdict,
+    planned: list[Schedule],
+    progress: Progress,
+    original: Subject | None,
 ) -> None:
     """Each schedule on a machine of its own, up to the first that goes wrong."""
+    witness = None if subject.product is not None and original is None else Witness()
     random = np.random.default_rng(verdict.seed)
     trials = [*subject.own, *subject.made_up]
-    witness: list[NDArray[np.uint8]] = []
-    for number, schedule in enumerate(planned):
-        progress(number, len(planned), schedule.name)
-        if subject.product is None:  # the same operands for all, so that results compare
+    runs = [(subject, schedule) for schedule in planned]
+    if original is not None:
+        runs.insert(0, (original, FIXED))
+    for number, (runner, schedule) in enumerate(runs):
+        progress(number, len(runs), schedule.name)
+        if witness is not None:  # the same operands for all, so that results compare
             random = np.random.default_rng(verdict.seed)
-        verdict.schedules.append(schedule.name)
+        name = f"{runner.name} under {schedule.name}" if runner is original else schedule.name
+        if runner is subject:
+            verdict.schedules.append(schedule.name)
         machine: Machine | LoweredMachine | None = None
-        results: list[NDArray[np.uint8]] = []
         try:
-            machine = subject.boot(schedule)
+            machine = runner.boot(schedule)
             steps: dict[Tile, int] = {}
             for trial in trials:
-                results += launch_trial(machine, trial, subject, steps, random, verdict)
+                results = launch_trial(machine, trial, runner, steps, random, verdict)
+                if witness is not None:
+                    verdict.bytes_compared += witness.compare(name, trial, results)
         except (EmulationError, StreamError, DesignError, WrongValues) as error:
-            verdict.problems.append(module_problem(_kind(error), str(error), schedule.name))
-            break
+            text = f"{runner.name}: {error}" if runner is original else str(error)
+            verdict.problems.append(module_problem(_kind(error), text, schedule.name))
+            return
         finally:
-            if machine is not None:
+            if machine is not None and runner is subject:
                 _add(verdict.counters, machine)
-        if subject.product is None:
-            witness = witness or results
-            verdict.bytes_compared += sum(found.size for found in results) if number else 0
-            if any((a != b).any() for a, b in zip(witness, results, strict=True)):
-                text = f"the results differ from those under {verdict.schedules[0]}"
-                verdict.problems.append(module_problem("values", text, schedule.name))
-                break
-        if number == 0 and subject.made_up and machine.counters.kernel_calls > MANY_CALLS:
-            trials = subject.made_up
-    progress(len(planned), len(planned), "")
+        if not verdict.schedules[1:] and runner is subject:
+            verdict.problems += _unused(machine)
+            if subject.made_up and machine.counters.kernel_calls > MANY_CALLS:
+                trials = subject.made_up
+    progress(len(runs), len(runs), "")
+
+
+def _unused(machine: Machine | LoweredMachine) -> Iterator[Problem]:
+    """What no launch has used is not shown to be right."""
+    if isinstance(machine, LoweredMachine):
+        for part in machine.unused():
+            yield module_problem("unused", f"{part} moved and computed nothing in any launch")
 
 
 class WrongValues(Exception):
-    """C is not the product."""
+    """C is not the product, or not what it was elsewhere."""
+
+
+class Witness:
+    """What launches gave before: with the same operands they must give it again."""
+
+    def __init__(self) -> None:
+        self._given: dict[str, tuple[str, list[NDArray[np.uint8]]]] = {}
+
+    def compare(self, name: str, trial: Trial, results: list[NDArray[np.uint8]]) -> int:
+        """How many bytes were compared; raises :class:`WrongValues` at the first that differs."""
+        if trial.name not in self._given:
+            self._given[trial.name] = name, results
+            return 0
+        other, given = self._given[trial.name]
+        outputs = [a.name for n, a in enumerate(trial.arguments) if n not in trial.inputs]
+        for output, want, got in zip(outputs, given, results, strict=True):
+            wrong = np.flatnonzero(want != got)
+            if wrong.size:
+                first = int(wrong[0])
+                raise WrongValues(
+                    f"launch {trial.name}: byte {first:,} of %{output} is {got[first]}, by {other} "
+                    f"it is {want[first]}; {wrong.size:,} of {want.size:,} bytes differ"
+                )
+        return sum(found.size for found in results)
 
 
 def launch_trial(

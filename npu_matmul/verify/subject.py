@@ -12,8 +12,10 @@ from typing import Any
 from npu_matmul.emulator.machine import Machine
 from npu_matmul.instructions import (
     Operation,
+    PatchAddress,
     StreamError,
     WriteDescriptor,
+    WriteWord,
     decode,
     step_operations,
 )
@@ -99,22 +101,28 @@ class Subject:
     def _plan(self, device: aie.DeviceOp, insts: bytes | None) -> None:
         has_sequence = any(isinstance(op, aie.RuntimeSequenceOp) for op in device.body.block.ops)
         if has_sequence:
-            sequence = sequence_of(device)
-            trial = trial_of_sequence(sequence, self.overlay, self.product)
-            self.own.append(trial)
-            if insts is not None:
-                places = operation_places(sequence, self.overlay)
-                self.problems += stream_problems(trial.stream.encode(), insts, places)
+            self._plan_sequence(sequence_of(device), insts)
         elif insts is not None:
             trial = trial_of_stream("the given stream", decode(insts), self.overlay, self.product)
             self.own.append(trial)
         if self.product is not None:
             self.made_up += made_up_trials(self.product, self.overlay)
-        if not self.own and not self.made_up:
+        if not self.own and not self.made_up and not self.problems:
             raise DesignError(
                 "there is nothing to run: the module has no runtime sequence and is no product "
                 f"that launches could be made up for ({self.reference}); give --insts"
             )
+
+    def _plan_sequence(self, sequence: RuntimeSequence, insts: bytes | None) -> None:
+        try:
+            trial = trial_of_sequence(sequence, self.overlay, self.product)
+        except StreamError as error:
+            self.problems.append(module_problem("sequence", str(error)))
+            return
+        self.own.append(trial)
+        if insts is not None:
+            places = operation_places(sequence, self.overlay)
+            self.problems += stream_problems(trial.stream.encode(), insts, places)
 
 
 def _found_symbols(
@@ -153,7 +161,7 @@ def _difference(want: tuple[Operation, ...], given: tuple[Operation, ...], numbe
         return f"{longer}; it has {len(given)} operations, the assembled one {len(want)}"
     ours, theirs = want[number], given[number]
     if type(ours) is not type(theirs):
-        return f"the given stream has {theirs}, the assembled one {ours}"
+        return f"the given stream has {_named(theirs)}, the assembled one {_named(ours)}"
     parts = dict(vars(ours)), dict(vars(theirs))
     if isinstance(ours, WriteDescriptor) and isinstance(theirs, WriteDescriptor):
         parts = vars(ours) | vars(ours.descriptor), vars(theirs) | vars(theirs.descriptor)
@@ -162,7 +170,19 @@ def _difference(want: tuple[Operation, ...], given: tuple[Operation, ...], numbe
         for name, value in parts[0].items()
         if value != parts[1][name] and name != "descriptor"
     ]
-    return f"{type(ours).__name__} of the given stream has {', '.join(fields)}"
+    return f"{_named(ours)} of the given stream has {', '.join(fields)}"
+
+
+def _named(operation: Operation) -> str:
+    """An operation by its name, and where it does what it does."""
+    name = type(operation).__name__
+    match operation:
+        case WriteWord():
+            return f"{name} to {operation.tile} at {operation.offset:#x}"
+        case WriteDescriptor() | PatchAddress():
+            return f"{name} of descriptor {operation.number} of column {operation.column}"
+        case _:
+            return f"{name} for {operation.channel}"
 
 
 def operation_places(sequence: RuntimeSequence, overlay: Overlay) -> list[str]:

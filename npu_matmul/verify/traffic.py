@@ -100,9 +100,13 @@ def trial_of_stream(name: str, stream: Stream, overlay: Overlay, product: Produc
 
 
 def made_up_trials(product: Product, overlay: Overlay) -> Iterator[Trial]:
-    """Launches of several sizes whose number of steps in K changes from each to the next."""
+    """Launches of several sizes whose number of steps in K changes from each to the next.
+
+    The loop over K goes three times round in one of them: only then has its counter of two buffers
+    been at all its values in there.
+    """
     cores = len(product.cores) * len(product.cores[0])
-    sizes = [(2, 1), (1, 2), (3, 1)]
+    sizes = [(4, 1), (1, 2), (3, 1)]
     if cores <= SMALL_GRID:
         sizes = [(3, 2), (5, 1), (1, 3), (7, 1), (2, 2), (4, 1)]
     for steps, blocks in sizes:
