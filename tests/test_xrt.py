@@ -53,16 +53,22 @@ def test_another_module_of_that_name_is_recognised(
 
 @pytest.mark.parametrize(
     ("model", "target"),
-    [("NPU Phoenix", "npu1"), ("RyzenAI-npu1", "npu1"), ("NPU Strix Halo", "npu2")],
+    [
+        *(("NPU Phoenix", "npu1"), ("RyzenAI-npu1", "npu1")),
+        *(("NPU Strix Halo", "npu2"), ("RyzenAI-npu4", "npu2"), ("NPU Krackan 1", "npu2")),
+    ],
 )
 def test_the_model_says_which_target_it_is(double: Npu, model: str, target: str) -> None:
     double.model = model
     assert opened().target.name == target
 
 
-def test_an_unknown_model_is_not_guessed(double: Npu, monkeypatch: pytest.MonkeyPatch) -> None:
-    double.model = "Alveo U250"
-    with pytest.raises(DeviceUnavailable, match=r"only Alveo U250; .*\$NPU_MATMUL_TARGET=npu1"):
+@pytest.mark.parametrize("model", ["Alveo U250", "RyzenAI-npu3", "RyzenAI-npu11-pf"])
+def test_an_unknown_model_is_not_guessed(
+    double: Npu, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    double.model = model
+    with pytest.raises(DeviceUnavailable, match=rf"only {model}; .*\$NPU_MATMUL_TARGET=npu1"):
         open_device("xrt")
     monkeypatch.setenv("NPU_MATMUL_TARGET", "npu1")
     assert opened().target.name == "npu1"

@@ -212,8 +212,31 @@ def test_ctrl_c_gets_through_and_what_was_launched_is_seen_to_end(
     check()
 
 
+@pytest.mark.parametrize("started", [False, True])
+def test_ctrl_c_in_the_midst_of_starting_leaves_the_context_usable(
+    double: Npu, everything_built: None, monkeypatch: pytest.MonkeyPatch, started: bool
+) -> None:
+    check()
+    monkeypatch.setattr(xrt_runs, "DRAIN_S", 0.02)
+    kind = opened().npu.api.run
+    start = kind.start
+
+    def interrupted(run: object) -> None:
+        if started:
+            start(run)
+        raise KeyboardInterrupt
+
+    for _ in range(6):  # more than the driver takes at once
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "start", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                check()
+        check()
+    assert len(double.contexts) <= double.context_limit
+
+
 SCRIPT = """
-import os, sys
+import gc, os, sys
 sys.path.insert(0, {tests!r})
 from pyxrt_double.npu import Npu
 from pyxrt_double.binding import make_binding
@@ -252,25 +275,58 @@ EXITS = {
 }
 
 
-@pytest.mark.parametrize("action", EXITS.values(), ids=EXITS)
-def test_the_process_ends_in_peace(action: str, tmp_path: Path) -> None:
-    """XRT would abort it, were a run destroyed whose end nobody has seen."""
+def run_script(action: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """What becomes of a process that opens the device and does this."""
     script = SCRIPT.format(tests=str(ROOT), action=action)
     environment = {
         **os.environ,
         "PYTHONPATH": str(ROOT.parent),
-        cache.CACHE_VARIABLE: str(tmp_path),
+        cache.CACHE_VARIABLE: str(folder),
         "NPU_MATMUL_SELF_TEST": "0",
     }
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         env=environment,
         capture_output=True,
         text=True,
         timeout=60,
     )
+
+
+@pytest.mark.parametrize("action", EXITS.values(), ids=EXITS)
+def test_the_process_ends_in_peace(action: str, tmp_path: Path) -> None:
+    """XRT would abort it, were a run destroyed whose end nobody has seen."""
+    done = run_script(action, tmp_path)
     assert done.returncode == (3 if "SystemExit" in action else 0), done.stderr
     assert done.stderr == ""
+
+
+FORKS = """
+npu.events = Mortal()  # that a context is gone ends the process
+locked = npu.locked_bytes
+loaded.launch(stream, [a, a, c])
+child = os.fork()
+if not child:
+    try:
+        device.alloc(64)
+    except Exception as error:
+        assert "'spawn'" in str(error), error
+    with device:
+        pass
+    del a, c, loaded, device
+    gc.collect()
+    assert npu.locked_bytes == locked
+    sys.exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+assert xrt_runs.IN_FLIGHT.drain()
+npu.events = []
+"""
+
+
+def test_a_forked_process_destroys_nothing_of_its_parents(tmp_path: Path) -> None:
+    """Both have the driver's file open: the parent would lose its contexts and buffers."""
+    done = run_script(FORKS, tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_forked_process_is_told_to_open_its_own(

@@ -20,13 +20,16 @@ from npu_matmul.device.errors import DeviceUnavailable
 from npu_matmul.device.npu import NpuDevice
 from npu_matmul.device.xrt_errors import SelfTestFailed
 from npu_matmul.device.xrt_kernel import XrtKernel
-from npu_matmul.device.xrt_memory import XrtBuffer
+from npu_matmul.device.xrt_memory import MEMORIES, XrtBuffer
 from npu_matmul.device.xrt_npu import Npu
-from npu_matmul.device.xrt_runs import IN_FLIGHT
+from npu_matmul.device.xrt_runs import IN_FLIGHT, keep_for_ever
 from npu_matmul.kernel import Kernel, KernelNotBuilt, kernels_named
 
 SELF_TEST_VARIABLE = "NPU_MATMUL_SELF_TEST"
-NEEDED = ("device", "xclbin", "hw_context", "kernel", "run", "bo", "xclBOSyncDirection")
+NEEDED = (
+    *("device", "enumerate_devices", "xrt_info_device", "xclbin", "hw_context"),
+    *("kernel", "run", "bo", "xclBOSyncDirection"),
+)
 
 _devices: weakref.WeakSet[XrtDevice] = weakref.WeakSet()
 
@@ -87,6 +90,8 @@ class XrtDevice(NpuDevice):
 
     def close(self) -> None:
         super().close()
+        if self.npu.is_the_parents():
+            return
         IN_FLIGHT.drain()
         with self.npu.launching:
             self._kernels.clear()
@@ -144,3 +149,13 @@ def _close_all() -> None:
     for device in list(_devices):
         if not device.closed:
             device.close()
+
+
+def _after_fork() -> None:
+    """In the child: see to it that nothing is destroyed that the parent still uses."""
+    IN_FLIGHT.disown()
+    keep_for_ever((*_devices, *MEMORIES))
+    _devices.clear()
+
+
+os.register_at_fork(after_in_child=_after_fork)

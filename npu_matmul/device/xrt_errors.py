@@ -122,10 +122,11 @@ _CAUSES = (
     ),
     (
         r"CREATE_HWCTX.*err=-22",
-        "the firmware refused the context: firmware and driver may not fit together, the overlay "
-        "may be for another NPU, or the firmware is wedged (reload amdxdna, or reboot)",
+        "the firmware refused the context: other programs may hold all there are, firmware and "
+        "driver may not fit together, the overlay may be for another NPU, or the firmware may be "
+        "wedged (reload amdxdna, or reboot)",
     ),
-    (r"CREATE_HWCTX.*err=-19|err=-19|No such device", "the NPU is gone or has no columns left"),
+    (r"err=-19|No such device", "the NPU is gone or has no columns left"),
     (
         r"Heap at max size|err=-28",
         "the 64 MiB that the driver has for instruction streams are used up: use fewer shapes at "

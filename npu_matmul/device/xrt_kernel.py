@@ -184,6 +184,9 @@ class XrtKernel(LoadedKernel):
                     with contextlib.suppress(RuntimeError):
                         chain.wait()
                 raise
+            except BaseException:  # an interrupt: it may have been started, or not
+                IN_FLIGHT.abandon(flight)
+                raise
         return flight
 
     def _shown(self, launches: int) -> listening.InFlight | listening.Nothing:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from npu_matmul.device.base import Device
 from npu_matmul.device.buffer import Buffer
 from npu_matmul.device.xrt_errors import reported
+
+MEMORIES: weakref.WeakSet[Memory] = weakref.WeakSet()  # all there are
 
 
 class Memory:
@@ -24,6 +27,7 @@ class Memory:
         self.bo = bo
         self._map = bo.map()
         self.__array_interface__ = np.frombuffer(self._map, np.uint8).__array_interface__
+        MEMORIES.add(self)
 
     def array(self) -> NDArray[np.uint8]:
         return np.asarray(self)

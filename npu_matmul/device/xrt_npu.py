@@ -20,8 +20,9 @@ from npu_matmul.device.xrt_memory import Memory
 from npu_matmul.target import TARGETS, Target
 
 TARGET_VARIABLE = "NPU_MATMUL_TARGET"
-# What drivers and XRT call them: vbnv of amdxdna's npu*_regs.c, and older releases of XRT.
-MODELS = {"npu1": "npu1|phoenix|hawk", "npu2": "npu[2-6]|strix|krackan|gorgon|halo"}
+# What drivers and XRT call them: vbnv of amdxdna's npu*_regs.c, and older releases of XRT. There,
+# npu3 and those from npu9 on are of a later architecture than either.
+MODELS = {"npu1": r"npu1\b|phoenix|hawk", "npu2": r"npu[2456]\b|strix|krackan|gorgon|halo"}
 
 DECLINED: list[str] = []  # why this process leaves the NPU alone; at most one reason
 
@@ -47,11 +48,16 @@ class Npu:
         """Raise :class:`DeviceError` where this process must leave the NPU alone."""
         if DECLINED:
             raise DeviceDeclined(DECLINED[0])
-        if os.getpid() != self._process:
+        if self.is_the_parents():
             raise DeviceError(
                 "the NPU was opened before this process was forked, and cannot be used here: start "
-                "processes with the 'spawn' method, or open the device in each"
+                "processes with the 'spawn' method, or fork before anything opens the NPU"
             )
+
+    def is_the_parents(self) -> bool:
+        """Whether this process was forked from the one that opened it. They share the driver's
+        file: what one of them destroyed, the other would lose."""
+        return os.getpid() != self._process
 
     def decline(self, error: Exception) -> None:
         """Leave the NPU alone until the process ends."""

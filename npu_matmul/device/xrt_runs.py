@@ -105,6 +105,13 @@ class Flights:
             self._flights.remove(flight)
             self.unknown.append(flight)
 
+    def abandon(self, flight: Flight) -> None:
+        """Wait for its end once more, for ``DRAIN_S``. What has not ended then is for ever taken to
+        be using its memory; its place among the driver's commands, the watchdog has freed."""
+        flight.abandoned = True
+        flight.abandoned = not self.drain([flight])
+        flight.commands = 0
+
     def of(self, context: object) -> list[Flight]:
         """Those of one context."""
         return [flight for flight in self.current() if flight.context is context]
@@ -139,8 +146,19 @@ class Flights:
         """At exit: drain, then see to it that nothing destroys what has not ended."""
         with contextlib.suppress(KeyboardInterrupt):
             self.drain()
-        for kept in (*self.current(), *self.unknown):
-            ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+        keep_for_ever((*self.current(), *self.unknown))
+
+    def disown(self) -> None:
+        """In a forked child: nothing of this is its own, to destroy or to wait for."""
+        keep_for_ever((*self._flights, *self.unknown))
+        self._flights, self.unknown = [], []
+        self._lock = threading.Lock()  # another thread of the parent may have held it
+
+
+def keep_for_ever(objects: Iterable[object]) -> None:
+    """See to it that nothing destroys these, not even the interpreter's own end."""
+    for kept in objects:
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
 
 
 IN_FLIGHT = Flights()
@@ -174,7 +192,7 @@ def wait(flight: Flight, timeout_s: float) -> Failure | None:
                 flight.shown.end(failed="did not end")
                 return overdue(timeout_s)
     except BaseException:
-        flight.abandoned = not IN_FLIGHT.drain([flight])
+        IN_FLIGHT.abandon(flight)
         flight.shown.end(failed="interrupted")
         raise
     IN_FLIGHT.current()
