@@ -26,17 +26,20 @@ def refuse(text):
     print(f"{{me.name}}: error: {{text}}")
     sys.exit(2)
 
-if arguments == ["--version"]:
+if arguments in (["--version"], ["--aie-version"]):
     print(f"{{me.name}} {{os.environ.get('STANDIN_VERSION', '1.0')}}")
     sys.exit(0)
-with open(os.environ["STANDIN_CALLS"], "a") as calls:
-    calls.write(json.dumps([me.name, os.getcwd(), *arguments]) + "\\n")
-print(f"{{me.name}} works", flush=True)
-if os.environ.get("STANDIN_FAILS") == me.name:
-    refuse("on purpose")
+
+def called():
+    with open(os.environ["STANDIN_CALLS"], "a") as calls:
+        calls.write(json.dumps([me.name, os.getcwd(), *arguments]) + "\\n")
+    print(f"{{me.name}} works", flush=True)
+    if os.environ.get("STANDIN_FAILS") == me.name:
+        refuse("on purpose")
 """
 
 CLANG = """
+called()
 flags, source, output, wanted = [], None, None, iter(arguments)
 for word in wanted:
     if word == "-c": source = pathlib.Path(next(wanted))
@@ -54,10 +57,20 @@ output.write_text(source.read_text() + json.dumps(sizes))
 """
 
 AIECC = """
-switches = {"--no-compile-host", "--no-xchesscc", "--no-xbridge", "--aie-generate-xclbin",
-            "--aie-generate-npu-insts"}
+release = os.environ.get("STANDIN_AIECC", "1.3")
+chess = {"--no-xchesscc", "--no-xbridge"}  # it is the default, or was
+wanted = {"--get-xclbin", "--get-npu-insts", "--get-input-with-addresses"}
+switches = {"1.3": {"--no-compile-host", *chess, "--aie-generate-xclbin",
+                    "--aie-generate-npu-insts"},
+            "1.4": {*wanted, *chess}, "1.4.4": wanted}[release]
 options = {"--alloc-scheme", "--peano", "--tmpdir", "--xclbin-name", "--xclbin-kernel-name",
            "--npu-insts-name"}
+listed = {*options, *(s for s in switches if not s.startswith("--get-"))}
+if release != "1.3": listed |= {"--get", "--aie-version"}
+if arguments == ["--help"]:
+    print("OPTIONS:", *(f"  {name}=<value> - text" for name in sorted(listed)), sep="\\n")
+    sys.exit(0)
+called()
 given, inputs = {}, []
 for word in arguments:
     name, _, value = word.partition("=")
@@ -80,7 +93,8 @@ folder = pathlib.Path(given["--tmpdir"])
 folder.mkdir()
 products = pathlib.Path(os.environ["STANDIN_PRODUCTS"])
 if os.environ.get("STANDIN_FAILS") != "forgets":
-    (folder / "input_with_addresses.mlir").write_bytes((products / "lowered").read_bytes())
+    (folder if release == "1.3" else pathlib.Path()).joinpath(
+        "input_with_addresses.mlir").write_bytes((products / "lowered").read_bytes())
 kernel = [given["--xclbin-kernel-name"], 8]
 table = {"uuid": str(os.getpid()), "kernels": [kernel], "design": design,
          "manifest": json.loads(os.environ["STANDIN_MANIFEST"])}

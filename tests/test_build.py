@@ -36,7 +36,12 @@ TOOLS = Tools(
     aiecc=Path("/m/bin/aiecc"),
     headers=Path("/m/include"),
     xclbinutil=Path("/x/bin/xclbinutil"),
+    options=frozenset(
+        {"--no-compile-host", "--no-xchesscc", "--no-xbridge", "--aie-generate-xclbin", "--tmpdir"}
+    ),
 )
+LATER = dataclasses.replace(TOOLS, options=frozenset({"--get", "--tmpdir", "--xchesscc"}))
+RELEASES = ["1.3", "1.4", "1.4.4"]  # of mlir-aie, whose aiecc takes other options in each
 
 
 @pytest.fixture
@@ -85,15 +90,32 @@ def test_the_commands_are_exactly_these() -> None:
         "--peano=/p",
         "--tmpdir=aiecc.prj",
         "--aie-generate-xclbin",
+        "--aie-generate-npu-insts",
         "--xclbin-name=overlay.xclbin",
         "--xclbin-kernel-name=matmul_00ff",
-        "--aie-generate-npu-insts",
         "--npu-insts-name=insts.bin",
         "design.mlir",
     )
     assert (core.produces, overlay.produces) == (
         ("matmul_bf16.o",),
         ("overlay.xclbin", "insts.bin"),
+    )
+
+
+def test_later_releases_are_asked_for_outputs_by_other_names() -> None:
+    _, overlay = build_steps(KERNEL, "npu1", LATER, "matmul_00ff")
+    assert overlay.command == (
+        "/m/bin/aiecc",
+        "--alloc-scheme=basic-sequential",
+        "--peano=/p",
+        "--tmpdir=aiecc.prj",
+        "--get-xclbin",
+        "--get-npu-insts",
+        "--get-input-with-addresses",
+        "--xclbin-name=overlay.xclbin",
+        "--xclbin-kernel-name=matmul_00ff",
+        "--npu-insts-name=insts.bin",
+        "design.mlir",
     )
 
 
@@ -159,7 +181,7 @@ def test_what_is_missing_is_named_with_what_to_install(no_tools: None) -> None:
         build(KERNEL, "npu1")
     message = str(caught.value)
     assert "lacks mlir-aie, Peano, xclbinutil:" in message
-    assert "pip install mlir_aie -f https://github.com/Xilinx/mlir-aie/releases/" in message
+    assert "pip install mlir_aie==1.3.4 -f https://github.com/Xilinx/mlir-aie/releases/" in message
     assert "pip install llvm-aie -f https://github.com/Xilinx/llvm-aie/releases/" in message
     assert "$PEANO_INSTALL_DIR" in message
 
@@ -168,6 +190,15 @@ def test_a_release_without_aiecc_is_too_old(tools: StandIns) -> None:
     (tools.mlir_aie / "bin" / "aiecc").unlink()
     with pytest.raises(ToolchainMissing, match=r"lacks aiecc:\n  update mlir-aie, releases before"):
         find_toolchain()
+
+
+@pytest.mark.parametrize("body", ["exit 1", "echo '--aie-generate-elf only'"])
+def test_an_aiecc_that_does_not_run_or_is_unknown_is_named(tools: StandIns, body: str) -> None:
+    aiecc = tools.mlir_aie / "bin" / "aiecc"
+    aiecc.write_text(f"#!/bin/sh\n{body}\n")
+    with pytest.raises(ToolchainMissing, match=r"with known options:\n .*/aiecc does not run, or"):
+        find_toolchain()
+    assert any(part.path is None for part in toolchain.survey())
 
 
 def test_python_packages_are_found(
@@ -206,10 +237,12 @@ def test_a_program_that_tells_no_version_is_known_by_its_content(tmp_path: Path)
 # --- building ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("release", RELEASES)
 def test_a_build_is_found_and_computes_the_product(
-    tools: StandIns, double: Npu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    tools: StandIns, double: Npu, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, release: str
 ) -> None:
     monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setenv("STANDIN_AIECC", release)
     told: list[str] = []
     built = build(KERNEL, "npu1", tell=told.append)
     assert [Path(call[0]).name for call in tools.calls] == ["clang++", "aiecc"]
@@ -413,7 +446,7 @@ def test_the_record_tells_how_it_was_built(tools: StandIns) -> None:
     table = json.loads((build(KERNEL, "npu1").folder / cache.RECORD).read_text())
     assert table["inputs"] == overlay_inputs(KERNEL, "npu1")
     assert [Path(command[0]).name for command in table["commands"]] == ["clang++", "aiecc"]
-    assert table["name"] in table["commands"][1][9]
+    assert f"--xclbin-kernel-name={table['name']}" in table["commands"][1]
 
 
 def test_builds_are_published_whole(tools: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:

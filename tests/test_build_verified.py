@@ -68,7 +68,7 @@ def test_a_build_without_the_module_is_refused(
     tools: StandIns, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STANDIN_FAILS", "forgets")
-    with pytest.raises(BuildFailed, match=r"aiecc kept no aiecc\.prj/input_with_addresses\.mlir"):
+    with pytest.raises(BuildFailed, match=r"aiecc kept no input_with_addresses\.mlir"):
         build(KERNEL, "npu1")
     assert_nothing_published()
 

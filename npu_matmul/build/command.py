@@ -67,7 +67,13 @@ def _kernels(name: str | None, variant: str | None) -> list[Kernel]:
 def _commands(kernel: Kernel, target: str) -> list[str]:
     """The commands as a shell takes them; variables stand for what is not installed here."""
     from npu_matmul.build.identity import overlay_inputs, overlay_name
-    from npu_matmul.build.plan import DESIGN, Tools, build_steps, reference_problem
+    from npu_matmul.build.plan import (
+        DESIGN,
+        OPTIONS_1_3,
+        Tools,
+        build_steps,
+        reference_problem,
+    )
     from npu_matmul.build.toolchain import MLIR_AIE_VARIABLE, PEANO_VARIABLE, find_toolchain
 
     notes = []
@@ -82,6 +88,7 @@ def _commands(kernel: Kernel, target: str) -> list[str]:
             aiecc=mlir_aie / "bin/aiecc",
             headers=mlir_aie / "include",
             xclbinutil=Path("xclbinutil"),
+            options=OPTIONS_1_3,
         )
     m, k, n = reference_problem(kernel)
     emit = f"npu-matmul emit {kernel.name} --variant {kernel.variant} --target {target}"

@@ -11,7 +11,7 @@ import hashlib
 import json
 from dataclasses import asdict
 
-from npu_matmul.build.plan import AIECC_FLAGS, COMPILER_FLAGS, TRIPLES, reference_design
+from npu_matmul.build.plan import ALLOCATION, COMPILER_FLAGS, TRIPLES, reference_design
 from npu_matmul.design import design_text
 from npu_matmul.kernel import Kernel
 
@@ -24,7 +24,7 @@ def overlay_inputs(kernel: Kernel, target: str) -> dict[str, str]:
     source."""
     source = kernel.require_source()
     manifest = {k: v for k, v in asdict(kernel).items() if k not in NOT_BUILT_IN}
-    flags = [TRIPLES[target], *COMPILER_FLAGS, *AIECC_FLAGS, kernel.defines]
+    flags = [TRIPLES[target], *COMPILER_FLAGS, ALLOCATION, kernel.defines]
     inputs = {
         "manifest": _sha256(json.dumps(manifest, sort_keys=True)),
         "design": _sha256(design_text(kernel, target)),

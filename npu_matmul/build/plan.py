@@ -1,7 +1,9 @@
 """Which commands make an overlay: pure, so that every word of them can be tested.
 
-Flags are those of mlir-aie's own examples and of its ``aiecc`` driver of April 2026. ``aiecc``
-takes AMD's proprietary compiler unless told otherwise; Peano (llvm-aie) is the free one.
+Flags are those of mlir-aie's own examples and of its ``aiecc`` driver, which has had two command
+lines: releases 1.3 (March 2026) ask for outputs by ``--aie-generate-...`` and take AMD's
+proprietary compiler unless told otherwise; 1.4 (July 2026) by ``--get-...``, and from August on it
+takes Peano (llvm-aie), the free one. Which it is, its ``--help`` tells.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ DESIGN = "design.mlir"
 XCLBIN = "overlay.xclbin"
 INSTRUCTIONS = "insts.bin"  # of the sequence in the design, for comparison with ours
 WORK = "aiecc.prj"  # aiecc's own products
-LOWERED = f"{WORK}/input_with_addresses.mlir"
+LOWERED = "input_with_addresses.mlir"  # in the work folder, or beside the xclbin
 
 TRIPLES = {"npu1": "aie2-none-unknown-elf", "npu2": "aie2p-none-unknown-elf"}
 COMPILER_FLAGS = (
@@ -32,12 +34,13 @@ COMPILER_FLAGS = (
     "-Wno-missing-template-arg-list-after-template-kw",
     "-DNDEBUG",
 )
-AIECC_FLAGS = (
-    "--no-compile-host",
-    "--no-xchesscc",
-    "--no-xbridge",
-    "--alloc-scheme=basic-sequential",  # the one whose memory map the design rules check
-)
+ALLOCATION = "--alloc-scheme=basic-sequential"  # the one whose memory map the design rules check
+OUTPUTS = {  # by the option that a release must have for them
+    "--aie-generate-xclbin": ("--aie-generate-xclbin", "--aie-generate-npu-insts"),
+    "--get": ("--get-xclbin", "--get-npu-insts", "--get-input-with-addresses"),
+}
+UNWANTED = ("--no-compile-host", "--no-xchesscc", "--no-xbridge")  # where there is such a switch
+OPTIONS_1_3 = frozenset({"--aie-generate-xclbin", *UNWANTED})  # as far as they matter here
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Tools:
     aiecc: Path
     headers: Path  # has aie_api/
     xclbinutil: Path
+    options: frozenset[str]  # that aiecc's --help lists
 
 
 @dataclass(frozen=True)
@@ -96,13 +100,13 @@ def build_steps(kernel: Kernel, target: str, tools: Tools, name: str) -> tuple[S
     )
     compile_overlay = (
         str(tools.aiecc),
-        *AIECC_FLAGS,
+        *(switch for switch in UNWANTED if switch in tools.options),
+        ALLOCATION,
         f"--peano={tools.peano}",
         f"--tmpdir={WORK}",
-        "--aie-generate-xclbin",
+        *next((given for option, given in OUTPUTS.items() if option in tools.options), ()),
         f"--xclbin-name={XCLBIN}",
         f"--xclbin-kernel-name={name}",
-        "--aie-generate-npu-insts",
         f"--npu-insts-name={INSTRUCTIONS}",
         DESIGN,
     )

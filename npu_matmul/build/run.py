@@ -94,8 +94,7 @@ def _build(
         tell("running what aiecc lowered on the emulated NPU")
         shown = _verified(kernel, work)
         tell(shown)
-        shutil.copyfile(work / LOWERED, work / KEPT_LOWERED)
-        shutil.rmtree(work / WORK, ignore_errors=True)
+        _tidy(work)
         record = cache.Record(
             kernel=kernel.name,
             variant=kernel.variant,
@@ -104,7 +103,7 @@ def _build(
             inputs=inputs,
             tools=toolchain.versions,
             commands=[list(step.command) for step in steps],
-            products={p.name: str(cache.sha_of(p)) for p in work.iterdir()},
+            products={path.name: str(cache.sha_of(path)) for path in work.iterdir()},
             verified=shown,
             built=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
@@ -116,13 +115,29 @@ def _build(
 
 def _verified(kernel: Kernel, work: Path) -> str:
     """What was shown of the products in the working folder; raises when they are wrong."""
-    lowered = work / LOWERED
-    if not _has_content(lowered):
+    lowered = _lowered(work)
+    if lowered is None:
         raise BuildFailed(
             f"aiecc kept no {LOWERED}, so what it made of kernel {kernel.name!r} cannot be run and "
             "is not published; this mlir-aie is not one that this version knows"
         )
     return verified(kernel, lowered.read_text(encoding="utf-8"), (work / INSTRUCTIONS).read_bytes())
+
+
+def _lowered(work: Path) -> Path | None:
+    """Where aiecc put the module that it lowered."""
+    places = (work / WORK / LOWERED, work / LOWERED)
+    return next((place for place in places if _has_content(place)), None)
+
+
+def _tidy(work: Path) -> None:
+    """Keep the lowered module, and nothing else of what aiecc left besides the products."""
+    lowered = _lowered(work)
+    assert lowered is not None
+    shutil.move(lowered, work / KEPT_LOWERED)
+    for path in list(work.iterdir()):
+        if path.is_dir():
+            shutil.rmtree(path)
 
 
 def _run(step: Step, work: Path, toolchain: Toolchain, log: Path) -> None:

@@ -5,22 +5,24 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from npu_matmul.build.plan import Tools
+from npu_matmul.build.plan import OUTPUTS, Tools
 from npu_matmul.kernel import KernelNotBuilt
 
 MLIR_AIE_VARIABLE = "MLIR_AIE_INSTALL_DIR"
 PEANO_VARIABLE = "PEANO_INSTALL_DIR"
 WHEELS = "https://github.com/Xilinx/{}/releases/expanded_assets/{}"
-INSTALL_MLIR_AIE = f"pip install mlir_aie -f {WHEELS.format('mlir-aie', 'latest-wheels-4')}"
+INSTALL_MLIR_AIE = f"pip install mlir_aie==1.3.4 -f {WHEELS.format('mlir-aie', 'v1.3.4')}"
 INSTALL_PEANO = f"pip install llvm-aie -f {WHEELS.format('llvm-aie', 'nightly')}"
 XRT_FOLDERS = ("/opt/xilinx/xrt",)
 VERSION_TIMEOUT_S = 60.0
+AIE_VERSION = "--aie-version"  # where --version tells LLVM's
 
 
 class ToolchainMissing(KernelNotBuilt):
@@ -53,7 +55,11 @@ def survey() -> list[Part]:
     parts = [Part("mlir-aie", mlir_aie, mlir_cure)]
     if mlir_aie is not None:
         newer = f"update mlir-aie, releases before March 2026 have no such program: {mlir_cure}"
-        parts.append(Part("aiecc", _inside(mlir_aie, "bin/aiecc"), newer))
+        aiecc = _inside(mlir_aie, "bin/aiecc")
+        parts.append(Part("aiecc", aiecc, newer))
+        if aiecc is not None and options_of(aiecc).isdisjoint(OUTPUTS):
+            other = f"{aiecc} does not run, or is of a release that is not known here: {mlir_cure}"
+            parts.append(Part("an aiecc with known options", None, other))
         parts.append(Part("aie_api headers", _inside(mlir_aie, "include/aie_api"), mlir_cure))
     parts.append(Part("Peano", peano, peano_cure))
     if peano is not None:
@@ -73,15 +79,21 @@ def find_toolchain() -> Toolchain:
             + "\n  ".join(cures)
         )
     found = {part.name: part.path for part in parts if part.path is not None}
+    options = options_of(found["aiecc"])
     tools = Tools(
         compiler=found["clang++ of Peano"],
         peano=found["Peano"],
         aiecc=found["aiecc"],
         headers=found["aie_api headers"].parent,
         xclbinutil=found["xclbinutil"],
+        options=options,
     )
-    programs = {"mlir-aie": tools.aiecc, "Peano": tools.compiler, "xclbinutil": tools.xclbinutil}
-    return Toolchain(tools, {name: version_of(path) for name, path in programs.items()})
+    versions = {
+        "mlir-aie": version_of(tools.aiecc, AIE_VERSION if AIE_VERSION in options else "--version"),
+        "Peano": version_of(tools.compiler),
+        "xclbinutil": version_of(tools.xclbinutil),
+    }
+    return Toolchain(tools, versions)
 
 
 def installed(package: str, variable: str) -> Path | None:
@@ -97,20 +109,31 @@ def installed(package: str, variable: str) -> Path | None:
     return Path(str(folder)) if Path(str(folder)).is_dir() else None
 
 
-def version_of(program: Path) -> str:
+def version_of(program: Path, option: str = "--version") -> str:
     """What a program says of its version; where it says nothing, its file's hash."""
+    said = " ".join(_said(program, option).split())
+    return said or f"sha256 {hashlib.sha256(program.read_bytes()).hexdigest()[:16]}"
+
+
+def options_of(aiecc: Path) -> frozenset[str]:
+    """The options that aiecc lists; none where it does not run."""
+    return frozenset(re.findall(r"--[a-z][\w-]*", _said(aiecc, "--help")))
+
+
+def _said(program: Path, option: str) -> str:
+    """What a program prints for an option; nothing where it fails."""
     try:
         done = subprocess.run(
-            [str(program), "--version"],
+            [str(program), option],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=VERSION_TIMEOUT_S,
             stdin=subprocess.DEVNULL,
         )
     except (OSError, subprocess.SubprocessError):
-        done = None
-    said = " ".join(done.stdout.split()) if done is not None and done.returncode == 0 else ""
-    return said or f"sha256 {hashlib.sha256(program.read_bytes()).hexdigest()[:16]}"
+        return ""
+    return done.stdout if done.returncode == 0 else ""
 
 
 def search_folders(tools: Tools) -> list[str]:
