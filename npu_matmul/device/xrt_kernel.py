@@ -172,21 +172,7 @@ class XrtKernel(LoadedKernel):
             chain = self._chain(context, runs[:-1])
             shown = self._shown(len(launches))
             flight = Flight(context, owner, runs, chain, memory, commands, tuple(launches), shown)
-            IN_FLIGHT.add(flight)
-            try:
-                if chain is not None:
-                    chain.execute()
-                runs[-1].start()
-            except RuntimeError:
-                IN_FLIGHT.start_failed(flight)
-                shown.end(failed="not started")
-                if chain is not None:  # what of it was submitted must end before memory is reused
-                    with contextlib.suppress(RuntimeError):
-                        chain.wait()
-                raise
-            except BaseException:  # an interrupt: it may have been started, or not
-                IN_FLIGHT.abandon(flight)
-                raise
+            _submit(flight)
         return flight
 
     def _shown(self, launches: int) -> listening.InFlight | listening.Nothing:
@@ -266,6 +252,27 @@ class XrtKernel(LoadedKernel):
         if problem is not None:
             self.rebuild(context)
         return problem
+
+
+def _submit(flight: Flight) -> None:
+    """Start what flies; it is in ``IN_FLIGHT`` before XRT has it, so that no interrupt loses it."""
+    chain = flight.chain
+    IN_FLIGHT.add(flight)
+    try:
+        if chain is not None:
+            chain.execute()
+        flight.runs[-1].start()
+    except RuntimeError:
+        IN_FLIGHT.start_failed(flight)
+        flight.shown.end(failed="not started")
+        if chain is not None:  # what of it was submitted must end before memory is reused
+            with contextlib.suppress(RuntimeError):
+                chain.wait()
+        raise
+    except BaseException:  # an interrupt: it may have been started, or not
+        IN_FLIGHT.abandon(flight)
+        flight.shown.end(failed="interrupted")
+        raise
 
 
 @dataclass(eq=False)
