@@ -22,7 +22,7 @@ from npu_matmul.host.attention import usable
 from npu_matmul.performance.product import predict
 from npu_matmul.strategies import expected
 from npu_matmul.tiler import TileGrid
-from npu_matmul.whisper import demo, encode
+from npu_matmul.whisper import commands, demo, encode, spread
 from npu_matmul.whisper.commands import _kind, _short
 
 
@@ -150,12 +150,24 @@ def test_files_are_encoded_in_several_processes(weights: str, tmp_path: Path) ->
     audio = [str(write_audio(tmp_path / f"{name}.wav", seconds=1)) for name in "ab"]
     done = main(
         *("encode", *audio, str(tmp_path / "absent.wav"), "--weights", weights),
-        *("--device", "cpu", "--processes", "2", "-o", str(tmp_path / "out")),
+        *("--processes", "2", "-o", str(tmp_path / "out")),
     )
     assert done.returncode == 1, done.stderr
+    assert done.stderr.count("device 'auto'") <= 1  # each process is told which one it is
     assert "absent.wav: failed" in done.stdout and "files" in done.stdout
     features = [np.load(tmp_path / "out" / f"{name}.npz")["features"] for name in "ab"]
     assert np.array_equal(*features)
+
+
+def test_no_device_is_opened_here_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    def over_dask(settings: encode.Settings, jobs: list[encode.Job], _: str) -> object:
+        assert settings.device == "auto"  # each worker's own
+        return (encode.FileReport(job.audio, error="ValueError: told") for job in jobs)
+
+    monkeypatch.setattr(spread, "over_dask", over_dask)
+    monkeypatch.setattr(commands, "open_device", lambda name: pytest.fail("opened"))
+    result = run("encode", "a.wav", "--random", "tiny", "--dask", "tcp://127.0.0.1:1")
+    assert result.exit_code == 1 and "failed: a.wav: ValueError: told" in words(result)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +197,7 @@ def test_what_nothing_can_be_encoded_with_is_one_line_and_exit_code_2(tmp_path: 
     audio = str(write_audio(tmp_path / "a.wav", seconds=1))
     for arguments, said in (
         (["encode", audio, "--weights", str(tmp_path / "no")], "there is no such file or direct"),
-        (["encode", audio, "--random", "huge"], "there is no size 'huge'; known are: tiny"),
+        (["encode", audio, "--random", "huge"], "'huge' is not one of 'tiny', 'base'"),
         (["transcribe", audio, "--weights", "x", "-o", "x.doc"], "ends in .txt, .srt, .vtt"),
     ):
         done = main(*arguments)

@@ -24,7 +24,8 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from npu_matmul.device import DEVICES
+from npu_matmul.device import DEVICES, open_device
+from npu_matmul.whisper.dimensions import SIZES
 
 if TYPE_CHECKING:
     from npu_matmul.whisper.encode import FileReport, Job, Settings
@@ -60,7 +61,7 @@ def _encoder_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("audio", nargs=-1, required=True, metavar="AUDIO...")
 @click.option("--weights", metavar="PATH", help="Hugging Face directory, .safetensors or .pt file.")
 @click.option(
-    "--random", "size", metavar="SIZE", help="Seeded weights of this size, for trying speed."
+    "--random", "size", type=click.Choice(list(SIZES)), help="Seeded weights, for trying speed."
 )
 @_encoder_options
 @click.option(
@@ -99,8 +100,10 @@ def encode(
         raise click.UsageError("give --weights PATH, or --random SIZE to try speed")
     if dask and processes:
         raise click.UsageError("--processes is for this machine, --dask for a cluster's workers")
-    settings = Settings(weights, size, device, _precision_pairs(precision), attention=attention)
     jobs = _jobs(audio, output)
+    if dask is None:  # once, here, and not in each process
+        device = open_device(device).name
+    settings = Settings(weights, size, device, _precision_pairs(precision), attention=attention)
     if size is not None:
         _say_that_it_is_random(size)
     reports = list(_encoded(settings, jobs, processes or _default_processes(device, jobs), dask))
@@ -191,9 +194,7 @@ def _jobs(audio: tuple[str, ...], output: Path | None) -> list[Job]:
 
 def _default_processes(device: str, jobs: list[Job]) -> int:
     """One where an NPU is shared; else as many as there are files, and cores for them."""
-    from npu_matmul.device import open_device
-
-    if open_device(device).name == "xrt":
+    if device == "xrt":
         return 1
     return min(len(jobs), len(os.sched_getaffinity(0)))
 
