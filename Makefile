@@ -8,7 +8,7 @@ FRAMEWORKS := .venv-frameworks
 TORCH_INDEX ?=
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-frameworks lint bench clean
+.PHONY: demo test test-frameworks lint bench bench-encoders clean
 
 demo: $(VENV)/installed
 	@$(RUN)/npu-matmul demo
@@ -28,6 +28,10 @@ bench: $(VENV)/plot-installed
 	@mkdir -p bench-results
 	@$(RUN)/npu-matmul bench --plot bench-results --json bench-results/cpu.json
 	@$(RUN)/python bench/run.py --json bench-results/host.json
+
+bench-encoders: $(FRAMEWORKS)/installed
+	@mkdir -p bench-results
+	@$(FRAMEWORKS)/bin/npu-matmul bench --encoders tiny,base --json bench-results/encoders.json
 
 $(VENV)/plot-installed: $(VENV)/installed
 	@$(RUN)/python -m pip install --quiet --disable-pip-version-check --editable '.[plot]'

@@ -15,6 +15,7 @@ from rich.console import Console
 )
 @click.argument("more", nargs=-1, metavar="[SHAPES]...")
 @click.option("--against", default=None, help="Of numpy,torch,ort; default: those installed.")
+@click.option("--encoders", metavar="SIZES", help="Whisper encoders, such as tiny,base.")
 @click.option("--threads", default="1,2", show_default=True, help="Numbers of threads.")
 @click.option("--in-cache", is_flag=True, help="One set of operands, not more than caches hold.")
 @click.option("--plot", type=click.Path(path_type=Path), help="A folder for pictures.")
@@ -23,6 +24,7 @@ def bench(
     named: tuple[str, ...],
     more: tuple[str, ...],
     against: str | None,
+    encoders: str | None,
     threads: str,
     in_cache: bool,
     plot: Path | None,
@@ -31,12 +33,13 @@ def bench(
     """Measure the cpu device against np.matmul, PyTorch and ONNX Runtime.
 
     Speed stands beside accuracy and this CPU's probed peak, on one core and on two threads. Several
-    shapes can follow --shapes.
+    shapes can follow --shapes. --encoders compares whole Whisper encoders, and the functions
+    between their products, with those of openai-whisper and transformers.
     """
     from npu_matmul.bench import run
 
     console = Console()
-    plan = run.plan_of((*named, *more), against, threads, in_cache)
+    plan = run.plan_of((*named, *more), against, threads, in_cache, encoders)
     run.check_outputs(plot, json)
     try:
         run.run(plan, plot, json, console)

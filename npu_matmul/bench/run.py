@@ -9,23 +9,32 @@ from typing import Any
 
 from rich.console import Console
 
-from npu_matmul.bench import contenders, plots, tables
+from npu_matmul.bench import contenders, encoders, plots, tables
 from npu_matmul.bench.emulated import run as run_strategies
+from npu_matmul.bench.encoder_session import measure_encoders
 from npu_matmul.bench.environment import summary
 from npu_matmul.bench.session import Plan, Results, measure
 from npu_matmul.bench.shapes import parse_shapes
 from npu_matmul.bench.targets import judge
+from npu_matmul.whisper.dimensions import SIZES
 from npu_matmul.writing import write_json
 
 LIBRARIES = ("numpy", "torch", "ort")
 DEFAULT_SHAPES = ("whisper-base",)
 
 
-def plan_of(shapes: Sequence[str], against: str | None, threads: str, in_cache: bool) -> Plan:
-    """The options as a plan; raises ValueError, with what is allowed, for what is not."""
-    found = parse_shapes(shapes or DEFAULT_SHAPES)
+def plan_of(
+    shapes: Sequence[str],
+    against: str | None,
+    threads: str,
+    in_cache: bool,
+    sizes: str | None = None,
+) -> Plan:
+    """The options as a plan; raises ValueError, with what is allowed, for what is not. ``sizes`` of
+    encoders take the place of the default shapes."""
+    found = parse_shapes(shapes or (() if sizes else DEFAULT_SHAPES))
     counts = _threads(threads)
-    return Plan(found, _libraries(against), counts, in_cache)
+    return Plan(found, _libraries(against), counts, in_cache, _sizes(sizes))
 
 
 def check_outputs(plot: Path | None, json: Path | None) -> None:
@@ -45,6 +54,13 @@ def run(plan: Plan, plot: Path | None, json: Path | None, console: Console) -> N
             plan,
             status.update,
             lambda rows, peaks: console.print(tables.products_table(rows, peaks)),
+        )
+        measure_encoders(
+            plan,
+            results,
+            status.update,
+            lambda rows: console.print(tables.encoder_table(rows)),
+            lambda rows: console.print(tables.function_table(rows)),
         )
         strategies = run_strategies(show=status.update) if plot is not None else []
     show(results, plan, console)
@@ -79,10 +95,11 @@ def _notes(results: Results, plan: Plan, targets: Sequence[dict[str, Any]]) -> l
         notes += [f"{row['target']}: {row['note']}" for row in targets if row["reached"] is None]
     if any(tables.verdict(row).endswith("*") for row in targets):
         notes.append("* beyond what this CPU's probed peak allows against this baseline")
-    if not all(row["steady"] for row in (*results.rows, *results.peaks, *results.small)):
+    measured = *results.rows, *results.peaks, *results.small, *results.encoders, *results.functions
+    if not all(row["steady"] for row in measured):
         notes.append(tables.UNSTEADY)
     disturbed = tables.disturbed(results.peaks)
-    absent = [name for name in LIBRARIES if name not in plan.against]
+    absent = [name for name in LIBRARIES if plan.shapes and name not in plan.against]
     if absent:
         notes.append(
             f"not compared: {', '.join(absent)}; pip install 'npu-matmul[bench]' and --against"
@@ -103,6 +120,17 @@ def _libraries(against: str | None) -> list[str]:
     for name in names:
         contenders.check_installed(name)
     return list(dict.fromkeys(names))
+
+
+def _sizes(text: str | None) -> list[str]:
+    """Sizes of encoders, which need the libraries that they are compared with."""
+    if text is None:
+        return []
+    names = list(dict.fromkeys(name.strip() for name in text.split(",")))
+    if not set(names) <= set(SIZES):
+        raise ValueError(f"--encoders {text!r}: allowed are {', '.join(SIZES)}, with commas")
+    encoders.check_installed()
+    return names
 
 
 def _is_installed(name: str) -> bool:

@@ -27,12 +27,13 @@ POOL_CACHES = 1.25  # operands of one form, in last-level caches
 class Plan:
     """``against``: "numpy", "torch", "ort"; np.matmul in float32 is always measured, as what ratios
     are of. ``in_cache`` computes one product over and over instead of taking turns with more
-    operands than the last-level cache holds."""
+    operands than the last-level cache holds. ``encoders`` are Whisper sizes."""
 
     shapes: Sequence[Shape]
     against: Sequence[str] = ("numpy",)
     threads: Sequence[int] = (1, 2)
     in_cache: bool = False
+    encoders: Sequence[str] = ()
     small_cubes: Sequence[int] = SMALL_CUBES
 
     @property
@@ -57,18 +58,20 @@ class Results:
     bandwidth: list[Row] = field(default_factory=list)
     small: list[Row] = field(default_factory=list)
     stages: list[Row] = field(default_factory=list)
+    encoders: list[Row] = field(default_factory=list)
+    functions: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
 
 def measure(
     plan: Plan, show: Show = lambda _: None, finished: Finished = lambda *_: None
 ) -> Results:
-    """All of the plan; ``show`` is told what is being done, ``finished`` gets the rows and peaks
-    of each shape."""
+    """The products of the plan; ``show`` is told what is being done, ``finished`` gets the rows and
+    peaks of each shape."""
     held = "in cache" if plan.in_cache else f"{plan.pool_bytes >> 20} MiB in turn"
     results = Results(environment(), timing.RULE, held)
     results.skipped += skipped_probes()
-    for threads in plan.threads:
+    for threads in plan.threads if plan.shapes else ():
         show(f"starting processes, {threads_text(threads)}")
         with processes(plan.libraries, threads, FORCED_PATHS) as started:
             _introduce(results, started, threads)

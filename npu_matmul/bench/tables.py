@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 
 from npu_matmul.bench.contenders import BASELINE, OWN_INT8
+from npu_matmul.bench.encoders import PRECISIONS
 from npu_matmul.bench.session import threads_text
 from npu_matmul.bench.shapes import shape_text
 from npu_matmul.bench.targets import formatter
@@ -60,9 +61,44 @@ def small_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def encoder_table(rows: Sequence[Row]) -> Table:
+    """Encoders of one size and number of threads: ours by precision, and torch's in float32."""
+    table = _table(f"{rows[0]['size']} encoder, 30 s of audio, {threads_text(rows[0]['threads'])}")
+    table.add_column("encoder")
+    for heading in ("ms", "x torch f32", "error", "cosine"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        ours = row["encoder"] in PRECISIONS
+        table.add_row(
+            f"npu_matmul {row['encoder']}" if ours else f"{row['encoder']} f32",
+            _mark(row, three_digits(row["seconds"] * 1e3)),
+            f"{row['times_torch']:.2f}",
+            accuracy_text(row["accuracy"]),
+            f"{row['accuracy']['cosine']:.6f}",
+        )
+    return table
+
+
+def function_table(rows: Sequence[Row]) -> Table:
+    """What is not a product with weights, ours beside torch's in float32."""
+    table = _table(f"between the products, {threads_text(rows[0]['threads'])}")
+    table.add_column("function")
+    for heading in ("us", "error", "torch, us", "error", "x torch"):
+        table.add_column(heading, justify="right")
+    theirs = {row["function"]: row for row in rows if row["library"] == "torch"}
+    for row in rows:
+        if row["library"] == "npu_matmul":
+            cells = []
+            for each in (row, theirs[row["function"]]):
+                cells.append(_mark(each, three_digits(each["seconds"] * 1e6)))
+                cells.append(accuracy_text(each["accuracy"]))
+            table.add_row(row["function"], *cells, f"{row['times_torch']:.2f}")
+    return table
+
+
 def target_table(rows: Sequence[Row], operands: str) -> Table:
     """Each target beside the worst shape and what the probed peak allows."""
-    table = _table(f"targets, at the worst whisper-base shape; operands: {operands}")
+    table = _table(f"targets; products at the worst whisper-base shape, operands: {operands}")
     table.add_column("target")
     for heading in ("asked", "measured", "allowed"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -38,11 +38,18 @@ RATIOS = (  # product, baseline, at least
 OF_PEAK = 0.93
 TWO_THREADS = 1.85
 SMALL_US = {16: 2.0, 64: 3.0}
+ENCODER = "base"
+ENCODER_RATIOS = {"int8": 3.0, "bf16": 2.0}  # times the faster one of torch's, on two threads
 
 
 def judge(results: Results) -> list[Row]:
     """A row per target: what is asked, the worst and best measured, what the CPU allows, and
     whether it is reached; None where it was not measured, with a note that says why."""
+    products = _of_products(results) if results.rows else []
+    return [*products, *(_of_encoders(results.encoders) if results.encoders else [])]
+
+
+def _of_products(results: Results) -> list[Row]:
     shapes = [list(shape) for shape in NAMED["whisper-base"]]
     rows = [row for row in results.rows if row["shape"] in shapes]
     peaks = [row for row in results.peaks if row["shape"] in shapes]
@@ -54,6 +61,21 @@ def judge(results: Results) -> list[Row]:
         *(_threads(rows, peaks, product) for product in (OWN_INT8, OWN_BF16, OWN_DYNAMIC)),
         *(_small_us(results.small, size) for size in SMALL_US),
         _small_ratio(results.small),
+    ]
+
+
+def _of_encoders(rows: list[Row]) -> list[Row]:
+    found = {row["encoder"]: row for row in rows if (row["size"], row["threads"]) == (ENCODER, 2)}
+    return [
+        _row(
+            f"{ENCODER} encoder {precision} / torch f32, two threads",
+            asked,
+            "x",
+            [found[precision]["times_torch"]] if found else [],
+            None,
+            f"needs --encoders {ENCODER} and two threads",
+        )
+        for precision, asked in ENCODER_RATIOS.items()
     ]
 
 

@@ -99,6 +99,48 @@ class Worker:
 
         return last_call().arithmetic
 
+    def encoder_reference(self, size: str, path: str) -> None:
+        """Write the features of a size that all encoders approximate."""
+        import numpy as np
+
+        from npu_matmul.bench import encoders
+
+        np.save(path, encoders.reference(size))
+
+    def encoders(self, size: str, want: str, turn_s: float) -> list[dict[str, Any]]:
+        """Prepare this library's encoders of a size; what was prepared before is dropped."""
+        import numpy as np
+
+        from npu_matmul.bench import encoders
+
+        self.alternatives = {}
+        wanted = np.load(want)
+        made = {name: encoders.prepared(name, size) for name in encoders.ENCODERS[self.library]}
+        return [
+            {"encoder": name, "accuracy": self._ready(name, ready, wanted, turn_s)}
+            for name, ready in made.items()
+        ]
+
+    def functions(self, turn_s: float) -> list[dict[str, Any]]:
+        """Prepare this library's functions between products."""
+        from npu_matmul.bench import encoders
+
+        self.alternatives = {}
+        return [
+            {"function": name, "accuracy": self._ready(name, ready, wanted, turn_s)}
+            for name, (ready, wanted) in encoders.functions(self.library).items()
+        ]
+
+    def _ready(self, name: str, ready: Any, want: Any, turn_s: float) -> dict[str, float]:
+        """Of what is to be timed from now on: how accurate its first call is."""
+        from npu_matmul.bench.encoders import accuracy
+        from npu_matmul.bench.timing import calls_per_turn
+
+        ready.work()
+        found = accuracy(ready.result(), want)
+        self.alternatives[name] = ready.work, calls_per_turn(ready.work, turn_s)
+        return found
+
     def peaks(self, turn_s: float) -> list[dict[str, Any]]:
         """Prepare the probes of ``peak``."""
         from npu_matmul.bench import peak

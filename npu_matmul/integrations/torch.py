@@ -3,6 +3,10 @@
 Layers stay the objects that they were, with their parameters, names, hooks and buffers; only their
 class changes, and with it ``forward``. Tensors are shared with NumPy, not copied; results have the
 type that they had before. For inference without gradients, on CPU tensors.
+
+A parameter that was changed or replaced is packed again at the next call. The trap: torch does not
+count changes through ``parameter.data``, so that they go unseen; use ``parameter.copy_`` under
+``torch.no_grad()``, or ``load_state_dict``.
 """
 
 from __future__ import annotations
@@ -31,6 +35,9 @@ KNOWN = {("whisper.model", "Linear"), ("whisper.model", "Conv1d")}
 # A convolution becomes a product of K = in_channels * width and N = out_channels. Below this many
 # multiplications for each result, copying the windows takes longer than multiplying them.
 CONVOLUTION_MIN_K = 128
+
+# Modules that hand the weights of their layers to functions of torch's, without calling the layers.
+READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -99,9 +106,14 @@ def accelerate(
         raise ValueError(f"there is no precision {precision!r}; known are: {', '.join(PRECISIONS)}")
     opened = device if isinstance(device, Device) else open_device(device or "auto")
     done = Acceleration()
+    uncalled = _uncalled(module)
     try:
         for name, layer in module.named_modules():
-            if isinstance(layer, nn.Linear | nn.Conv1d) and fnmatchcase(name, match):
+            if not isinstance(layer, nn.Linear | nn.Conv1d) or not fnmatchcase(name, match):
+                continue
+            if id(layer) in uncalled:
+                done.skipped[name] = f"{uncalled[id(layer)]} reads its weight without calling it"
+            else:
                 _accelerate_layer(name, layer, opened, precision, pays or convolution_pays, done)
     except BaseException:
         done.restore()
@@ -121,6 +133,12 @@ def convolution_pays(layer: nn.Conv1d) -> bool:
     (True, False)
     """
     return layer.in_channels * layer.kernel_size[0] >= CONVOLUTION_MIN_K
+
+
+def _uncalled(module: nn.Module) -> dict[int, str]:
+    """By identity, the modules within ``READ_WEIGHTS``, and the class that each is within."""
+    readers = (parent for parent in module.modules() if isinstance(parent, READ_WEIGHTS))
+    return {id(child): type(reader).__name__ for reader in readers for child in reader.children()}
 
 
 def _accelerate_layer(
@@ -154,6 +172,8 @@ def _why_not(
     known = (kind.__module__, kind.__qualname__) in KNOWN
     if not known and (kind.forward is not base.forward or _has_own_convolution(kind)):
         return f"{kind.__qualname__} has a forward of its own"
+    if layer._parameters.get("weight") is None:
+        return "its weight is no parameter, but computed before each call"
     if layer.weight.device.type != "cpu":
         return f"its weight is on {layer.weight.device}: move the module to the CPU first"
     if layer.weight.dtype not in FLOATS:
@@ -177,13 +197,14 @@ class Resident:
         self.device, self.precision = device, precision
         self._packed: PackedMatrix | None = None
         self._version: tuple[int, int] = (-1, -1)
+        self._source: Tensor | None = None  # held, so that no other tensor comes to lie there
 
     def packed(self, weight: Tensor) -> PackedMatrix:
         """``weight`` (out, in) or (out, in, width) as the matrix B of a product."""
         # tensors made in inference mode count no versions, and cannot be changed outside it
         version = weight.data_ptr(), 0 if weight.is_inference() else weight._version
         if self._packed is None or version != self._version:
-            flat = weight.detach()
+            self._source = flat = weight.detach()
             if flat.ndim == 3:  # a row of the left operand is frame after frame
                 flat = flat.permute(0, 2, 1).reshape(flat.shape[0], -1)
             matrix = _as_array(flat).T.astype(np.float32)
@@ -192,8 +213,8 @@ class Resident:
         return self._packed
 
     def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """``rows`` (..., K) times the weight, plus the bias, in the type of ``rows``."""
-        result = torch.empty((*rows.shape[:-1], weight.shape[0]), dtype=rows.dtype)
+        """``rows`` (..., K) times the weight, plus the bias, in the type that torch's has."""
+        result = torch.empty((*rows.shape[:-1], weight.shape[0]), dtype=_result_type(rows))
         out = _as_array(result)
         npu_matmul(_as_array(rows), self.packed(weight), out=out, dtype=out.dtype)
         return result if bias is None else result.add_(bias.detach().to(result.dtype))
@@ -233,6 +254,12 @@ class AcceleratedConv1d(nn.Conv1d):
         rows = windows.permute(0, 2, 3, 1).flatten(2)
         result = self._resident.product(rows, self.weight, self.bias).transpose(1, 2)
         return result if given.ndim == 3 else result.squeeze(0)
+
+
+def _result_type(rows: Tensor) -> torch.dtype:
+    """The type of torch's own product of such rows: their own, unless autocast says another."""
+    nothing = rows.new_empty((0, 0))
+    return torch.mm(nothing, nothing).dtype
 
 
 def _checked(layer: nn.Linear | nn.Conv1d, given: Tensor) -> Tensor:

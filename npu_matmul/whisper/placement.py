@@ -77,7 +77,6 @@ def attention_rule(device: Device, tokens: int, head_width: int, precision: str)
     1536 x 64 x 1536 on a Ryzen 8845HS in bf16: 0.78 ms for one of them, without packing
     (github.com/drakosha/whisper-xdna). On the CPU they do only where int8 was asked for, which the
     host has no attention in; else it keeps scores in the cache that a device writes to memory.
-    ``bench/encoder.py`` measures both places; a planner that knows a machine better is given to
-    the encoder in this function's place.
+    A planner that knows a machine better is given to the encoder in this function's place.
     """
     return "device" if isinstance(device, HostDevice) and precision == "int8" else "host"

@@ -115,12 +115,35 @@ def test_weights_that_change_are_packed_again() -> None:
         np.testing.assert_allclose(layer(x), x @ layer.weight.T, atol=1e-3)
 
 
+def test_weights_that_are_replaced_are_packed_again_wherever_they_lie() -> None:
+    """A freed tensor's place is given to the next one of its size, with the same version."""
+    layer, x = nn.Linear(640, 64), torch.randn(5, 640)
+    with torch.no_grad(), accelerate(layer, device="cpu", precision="bf16x3"):
+        for _ in range(4):
+            del layer._parameters["weight"]
+            layer.weight = nn.Parameter(torch.randn(64, 640))
+            want = nn.functional.linear(x, layer.weight, layer.bias)
+            np.testing.assert_allclose(layer(x), want, atol=1e-2)
+
+
 def test_weights_are_packed_once() -> None:
     layer = nn.Linear(64, 32)
     with torch.no_grad(), accelerate(layer, device="cpu"):
         first = layer._resident.packed(layer.weight)
         layer(torch.randn(5, 64))
         assert layer._resident.packed(layer.weight) is first
+
+
+def test_autocast_decides_the_type_of_results_as_in_torch() -> None:
+    layer = nn.Linear(64, 32)
+    given = {kind: torch.randn(5, 64, dtype=kind) for kind in (torch.float32, torch.bfloat16)}
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        want = {kind: layer(x) for kind, x in given.items()}
+        with accelerate(layer, device="cpu", precision="bf16x3"):
+            for kind, x in given.items():
+                got = layer(x)
+                assert got.dtype == want[kind].dtype == torch.bfloat16
+                torch.testing.assert_close(got, want[kind], rtol=2e-2, atol=2e-2)
 
 
 def test_an_accelerated_module_can_be_copied_and_saved() -> None:
@@ -271,6 +294,20 @@ def test_a_layer_that_is_used_twice_is_accelerated_once() -> None:
         assert done.names == ["0"]
         module(torch.zeros(1, 4))
     assert type(shared) is nn.Linear
+
+
+def test_layers_whose_weights_are_read_without_calling_them_are_skipped() -> None:
+    module = nn.Sequential(nn.Linear(64, 64), nn.TransformerEncoderLayer(64, 2, 128)).eval()
+    with torch.no_grad(), accelerate(module, device="cpu") as done:
+        assert done.names == ["0"]
+        assert done.skipped == {
+            "1.self_attn.out_proj": "MultiheadAttention reads its weight without calling it",
+            "1.linear1": "TransformerEncoderLayer reads its weight without calling it",
+            "1.linear2": "TransformerEncoderLayer reads its weight without calling it",
+        }
+    normalised = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    with pytest.raises(ValueError, match="its weight is no parameter, but computed before each"):
+        accelerate(normalised, device="cpu")
 
 
 def test_nothing_to_accelerate_is_an_error() -> None:
