@@ -16,6 +16,7 @@ from npu_matmul.demo.command import demo
 from npu_matmul.device import DeviceError, UnknownDevice
 from npu_matmul.doctor.command import doctor
 from npu_matmul.emit import emit
+from npu_matmul.explore.command import explore
 from npu_matmul.kernel import KernelNotBuilt, ManifestError, UnknownKernel
 from npu_matmul.listing import devices, kernels
 from npu_matmul.plan.command import plan
@@ -29,7 +30,8 @@ USER_ERRORS = (
 )
 COMMANDS = (
     *(demo, encode, transcribe, kernels, devices),
-    *(emit, check, verify, plan, bench, build, doctor),
+    *(emit, check, verify, plan, explore),
+    *(bench, build, doctor),
 )
 
 

@@ -33,6 +33,7 @@ MANIFEST = "kernel.toml"
 KERNELS_VARIABLE = "NPU_MATMUL_KERNELS"
 ELEMENT_TYPES: dict[str, np.dtype[Any]] = {
     "int8": np.dtype(np.int8),
+    "int16": np.dtype(np.int16),
     "int32": np.dtype(np.int32),
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float32": np.dtype(np.float32),

@@ -124,6 +124,8 @@ def test_names_and_triples_are_taken_once_and_in_order() -> None:
     found = parse_shapes(["7,8,9", "whisper-large", "7,8,9", "1500,1280,1280"])
     assert found == [(7, 8, 9), *NAMED["whisper-large"]]
     assert NAMED["whisper-base"] == ((1500, 512, 512), (1500, 512, 2048), (1500, 2048, 512))
+    assert NAMED["whisper-large-v3"] == NAMED["whisper-large"]
+    assert NAMED["whisper-small"][1] == (1500, 768, 3072)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,8 @@ def test_other_shapes_are_refused_with_what_is_allowed(text: str) -> None:
         parse_shapes(["whisper-base", text])
     message = str(caught.value)
     assert repr(text) in message
-    assert "whisper-base, whisper-large, or M,K,N" in message and "1 to 16,384" in message
+    assert "whisper-tiny, whisper-base, " in message and "turbo, or M,K,N" in message
+    assert "1 to 16,384" in message
 
 
 def test_a_missing_extra_is_refused_with_the_command_that_installs_it(

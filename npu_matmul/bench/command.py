@@ -11,7 +11,7 @@ from rich.console import Console
 
 @click.command(short_help="The cpu device against NumPy, PyTorch and ONNX Runtime.")
 @click.option(
-    "--shapes", "named", multiple=True, help="whisper-base (default), whisper-large, or M,K,N."
+    "--shapes", "named", multiple=True, help="whisper-base (default), or another size, or M,K,N."
 )
 @click.argument("more", nargs=-1, metavar="[SHAPES]...")
 @click.option("--against", default=None, help="Of numpy,torch,ort; default: those installed.")

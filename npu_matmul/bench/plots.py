@@ -112,7 +112,7 @@ def roofline(results: Results) -> Figure:
     axes.set_ylim(min(row["gops"] for row in rows) * 0.6, top * 1.45)
     axes.set_xlabel("operations per byte of A, B and C")
     axes.set_ylabel("G op/s")
-    _plain_numbers(axes)
+    plain_numbers(axes)
     axes.set_title("Roofline of this host, one core", loc="left")
     _roofline_legend(figure, rows)
     return figure
@@ -293,7 +293,8 @@ def _patches(colours: dict[str, str]) -> list[Any]:
     return [Patch(color=colour, label=name) for name, colour in colours.items()]
 
 
-def _plain_numbers(axes: Axes) -> None:
+def plain_numbers(axes: Axes) -> None:
+    """Ticks of log axes at 1, 2, 5, 10, written out."""
     from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
     for axis in (axes.xaxis, axes.yaxis):

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from npu_matmul.whisper.dimensions import MLP_FACTOR, SIZES, Dimensions
+
 Shape = tuple[int, int, int]
 
-FRAMES = 1500  # of 20 ms each: the 30 s window of a Whisper encoder
 LARGEST = 16_384  # a float32 matrix of this many rows and columns takes 1 GiB
 
 
-def _projections(state: int) -> tuple[Shape, ...]:
+def _projections(dims: Dimensions) -> tuple[Shape, ...]:
     """Attention's query, key, value and output; the first and the second layer of the MLP."""
-    return (FRAMES, state, state), (FRAMES, state, 4 * state), (FRAMES, 4 * state, state)
+    tokens, state, wide = dims.n_audio_ctx, dims.n_audio_state, MLP_FACTOR * dims.n_audio_state
+    return (tokens, state, state), (tokens, state, wide), (tokens, wide, state)
 
 
-NAMED = {"whisper-base": _projections(512), "whisper-large": _projections(1280)}
+NAMED = {f"whisper-{name}": _projections(dims) for name, dims in SIZES.items()}
 SMALL_CUBES = (16, 32, 48, 64, 96, 128, 192, 256)
 
 
