@@ -124,7 +124,8 @@ def enumerate_candidates(dtype: str, target: Target) -> Candidates:
 
     >>> from npu_matmul.target import NPU1
     >>> found = enumerate_candidates("int8", NPU1)
-    >>> len(found), found.m[0], found.k[0], found.n[0]
+    >>> len(found), [int(found.m[0]), int(found.k[0]), int(found.n[0])]
+    (65911, [16, 8, 16])
     """
     tiles, cores = _tiles(dtype, target), CoreGrid(target.core_rows, target.columns)
     parts = []

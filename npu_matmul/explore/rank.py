@@ -56,9 +56,10 @@ class Ranking:
 def rank(dtype: str, products: Products, npu: Npu) -> Ranking:
     """Model every candidate on every part of the target.
 
-    >>> shape = (1500, 512, 512)
-    >>> ranking = rank("int8", Products("one", (shape,), (1,)), Npu.named("npu1", 1.6e9))
-    >>> best = memory_fronts(ranking)["int32"][0]
+    >>> products = Products("one", ((1500, 512, 512),), (1,), "one product")
+    >>> ranking = rank("int8", products, Npu.named("npu1", 1.6e9))
+    >>> memory_fronts(ranking)["int32"][0].tile
+    TileShape(m=64, k=104, n=64)
     """
     candidates, grids = enumerate_candidates(dtype, npu.target), core_grids(npu.target)
     arrays = [candidates.on(grid) for grid in grids]

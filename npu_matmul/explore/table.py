@@ -57,14 +57,15 @@ def notes(found: Found) -> Iterator[str]:
     """How to read the table, and how far to trust it."""
     ranking, reference = found.ranking, found.reference
     yield (
-        f"Of {ranking.seconds.size:,} candidates: for each type of C the fastest, then those that "
-        f"nothing beats with {SHARE:.0%} of the KiB of a core of the row before or less, up to "
-        f"{SLOWEST:g} times the fastest; then with fewer columns. All shown obey the design rules."
+        f"Of {ranking.seconds.size:,} candidates, for each type of C: the fastest, then always the "
+        f"fastest with {SHARE:.0%} of the memory of the row above or less, up to {SLOWEST:g} times "
+        "the first. Then likewise with fewer columns. All obey the design rules."
     )
+    memory = ranking.npu.target.core.memory_bytes // KIB
     times = "" if reference is None else f"; x: beside {reference.kernel.name}"
     yield (
-        f"bufs: buffers of A, B and C at a core; ms: {ranking.products.measure}{times}; waste: "
-        "multiplications of padding."
+        f"bufs: buffers of A, B and C; KiB: of the {memory} of a core; ms: "
+        f"{ranking.products.measure}{times}; waste: multiplications of padding."
     )
     explained = sum(row.explained for row in ROWS)
     yield (
