@@ -9,12 +9,18 @@ import pytest
 from click.testing import CliRunner
 from test_doctor import GOOD
 
+from npu_matmul.bench.tables import three_digits
 from npu_matmul.build.toolchain import INSTALL_MLIR_AIE, INSTALL_PEANO
 from npu_matmul.cli import app
 from npu_matmul.device import DEVICE_VARIABLE, DEVICES
 from npu_matmul.doctor.checks import examine
 from npu_matmul.doctor.packages import LIMITS, install_xrt
+from npu_matmul.explore.candidates import kernels_array
+from npu_matmul.explore.model import model
+from npu_matmul.explore.rank import memory_fronts, rank
+from npu_matmul.explore.shapes import products_of
 from npu_matmul.kernel import load_kernel
+from npu_matmul.performance.product import Npu
 from npu_matmul.strategies import expected
 from npu_matmul.tiler import TileGrid
 
@@ -83,3 +89,34 @@ def test_what_it_tells_to_install_is_what_the_doctor_tells() -> None:
         assert f"`{command}`" in README
     for command in (INSTALL_MLIR_AIE, INSTALL_PEANO, LIMITS.split(",")[0]):
         assert f"   {command}\n" in README
+
+
+FIVE = [f"whisper-{size}" for size in ("tiny", "base", "small", "medium", "large-v3")]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "bf16"])
+@pytest.mark.parametrize("names", [["whisper-base"], ["whisper-large-v3"], FIVE], ids=len)
+def test_the_next_kernel_is_the_one_that_explore_finds(dtype: str, names: list[str]) -> None:
+    products, npu = products_of(names), Npu.named("npu1", 1.6e9)
+    ranking = rank(dtype, products, npu)
+    fastest = {name: kernels[0] for name, kernels in memory_fronts(ranking).items()}
+    shipped = load_kernel("matmul_64x512", dtype)
+    took, *takes = (
+        float(model(kernels_array(kernel), products, npu, dtype).total_s) * 1e3
+        for kernel in (shipped, *fastest.values())
+    )
+    best = next(iter(fastest.values()))
+    tile, depths = best.tile, best.depths
+    line = (
+        f"| {dtype} | {names[0] if len(names) == 1 else 'all five sizes'} "
+        f"| {three_digits(took)} ms | {tile.m} {tile.k} {tile.n}, "
+        f"{depths.a} {depths.b} {depths.c} | {three_digits(takes[0])} ms | {takes[0] / took:.2f} |"
+    )
+    assert line in README
+    assert (best.grid.rows, best.grid.columns) == (4, 4)
+    words = " ".join(README.split())
+    told = re.search(r"another (\d+)% of 64x512's time in int8 and (\d+)% in bf16", words)
+    assert told is not None
+    assert 0 < (takes[0] - min(takes)) / took * 100 < int(told[1 if dtype == "int8" else 2])
+    if dtype == "int8":
+        assert f"{ranking.seconds.size:,} kernels for int8" in README

@@ -121,8 +121,9 @@ def _launches(
 
 
 def _parts(blocks: Any, size: Any) -> list[tuple[Any, Any]]:
-    """Launches along one loop: their blocks, and how many there are."""
-    return [(size, blocks // size), (blocks % size, np.minimum(blocks % size, 1))]
+    """Launches along one loop: their blocks, and how many there are, of the rest one or none."""
+    rest = blocks % size
+    return [(size, blocks // size), (np.maximum(rest, 1), np.minimum(rest, 1))]
 
 
 def _largest(outer: Any, inner: Any, fits: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
