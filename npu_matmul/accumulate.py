@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.host.compiled import compiled
-from npu_matmul.host.convert import address, convert, type_name
+from npu_matmul.host.convert import convert, type_name
+from npu_matmul.host.pointers import address
 from npu_matmul.host.vectors import add_partials
 
 

@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.host.compiled import compiled
-from npu_matmul.host.convert import address, pieces, stored_as, type_name
+from npu_matmul.host.convert import pieces, stored_as, type_name
 from npu_matmul.host.elements import element_bytes
+from npu_matmul.host.pointers import address
 from npu_matmul.host.vectors import convert_block
 from npu_matmul.kernel import Kernel
 from npu_matmul.precision import Operand

@@ -23,8 +23,8 @@ from npu_matmul.host import gemm, microkernel, powers
 from npu_matmul.host.compiled import compiled
 from npu_matmul.host.convert import convert
 from npu_matmul.host.paths import choose_path, cpu_features
-from npu_matmul.host.pointers import pointer
-from npu_matmul.host.product import BF16, PAD_BYTES, Panels, address, pack
+from npu_matmul.host.pointers import address, pointer
+from npu_matmul.host.product import BF16, PAD_BYTES, Panels, pack
 from npu_matmul.host.threads import in_parts
 from npu_matmul.host.vectors import convert_row
 

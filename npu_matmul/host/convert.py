@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from npu_matmul.host.compiled import compiled
 from npu_matmul.host.elements import element_bytes
+from npu_matmul.host.pointers import address
 from npu_matmul.host.vectors import (
     convert_row,
     float_of_bits,
@@ -151,12 +152,6 @@ def plain_scales(magnitudes, scale, inverse):
         scale[i], inverse[i] = scale_and_inverse(magnitudes[i])
         plain &= is_plain(magnitudes[i])
     return plain
-
-
-def address(array: NDArray[Any]) -> int:
-    """Where the first element lies; the array must be kept alive while it is used."""
-    found: int = array.ctypes.data
-    return found
 
 
 def type_name(dtype: np.dtype[Any]) -> str:

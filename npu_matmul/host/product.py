@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from npu_matmul.host import gemm, panels
 from npu_matmul.host.paths import Path
+from npu_matmul.host.pointers import address
 from npu_matmul.host.threads import in_parts
 
 INT8, INT32, FLOAT32, BF16 = (
@@ -164,11 +165,6 @@ def panel_scale(scale: NDArray[Any], b: Panels) -> NDArray[np.float32]:
     padded = np.zeros(b.words.shape[0] * b.words.shape[2], np.float32)
     padded[: b.columns] = scale.reshape(-1)
     return padded
-
-
-def address(x: NDArray[Any]) -> int:
-    """Where the first element of an array lies."""
-    return int(x.__array_interface__["data"][0])
 
 
 def _aligned_words(count: int) -> NDArray[np.uint32]:

@@ -1,0 +1,31 @@
+"""Addresses of arrays, against what NumPy tells of them."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from npu_matmul.host.pointers import address
+
+BASE = np.arange(60, dtype=np.int32).reshape(6, 10)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        BASE,
+        BASE[2:, 3:],
+        BASE[::-1, ::-2],
+        BASE.T,
+        np.zeros((0, 3), np.int8),
+        np.array(5.0),
+        np.ones(3, ml_dtypes.bfloat16),
+        np.broadcast_to(np.float64(1), (4, 4)),
+        np.ma.masked_array(BASE, BASE > 3),
+        np.array([object()]),
+    ],
+    ids=lambda x: f"{type(x).__name__}-{x.dtype}-{x.shape}",
+)
+def test_an_address_is_the_one_that_numpy_tells(array: np.ndarray) -> None:
+    assert address(array) == array.ctypes.data
