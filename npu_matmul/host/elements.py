@@ -106,7 +106,16 @@ def _bf16(builder: Any, value: Value) -> Value:
     quiet = builder.or_(builder.and_(bits, all_of(bits, 0x80000000)), all_of(bits, 0x7FC00000))
     is_nan = builder.fcmp_unordered("uno", value, value)
     chosen = builder.select(is_nan, quiet, _rounded_at_16(builder, bits))
-    return builder.trunc(builder.lshr(chosen, all_of(bits, 16)), like(value, INT16))
+    return _upper_half(builder, chosen)
+
+
+def _upper_half(builder: Any, bits: Value) -> Value:
+    """Of each INT32, as INT16: one shuffle of two vectors, where a shift and a narrowing would be
+    six instructions."""
+    count = bits.type.count
+    halves = builder.bitcast(bits, ir.VectorType(INT16, 2 * count))
+    upper = ir.Constant(like(bits, INT32), [2 * i + 1 for i in range(count)])
+    return builder.shuffle_vector(halves, ir.Constant(halves.type, ir.Undefined), upper)
 
 
 def _rounded_at_16(builder: Any, bits: Value) -> Value:
@@ -148,7 +157,7 @@ def _bf16_low(builder: Any, value: Value) -> Value:
     else:
         rest = builder.fsub(value, wide)
     bits = _rounded_at_16(builder, builder.bitcast(rest, like(rest, INT32)))
-    low = builder.trunc(builder.lshr(bits, all_of(bits, 16)), high.type)
+    low = _upper_half(builder, bits)
     return builder.select(_is_finite(builder, high), low, all_of(low, 0))  # else rest may be NaN
 
 
