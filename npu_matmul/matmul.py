@@ -93,12 +93,27 @@ def npu_matmul(
     >>> npu_matmul(A.astype(np.float32), B, device="cpu")
     array([[  302., -5000.]], dtype=float32)
     """
-    plain = precision is None is device is kernel is strategy and on_error == "raise"
-    if plain and out is not None and type(B) is PackedMatrix:
+    plain = precision is None and device is None and kernel is None and strategy is None
+    if plain and out is not None and type(B) is PackedMatrix and on_error == "raise":
         quick = B.quick
         if quick is not None and listening.listener is None and quick.run(A, out, dtype):
             calls.last = quick.report
             return out
+    return _in_full(A, B, out, dtype, precision, device, kernel, strategy, on_error)
+
+
+def _in_full(
+    A: ArrayLike,
+    B: ArrayLike | PackedMatrix,
+    out: NDArray[Any] | None,
+    dtype: DTypeLike | None,
+    precision: str | None,
+    device: str | Device | None,
+    kernel: str | Kernel | None,
+    strategy: str | None,
+    on_error: str,
+) -> Any:
+    """:func:`npu_matmul` but for its short way, which the variables of this one would slow down."""
     if isinstance(A, PackedMatrix):
         raise TypeError("npu_matmul: only B can be packed; pass A as an array")
     a = np.asarray(A)

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 from numba.core import types
+from numpy.typing import NDArray
 
 from npu_matmul.device import Device
 from npu_matmul.host import gemm
+from npu_matmul.host.pointers import address
 from npu_matmul.host.product import Panels
 from npu_matmul.precision import EXACT
 from npu_matmul.report import CallReport
@@ -38,7 +40,7 @@ class Quick:
 
     run: Callable[[Any, Any, Any], bool]
     report: CallReport
-    b: Panels  # whose address ``run`` reads
+    memory: tuple[Panels, NDArray[np.int64]]  # whose addresses ``run`` reads
 
 
 def quick_product(device: Device, b: Panels) -> Quick:
@@ -47,6 +49,7 @@ def quick_product(device: Device, b: Panels) -> Quick:
     most_rows = path.small // max(1, b.depth * b.columns)
     sizes = b.depth, b.columns, b.words.shape[0], most_rows, path.fed_bytes
     plan = np.array([b.address, *sizes], np.int64)
+    place = address(plan)
 
     sums: Any = None
     clipped: Any = None
@@ -65,8 +68,8 @@ def quick_product(device: Device, b: Panels) -> Quick:
             if a.dtype is not _INT8 or not out.flags.writeable or device.closed:
                 return False
             if dtype is _INT32_TYPE:
-                return out.dtype is _INT32 and sums(a, plan, out)
-            return dtype is None and out.dtype is _INT8 and clipped(a, plan, out)
+                return out.dtype is _INT32 and sums(a, place, out)
+            return dtype is None and out.dtype is _INT8 and clipped(a, place, out)
         except (AttributeError, TypeError):  # not arrays, or not of two dimensions
             return False
 
@@ -76,7 +79,7 @@ def quick_product(device: Device, b: Panels) -> Quick:
         arithmetic=f"INT32, exact ({path.name})",
         reason=f"device {device.name!r} computes without kernels; too small to time by stage",
     )
-    return Quick(run, report, b)
+    return Quick(run, report, (b, plan))
 
 
 @cache
@@ -84,12 +87,11 @@ def _compiled(path: str) -> tuple[Any, Any]:
     """Both products of a path, called without numba's look at the types of the arguments, which
     takes a third of a 16 x 16 x 16 product's time. The caller checks element types; what numba
     calls unboxing checks dimensions."""
-    plan = types.Array(types.int64, 1, "C")
     a = types.Array(types.int8, 2, "A")
     found = []
     elements: tuple[Any, Any] = types.int32, types.int8
     for walk, element in zip(_WALKS[path], elements, strict=True):
-        signature = a, plan, types.Array(element, 2, "A")
+        signature = a, types.int64, types.Array(element, 2, "A")
         walk.compile(signature)
         found.append(walk.overloads[signature].entry_point)
     return found[0], found[1]

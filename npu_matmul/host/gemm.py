@@ -104,21 +104,21 @@ def _small(kernel, feed, start, unit, a, b, c):
     """All of C = A @ B for arrays A and C, unless their shapes do not fit, they overlap, columns of
     C are no neighbours, or the work is too much for one thread.
 
-    ``b`` is an array, as each argument costs time: (address, K, columns, panels, most rows, bytes
-    of a fed element). Returns whether it was done.
+    ``b`` is the address of a table of int64, as each argument costs time, and an array most: address,
+    K, columns, panels, most rows, bytes of a fed element. Returns whether it was done.
     """
-    M, K = a.shape
-    if b[1] != K or b[4] < M or c.shape != (M, b[2]) or c.strides[1] != c.itemsize:
+    (M, K), plan = a.shape, pointer(b, np.int64)
+    if plan[1] != K or plan[4] < M or c.shape != (M, plan[2]) or c.strides[1] != c.itemsize:
         return False
     left, right = np.int64(a.ctypes.data), np.int64(c.ctypes.data)
     a_row, a_element = a.strides
     if _overlap(left, M, a_row, K, a_element, right, M, c.strides[0], c.shape[1], c.itemsize):
         return False
-    fed_row = 0 if b[5] == 1 and a_element == 1 else K * b[5]
-    source = left, a_row, a_element, K, K * b[5], fed_row, np.int64(0)
+    fed_row = 0 if plan[5] == 1 and a_element == 1 else K * plan[5]
+    source = left, a_row, a_element, K, K * plan[5], fed_row, np.int64(0)
     target = right, c.strides[0], c.itemsize
-    matrix = b[0], b[2], np.int64(0)
-    return _walk(kernel, feed, start, unit, source, (0, M), matrix, (0, b[3]), target) < 0
+    matrix = plan[0], plan[2], np.int64(0)
+    return _walk(kernel, feed, start, unit, source, (0, M), matrix, (0, plan[3]), target) < 0
 
 
 @numba.njit(nogil=True)
@@ -166,10 +166,13 @@ def _walk(kernel, feed, start, unit, a, rows, b, panels, c):
                 return top + i
             pointer(starts, np.int32)[i] = first
             if rest:
-                pointer(tails, np.uint32)[i] = _tail(left + i * left_row + 4 * words, rest)
+                end = left + i * left_row + row_bytes
+                pointer(tails, np.uint32)[i] = _tail(end, row_bytes, rest)
         for near in range(panels[0], panels[1], chunk):
             r = 0
             while r < block:
+                if r and (block - r) % 2:  # one row again is less work than one row alone
+                    r -= 1
                 n = _rows_at_once(block - r, most)
                 for p in range(near, min(near + chunk, panels[1])):
                     column = p * width
@@ -222,11 +225,13 @@ def _has_subnormal(address, size):
 
 
 @numba.njit(nogil=True)
-def _tail(address, size):
-    """The last, incomplete word of a row, filled up with zeros."""
+def _tail(end, size, rest):
+    """The last, incomplete word of a row, which ends at ``end``, filled up with zeros."""
+    if size >= 4:
+        return pointer(end - 4, np.uint32)[0] >> np.uint32(32 - 8 * rest)
     word = np.uint32(0)
-    for i in range(size):
-        word |= np.uint32(pointer(address, np.uint8)[i]) << np.uint32(8 * i)
+    for i in range(rest):
+        word |= np.uint32(pointer(end - rest + i, np.uint8)[0]) << np.uint32(8 * i)
     return word
 
 
