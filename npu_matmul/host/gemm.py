@@ -104,8 +104,8 @@ def _small(kernel, feed, start, unit, a, b, c):
     """All of C = A @ B for arrays A and C, unless their shapes do not fit, they overlap, columns of
     C are no neighbours, or the work is too much for one thread.
 
-    ``b`` is the address of a table of int64, as each argument costs time, and an array most: address,
-    K, columns, panels, most rows, bytes of a fed element. Returns whether it was done.
+    ``b`` is the address of a table of int64, as each argument costs time, and an array most:
+    address, K, columns, panels, most rows, bytes of a fed element. Returns whether it was done.
     """
     (M, K), plan = a.shape, pointer(b, np.int64)
     if plan[1] != K or plan[4] < M or c.shape != (M, plan[2]) or c.strides[1] != c.itemsize:
