@@ -51,7 +51,7 @@ def test_encode_writes_features_and_says_what_it_did(weights: str, tmp_path: Pat
     audio, output = write_audio(tmp_path / "a.wav", seconds=1), tmp_path / "features.npz"
     result = run(
         *("encode", str(audio), "--weights", weights, "--device", "emulated"),
-        *("--precision", "int8", "-o", str(output)),
+        *("--precision", "int8", "--attention", "host", "-o", str(output)),
     )
     assert result.exit_code == 0, result.output
     assert np.load(output)["features"].shape == (1, 1500, 64)

@@ -62,7 +62,7 @@ def test_a_report_says_where_the_time_went_and_what_the_device_did(
     settings: Settings, npu: NpuDevice, tmp_path: Path
 ) -> None:
     audio = write_audio(tmp_path / "a.wav", seconds=1)
-    on_npu = Settings(**{**vars(settings), "device": npu.name})
+    on_npu = Settings(**{**vars(settings), "device": npu.name, "attention": "host"})
     report = Pipeline(on_npu).encode(Job(str(audio)))
     assert report.error == ""
     # two of the features, two convolutions, four of each layer; two of each head and layer

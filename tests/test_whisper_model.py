@@ -11,11 +11,14 @@ from comparing import assert_equal_bits
 from naive_encoder import cosine, naive_encoder, relative_error
 from numpy.typing import NDArray
 
+from npu_matmul.choose import choose
 from npu_matmul.device import Device, NpuDevice, open_device
 from npu_matmul.host.attention import usable
 from npu_matmul.host.paths import PATH_VARIABLE, PORTABLE
-from npu_matmul.kernel import load_kernel
-from npu_matmul.precision import QuantiseError
+from npu_matmul.kernel import UnknownKernel, load_kernel
+from npu_matmul.performance.host import HostRates
+from npu_matmul.performance.product import predict
+from npu_matmul.precision import PRECISIONS, QuantiseError
 from npu_matmul.strategies import expected
 from npu_matmul.tiler import TileGrid
 from npu_matmul.whisper import dimensions, ledger, model, placement
@@ -61,7 +64,7 @@ def test_features_are_those_of_the_definition(precision: str, attention: str) ->
 
 @pytest.mark.parametrize("precision", list(BOUNDS))
 def test_features_of_an_npu_are_those_of_the_definition(npu: NpuDevice, precision: str) -> None:
-    features = AudioEncoder(TENSORS, device=npu, precision=precision)(MEL)
+    features = AudioEncoder(TENSORS, device=npu, precision=precision, attention="host")(MEL)
     assert relative_error(features, WANT) < BOUNDS[precision]
 
 
@@ -164,12 +167,44 @@ def test_the_rule_decides_where_nothing_is_told(cpu: Device) -> None:
         AudioEncoder(TENSORS, device=cpu, rule=lambda *_: "auto")
 
 
-def test_attention_pays_on_the_host_but_for_int8_on_a_cpu(npu: NpuDevice, cpu: Device) -> None:
+def test_attention_pays_on_a_cpu_for_int8_only(cpu: Device) -> None:
     assert attention_rule(cpu, 1500, 64, "int8") == "device"
-    assert attention_rule(npu, 1500, 64, "int8") == "host"
-    for precision in ("bf16", "bf16x3"):
-        assert attention_rule(cpu, 1500, 64, precision) == "host"
-        assert attention_rule(npu, 1500, 64, precision) == "host"
+    assert attention_rule(cpu, 1500, 64, "bf16") == "host"
+    assert attention_rule(cpu, 1500, 64, "bf16x3") == "host"
+
+
+@pytest.mark.parametrize("precision", list(BOUNDS))
+def test_attention_pays_on_an_npu_where_the_host_takes_longer_than_is_modelled(
+    npu: NpuDevice, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # the model's own sums, by hand, of both products: with K and N of 64
+    how, total_s = PRECISIONS[precision], 0.0
+    rates = HostRates(pack=1e9, unpack=2e9, accumulate=3e9)
+    monkeypatch.setattr(placement, "measure_host", lambda kernel, given: rates)
+    for shape in ((1500, 64, 1500), (1500, 1500, 64)):
+        choice = choose(npu, how.types, (*shape, how.terms))
+        grid = TileGrid(choice.kernel, *shape, how.terms)
+        predicted = predict(grid, choice.strategy)
+        total_s += predicted.device_s + (grid.a_bytes + grid.b_bytes) / 1e9 + grid.c_bytes / 2e9
+    for host_s, place in ((1.49 * total_s, "host"), (1.51 * total_s, "device")):
+        monkeypatch.setattr(placement, "measured_head_s", lambda *_, host_s=host_s: host_s)
+        assert attention_rule(npu, 1500, 64, precision) == place
+
+
+def test_attention_without_a_kernel_is_the_hosts(
+    npu: NpuDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nothing(*_: Any) -> Any:
+        raise UnknownKernel("no kernel for bfloat16 operands")
+
+    monkeypatch.setattr(placement, "choose", nothing)
+    assert attention_rule(npu, 1500, 64, "bf16") == "host"
+
+
+@pytest.mark.parametrize("precision", list(BOUNDS))
+def test_the_host_is_measured_once(precision: str) -> None:
+    first = placement.measured_head_s(60, 64, precision)
+    assert 0 < first == placement.measured_head_s(60, 64, precision)
 
 
 def test_the_host_attends_in_bf16_where_it_can_and_is_asked_to(

@@ -7,11 +7,24 @@ A projection's name is that of its parameters without ``.weight``: ``conv1``,
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
+from functools import lru_cache
 
-from npu_matmul.device import Device, HostDevice
+import numpy as np
+
+from npu_matmul.choose import choose
+from npu_matmul.device import Device, HostDevice, NpuDevice
+from npu_matmul.host.attention import attention, usable
+from npu_matmul.kernel import UnknownKernel
+from npu_matmul.performance.host import REPEATS, measure_host
+from npu_matmul.performance.product import Npu, predict
+from npu_matmul.performance.published import MOST_RATIO
 from npu_matmul.precision import PRECISIONS
+from npu_matmul.tiler import TileGrid
+from npu_matmul.whisper.elementwise import softmax
 
 DEFAULT_PRECISION = "bf16"
 PLACES = ("auto", "host", "device")
@@ -72,11 +85,55 @@ def attention_rule(device: Device, tokens: int, head_width: int, precision: str)
     """ "device" where the two products of a head pay on ``device``, else "host"; for
     ``attention="auto"``.
 
-    On an NPU they do not: with K = 64 the first writes 4 bytes for every 64 multiplications, the
-    second reads what the first wrote, and both operands must be packed each time. Published for
-    1536 x 64 x 1536 on a Ryzen 8845HS in bf16: 0.78 ms for one of them, without packing
-    (github.com/drakosha/whisper-xdna). On the CPU they do only where int8 was asked for, which the
-    host has no attention in; else it keeps scores in the cache that a device writes to memory.
-    A planner that knows a machine better is given to the encoder in this function's place.
+    On an NPU they pay where the host takes longer for a head than the planner's model says that
+    they take there even if the model errs by as much as published measurements do: which K = 64
+    rarely makes so, as the first writes 4 bytes for every 64 multiplications and the second reads
+    what the first wrote. The host, also what it does around launches, is measured once per process.
+    On the CPU they pay only where int8 was asked for, in which the host has no attention of its
+    own: that keeps in the cache what a device writes to memory.
     """
+    if isinstance(device, NpuDevice):
+        on_npu_s = MOST_RATIO * modelled_head_s(device, tokens, head_width, precision)
+        return "device" if on_npu_s < measured_head_s(tokens, head_width, precision) else "host"
     return "device" if isinstance(device, HostDevice) and precision == "int8" else "host"
+
+
+def modelled_head_s(device: NpuDevice, tokens: int, head_width: int, precision: str) -> float:
+    """Seconds of both products of a head on an NPU, modelled, with the host's packing and
+    unpacking; infinite where there is no kernel for them. Without softmax."""
+    how, npu = PRECISIONS[precision], Npu.named(device.target.name)
+    total_s = 0.0
+    for shape in ((tokens, head_width, tokens), (tokens, tokens, head_width)):
+        problem = (*shape, how.terms)
+        try:
+            choice = choose(device, how.types, problem)
+        except UnknownKernel:
+            return math.inf
+        rates = measure_host(choice.kernel, how)
+        grid = TileGrid(choice.kernel, *problem)
+        total_s += predict(grid, choice.strategy, npu, rates=rates).total_s
+    return total_s
+
+
+@lru_cache(maxsize=16)
+def measured_head_s(tokens: int, head_width: int, precision: str) -> float:
+    """Seconds of a head's attention on this host: the best of a few."""
+    random = np.random.default_rng(0)
+    query, key, value = random.standard_normal((3, tokens, head_width), np.float32)
+    mixed, scores = np.empty_like(query), np.empty((tokens, tokens), np.float32)
+
+    def attend() -> None:
+        if precision == "bf16" and usable():
+            attention(query, key, value, mixed, tokens, head_width)
+        else:
+            np.matmul(query, key.T, out=scores)
+            softmax(scores)
+            np.matmul(scores, value, out=mixed)
+
+    attend()  # compiles
+    seconds = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        attend()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
