@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from npu_matmul.call import call_on
+from npu_matmul.call import Call, call_on
 from npu_matmul.choose import MANY_ROWS, choose_kernel
 from npu_matmul.device import Device, HostDevice, NpuDevice, open_device
 from npu_matmul.kernel import Kernel
@@ -96,7 +96,7 @@ def npu_matmul(
     plain = precision is None and device is None and kernel is None and strategy is None
     if plain and out is not None and type(B) is PackedMatrix and on_error == "raise":
         quick = B.quick
-        if quick is not None and listening.listener is None and quick.run(A, out, dtype):
+        if quick is not None and quick.run(A, out, dtype):
             calls.last = quick.report
             return out
     return _in_full(A, B, out, dtype, precision, device, kernel, strategy, on_error)
@@ -129,20 +129,31 @@ def _in_full(
     a = a[np.newaxis] if a.ndim == 1 else a
     if not isinstance(b, PackedMatrix) and b.ndim == 1:
         b = b[:, np.newaxis]
-    with listening.span("npu_matmul", A=list(a.shape), B=list(b.shape)) as shown:
-        call.choose(a, b, kernel, strategy)
-        call.out = out
-        try:
-            with call.device.record() as counters:
-                result = call.product(a, b).reshape(shape)
-        except QuantiseError as error:  # of one matrix: say where in the caller's array it is
-            raise QuantiseError(np.asarray(A if error.name == "A" else B), error.name) from None
-        if out is not None and not np.may_share_memory(out, result):
-            with call.stages.stage("out"):
-                out[...] = result
-        calls.last = call.report(counters)
-        if shown is not None:
-            shown.details.update(calls.last.shown())
+    call.choose(a, b, kernel, strategy)
+    call.out = out
+    try:
+        if listening.listener is None:
+            return _computed(call, a, b, shape)
+        with listening.span("npu_matmul", A=list(a.shape), B=list(b.shape)) as shown:
+            result = _computed(call, a, b, shape)
+            if shown is not None:
+                shown.details.update(calls.last.shown())
+            return result
+    except QuantiseError as error:  # of one matrix: say where in the caller's array it is
+        raise QuantiseError(np.asarray(A if error.name == "A" else B), error.name) from None
+
+
+def _computed(
+    call: Call, a: NDArray[Any], b: NDArray[Any] | PackedMatrix, shape: tuple[int, ...]
+) -> Any:
+    """The product as the caller wants it; leaves the call's report."""
+    out = call.out
+    with call.device.record() as counters:
+        result = call.product(a, b).reshape(shape)
+    if out is not None and not np.may_share_memory(out, result):
+        with call.stages.stage("out"):
+            out[...] = result
+    calls.last = call.report(counters)
     return out if out is not None else result[()]
 
 

@@ -65,7 +65,7 @@ def quick_product(device: Device, b: Panels) -> Quick:
     # A function and its variables: calls of objects and their attributes would take longer.
     def run(a: Any, out: Any, dtype: Any) -> bool:
         try:
-            if a.dtype is not _INT8 or not out.flags.writeable or device.closed:
+            if a.dtype is not _INT8 or not out.flags.writeable or not device.direct:
                 return False
             if dtype is _INT32_TYPE:
                 return out.dtype is _INT32 and sums(a, place, out)

@@ -43,15 +43,28 @@ class Stages:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            end = time.perf_counter()
-            self.seconds[name] += end - start
-            listening.measured(name, start, end)
+    def stage(self, name: str) -> Stage:
+        """For ``with``: add the block's time to the stage's."""
+        return Stage(self.seconds, name)
+
+
+class Stage:
+    """A block that is timed; one of a few that surround each small product, so no generator."""
+
+    __slots__ = ("_name", "_seconds", "_start_s")
+
+    def __init__(self, seconds: dict[str, float], name: str) -> None:
+        self._seconds = seconds
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._start_s = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        end_s = time.perf_counter()
+        self._seconds[self._name] += end_s - self._start_s
+        if listening.listener is not None:
+            listening.measured(self._name, self._start_s, end_s)
 
 
 @dataclass(frozen=True)

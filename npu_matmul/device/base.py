@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,13 +49,17 @@ class Counters:
 
 
 class Device(ABC):
-    """What every device has: a name, counters, and an end."""
+    """What every device has: a name, counters, and an end. ``direct`` says that small products may
+    take the short way: it is open, and no timeline wants to see them."""
 
     name: str
 
     def __init__(self) -> None:
         self.totals = Counters()
         self.closed = False
+        with _LISTING:
+            _ALL.add(self)
+        self.follow()
         self._counting = threading.Lock()
         self._recording = threading.local()
 
@@ -91,6 +96,10 @@ class Device(ABC):
         for counters in self._recording.__dict__.get("stack", ()):
             counters.add(amounts)
 
+    def follow(self) -> None:
+        """It was closed, or the recording of a timeline has begun or ended."""
+        self.direct = not self.closed and listening.listener is None
+
     @property
     def heard(self) -> bool:
         """Whether a timeline shows what this thread makes the device do: not what is not
@@ -111,6 +120,7 @@ class Device(ABC):
     def close(self) -> None:
         """Release what the device holds; ``open_device`` makes a new one afterwards."""
         self.closed = True
+        self.follow()
         with OPENING:
             for name in [name for name, device in OPEN.items() if device is self]:
                 del OPEN[name]
@@ -123,6 +133,18 @@ class Device(ABC):
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r}>"
+
+
+def _follow_all() -> None:
+    with _LISTING:
+        devices = tuple(_ALL)
+    for device in devices:
+        device.follow()
+
+
+_ALL: WeakSet[Device] = WeakSet()
+_LISTING = threading.Lock()
+listening.followers.append(_follow_all)
 
 
 class HostDevice(Device):

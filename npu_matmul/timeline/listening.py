@@ -33,6 +33,15 @@ class Listener(Protocol):
 
 
 listener: Listener | None = None
+followers: list[Callable[[], None]] = []  # called when the listener has changed
+
+
+def listen(hearing: Listener | None) -> None:
+    """Let ``hearing`` hear from now on, or nobody."""
+    global listener
+    listener = hearing
+    for follow in followers:
+        follow()
 
 
 class Span:

@@ -76,13 +76,13 @@ class Trace:
             self._check()
             _recorded.append(self._path)
             self._recording = Recording()
-            listening.listener = self._recording
+            listening.listen(self._recording)
         return self._recording
 
     def __exit__(
         self, kind: type[BaseException] | None, error: object, traceback: TracebackType | None
     ) -> None:
-        listening.listener = None
+        listening.listen(None)
         _recorded.clear()
         recording = self._recording
         del self._recording
