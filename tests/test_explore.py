@@ -209,6 +209,8 @@ def test_a_product_takes_what_predict_says(name: str, target: str, shape: Any) -
     if not kernels_array(kernel).sums_apart:  # predict knows no such kernels
         assert float(found.total_s) == pytest.approx(predicted.device_s, rel=1e-12)
         assert found.launches.limit == predicted.array.limit
+        for part, seconds in vars(predicted.array).items():
+            assert float(getattr(found.launches, part)) == pytest.approx(seconds, rel=1e-12), part
     work = sum(
         count
         * launch_time(
@@ -221,14 +223,29 @@ def test_a_product_takes_what_predict_says(name: str, target: str, shape: Any) -
     assert int(found.multiplications) == padded
 
 
+def launches_agree(kernel: Kernel, dtype: str, shape: tuple[int, int, int]) -> int:
+    """Launches are cut and issued as ``schedule`` does it; returns how many there are."""
+    predicted = predict(TileGrid(kernel, *shape), resident=True)
+    found = model.model(kernels_array(kernel), products(shape), Npu.named(), dtype)
+    for part in ("launch_s", "issue_s", "input_s"):
+        mine, there = (float(getattr(x, part)) for x in (found.launches, predicted.array))
+        assert mine == pytest.approx(there, rel=1e-12), part
+    return predicted.counts.launches
+
+
 @pytest.mark.parametrize("name", ["16x16", "candidate 0", "candidate 3"])
 def test_limits_cut_a_product_as_they_do_there(name: str) -> None:
-    kernel, dtype = KERNELS[name]
-    predicted = predict(TileGrid(kernel, *MANY_LAUNCHES), resident=True)
-    found = model.model(kernels_array(kernel), products(MANY_LAUNCHES), Npu.named(), dtype)
-    assert predicted.counts.launches > 1
-    assert float(found.launches.launch_s) == pytest.approx(predicted.array.launch_s, rel=1e-12)
-    assert float(found.launches.busy_s) == pytest.approx(predicted.array.busy_s, rel=1e-12)
+    assert launches_agree(*KERNELS[name], MANY_LAUNCHES) > 1
+
+
+def test_limits_cut_the_inner_loop_where_even_one_of_the_outer_is_too_long() -> None:
+    kernel = one("int8", 16, 8, 16, 2, 2, 2, 0).kernel(0, ONE_CORE, NPU1)
+    assert launches_agree(kernel, "int8", (16_384, 16_384, 16_384)) > 16_384 // 16
+
+
+def test_loops_of_equal_length_are_ordered_as_there() -> None:
+    kernel = one("int8", 16, 8, 16, 2, 2, 2, 0).kernel(0, CoreGrid(1, 3), NPU1)
+    assert launches_agree(kernel, "int8", (20 * 16, 64, 20 * 48)) == 1
 
 
 def test_all_at_once_is_each_alone() -> None:

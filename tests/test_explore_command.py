@@ -158,11 +158,34 @@ def test_the_table_says_all_in_eighty_columns(found: Found) -> None:
     assert "int8 kernels for whisper-base on npu1 at 1.6 GHz, modelled" in words
     for row in found.rows:
         tile = row.kernel.tile
-        assert f" {row.rank:,} {tile.m} {tile.k} {tile.n} " in words
+        rank = f"{row.rank // 1000}k" if row.rank >= 100_000 else f"{row.rank:,}"
+        assert f" {rank} {tile.m} {tile.k} {tile.n} " in words
     assert f"Of {found.ranking.seconds.size:,} candidates" in words
     assert "Modelled, not measured: 20 of 21 published products took 0.8 to 1.5 times" in words
     assert "saturate in int16 and int8" in words
     assert "compute matmul_64x512" in words
+
+
+def test_numbers_of_any_size_keep_eighty_columns(found: Found) -> None:
+    """Ranks as on npu2, and milliseconds of the largest product."""
+    wide = [
+        dataclasses.replace(
+            row,
+            rank=1_713_000,
+            modelled=dataclasses.replace(row.modelled, sync_s=999.0),
+            found=True,
+        )
+        for row in found.rows
+    ]
+    text = printed(dataclasses.replace(found, sections={"all": wide}))
+    assert "1713k" in text and "…" not in text
+
+
+def test_a_kernel_for_another_target_is_named(found: Found) -> None:
+    assert not [line for line in table.notes(found) if "is not for" in line]
+    ranking = dataclasses.replace(found.ranking, npu=Npu.named("npu2"))
+    notes = list(table.notes(dataclasses.replace(found, ranking=ranking)))
+    assert "matmul_64x512 is not for npu2: modelled as if it were." in notes
 
 
 def test_markdown_has_the_same_rows(found: Found, quick: list[object]) -> None:

@@ -153,7 +153,7 @@ def core_grids(target: Target) -> list[CoreGrid]:
 
 def core_bytes(array: Array) -> Any:
     """What a core's memory must hold: stack, sums, the parameter's buffer, buffers of FIFOs, loop
-    state. What is left is for the core function's constants, of which there are none."""
+    state. What is left is for constants of the core function."""
     buffers = (
         array.a_depth * array.a_tile_bytes
         + array.b_depth * array.b_tile_bytes

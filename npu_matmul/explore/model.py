@@ -131,14 +131,11 @@ def _largest(outer: Any, inner: Any, fits: Callable[[Any, Any], Any]) -> tuple[A
     part of the outer loop, or else of the inner."""
     if np.all(fits(outer, inner)):
         return outer, inner
-    whole_inner = fits(1, inner)
-    outer_size = _bisect(outer, lambda size: fits(size, inner))
-    inner_size = _bisect(inner, lambda size: fits(1, size))
-    return np.where(whole_inner, outer_size, 1), np.where(whole_inner, inner, inner_size)
+    return _bisect(outer, lambda size: fits(size, inner)), _bisect(inner, lambda s: fits(1, s))
 
 
 def _bisect(most: Any, fits: Callable[[Any], Any]) -> Any:
-    """The largest size up to ``most`` that fits, where 1 does, at each place."""
+    """The largest size up to ``most`` that fits, at each place; 1 where none does."""
     low, high = np.ones_like(most), most
     while np.any(low < high):
         middle = (low + high + 1) // 2

@@ -16,7 +16,7 @@ from npu_matmul.explore.rank import SHARE, SLOWEST
 from npu_matmul.performance.published import LEAST_RATIO, MOST_RATIO, ROWS
 
 KIB = 1024
-HEADINGS = ("rank", "m k n", "bufs", "cores", "C", "KiB", "ms", "x", "waste", "limit", "kernel")
+HEADINGS = ("rank", "m k n", "bufs", "grid", "C", "KiB", "ms", "x", "pad", "limit", "kernel")
 SHORT = {"int8": "i8", "int16": "i16", "int32": "i32", "float32": "f32", "bfloat16": "bf16"}
 
 
@@ -33,6 +33,7 @@ def title(found: Found) -> str:
 def show(found: Found, console: Console) -> None:
     """Print the fronts, the kernels that were found, and what the columns are."""
     table = Table(title=title(found), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table.show_edge = False
     for heading in HEADINGS:
         left = heading in ("limit", "kernel")
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
@@ -40,7 +41,7 @@ def show(found: Found, console: Console) -> None:
         for row in rows:
             table.add_row(*_cells(row, found), style="bold" if row.found else "")
         table.add_section()
-    console.print(table)
+    console.print(table, "")
     for line in notes(found):
         console.print(line, highlight=False)
 
@@ -64,8 +65,8 @@ def notes(found: Found) -> Iterator[str]:
     memory = ranking.npu.target.core.memory_bytes // KIB
     times = "" if reference is None else f"; x: beside {reference.kernel.name}"
     yield (
-        f"bufs: buffers of A, B and C; KiB: of the {memory} of a core; ms: "
-        f"{ranking.products.measure}{times}; waste: multiplications of padding."
+        f"bufs: buffers of A, B and C; grid: of cores; KiB: of the {memory} of a core; ms: "
+        f"{ranking.products.measure}{times}; pad: multiplications of padding."
     )
     explained = sum(row.explained for row in ROWS)
     yield (
@@ -77,6 +78,10 @@ def notes(found: Found) -> Iterator[str]:
             "C narrower than its sums, which are kept apart: design and core function for that are "
             "to be written." + _saturating(found)
         )
+    target = ranking.npu.target.name
+    for row in found.rows:
+        if target not in row.kernel.targets:
+            yield f"{row.kernel.name} is not for {target}: modelled as if it were."
     for kernel in found.broken:
         yield f"{kernel.name} breaks a design rule here: npu-matmul check {kernel.name}"
 
@@ -112,18 +117,22 @@ def _cells(row: Row, found: Found) -> tuple[str, ...]:
     kernel, reference = row.kernel, found.reference
     tile, depths, cores = kernel.tile, kernel.depths, kernel.grid
     return (
-        f"{row.rank:,}",
+        f"{row.rank:,}" if row.rank < 1e5 else f"{row.rank // 1000}k",
         f"{tile.m} {tile.k} {tile.n}",
         f"{depths.a} {depths.b} {depths.c}",
         f"{cores.rows}x{cores.columns}",
         SHORT[kernel.types.c],
         f"{row.core_bytes / KIB:.1f}",
         three_digits(row.total_s * 1e3),
-        "" if reference is None else f"{row.total_s / reference.total_s:.2f}",
-        f"{row.padding:.1%}",
+        "" if reference is None else _ratio(row.total_s / reference.total_s),
+        f"{row.padding:.0%}",
         row.limit,
         kernel.name if row.found else "",
     )
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else three_digits(value)
 
 
 def _row_content(row: Row) -> dict[str, Any]:
