@@ -7,10 +7,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from npu_matmul.performance.figures import CLOCKS_HZ
+from npu_matmul.performance.figures import CLOCKS_GHZ
 from npu_matmul.target import TARGETS
-
-CLOCKS_GHZ = [f"{clock_hz / 1e9:.1f}" for clock_hz in CLOCKS_HZ]
 
 
 @click.command()

@@ -97,10 +97,7 @@ def content(found: Found) -> dict[str, Any]:
         "clock_hz": npu.clock_hz,
         "products": asdict(products),
         "candidates": int(ranking.seconds.size),
-        "figures": {
-            name: {"value": float(f), "unit": f.unit, "kind": f.kind, "source": f.source}
-            for name, f in npu.figures.named()
-        },
+        "figures": {name: figure.as_dict() for name, figure in npu.figures.named()},
         "sections": {
             name: [_row_content(row) for row in rows] for name, rows in found.sections.items()
         },

@@ -17,7 +17,8 @@ EMBEDDINGS = "github.com/hardWorker254/Npu-Embeddings-XDNA1"
 EMULATOR = "github.com/FIM43-Redeye/xdna-emu, against a Phoenix"
 AMANUENSIS = "github.com/Unicorn-Commander/Unicorn-Amanuensis"
 
-CLOCKS_HZ = tuple(ghz * 1e9 for ghz in (0.8, 1.0, 1.3, 1.6, 1.8))
+CLOCKS_GHZ = ("0.8", "1.0", "1.3", "1.6", "1.8")  # as options name them
+CLOCKS_HZ = tuple(float(ghz) * 1e9 for ghz in CLOCKS_GHZ)
 
 
 class Figure(float):
@@ -36,6 +37,10 @@ class Figure(float):
         self = super().__new__(cls, value)
         self.unit, self.kind, self.source = unit, kind, source
         return self
+
+    def as_dict(self) -> dict[str, float | str]:
+        """The number with all that it knows, for JSON."""
+        return {"value": float(self), **vars(self)}
 
     def __getnewargs__(self) -> tuple[float, str, str, str]:  # type: ignore[override]
         return float(self), self.unit, self.kind, self.source

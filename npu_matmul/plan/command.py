@@ -8,10 +8,10 @@ from typing import Any
 import click
 from rich.console import Console
 
+from npu_matmul.performance.figures import CLOCKS_GHZ
 from npu_matmul.target import TARGETS
 from npu_matmul.whisper.dimensions import SIZES
 
-CLOCKS_GHZ = ("0.8", "1.0", "1.3", "1.6", "1.8")
 DTYPES = ("int8", "bf16", "bf16x3", "float-int8")
 
 

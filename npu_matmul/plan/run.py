@@ -40,7 +40,7 @@ def run(
     content: dict[str, Any]
     if figures:
         validation.show_figures(console, npu)
-        content = {name: _figure(figure) for name, figure in npu.figures.named()}
+        content = {name: figure.as_dict() for name, figure in npu.figures.named()}
     elif published:
         validation.show_published(console)
         content = {"rows": [_published(row) for row in ROWS]}
@@ -63,15 +63,6 @@ def run(
     if json_file is not None:
         write_json(json_file, content)
         console.print(f"wrote {json_file}", highlight=False)
-
-
-def _figure(figure: Any) -> dict[str, Any]:
-    return {
-        "value": float(figure),
-        "unit": figure.unit,
-        "kind": figure.kind,
-        "source": figure.source,
-    }
 
 
 def _published(row: Any) -> dict[str, Any]:
