@@ -302,9 +302,10 @@ def test_the_process_ends_in_peace(action: str, tmp_path: Path) -> None:
 
 
 FORKS = """
-npu.events = Mortal()  # that a context is gone ends the process
+npu.events = Mortal()  # that a context or a run is gone ends the process
+other = device.alloc(64)
 locked = npu.locked_bytes
-loaded.launch(stream, [a, a, c])
+{before}
 child = os.fork()
 if not child:
     try:
@@ -313,19 +314,20 @@ if not child:
         assert "'spawn'" in str(error), error
     with device:
         pass
-    del a, c, loaded, device
+    del a, c, other, loaded, device
     gc.collect()
     assert npu.locked_bytes == locked
     sys.exit(7)
+npu.events = []
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 assert xrt_runs.IN_FLIGHT.drain()
-npu.events = []
 """
 
 
-def test_a_forked_process_destroys_nothing_of_its_parents(tmp_path: Path) -> None:
+@pytest.mark.parametrize("before", ["", "loaded.launch(stream, [a, a, c])"])
+def test_a_forked_process_destroys_nothing_of_its_parents(before: str, tmp_path: Path) -> None:
     """Both have the driver's file open: the parent would lose its contexts and buffers."""
-    done = run_script(FORKS, tmp_path)
+    done = run_script(FORKS.format(before=before), tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -162,7 +162,7 @@ def make_binding(npu: Npu, without: tuple[str, ...] = ()) -> types.ModuleType:
             npu.crash("kernel(...) was called: it swallows bad arguments")
 
     class bo:  # noqa: N801
-        def __init__(self, first: Any, size: Any, second: Any, *group: Any) -> None:
+        def __init__(self, first: Any, size: Any, second: Any, /, *group: Any) -> None:
             self._parent = None
             if isinstance(first, bo) and integer(size) and integer(second) and not group:
                 if second + size > first.size() or not size:
@@ -195,7 +195,7 @@ def make_binding(npu: Npu, without: tuple[str, ...] = ()) -> types.ModuleType:
         def read(self, *_: Any) -> None:
             npu.crash("bo.read returns wrong bytes in some builds")
 
-        def sync(self, direction: Any, *where: Any) -> None:
+        def sync(self, direction: Any, /, *where: Any) -> None:
             if not isinstance(direction, xclBOSyncDirection) or len(where) not in (0, 2):
                 raise refuse(direction, *where)
             if not all(map(integer, where)):
@@ -241,15 +241,15 @@ def make_binding(npu: Npu, without: tuple[str, ...] = ()) -> types.ModuleType:
         def _launch(self) -> Any:
             if self._given.get(0) != 3 or not {INSTRUCTIONS, WORDS} <= set(self._given):
                 npu.crash("opcode, instructions or their number are missing")
+            words = self._given[WORDS]
             data = [index for index in sorted(self._given) if index >= FIRST_DATA]
             if data != list(range(FIRST_DATA, FIRST_DATA + len(data))):
                 npu.crash("a data argument is missing")
-            memories = [
-                self._given[i]._store.part(self._given[i]._offset, self._given[i]._size)
-                for i in data
-            ]
+            given = [self._given[index] for index in data]
+            parts = [(buffer._store, buffer._offset, buffer._size) for buffer in given]
             instructions = self._given[INSTRUCTIONS]._store
-            return launch_of(self._state, instructions, self._given[WORDS], memories)
+            self._given = {}  # XRT gives the driver handles, and keeps no buffer object alive
+            return launch_of(self._state, instructions, words, parts)
 
         def start(self) -> None:
             npu.calls["start"] += 1
@@ -276,6 +276,7 @@ def make_binding(npu: Npu, without: tuple[str, ...] = ()) -> types.ModuleType:
             raise AssertionError
 
         def __del__(self) -> None:
+            npu.events.append("run gone")
             if not self.__dict__.get("_seen_ended", True):
                 npu.crashes.append("xrt::run destructed while command is still in progress")
 

@@ -38,10 +38,18 @@ class Crash(BaseException):
 
 
 @dataclass(eq=False)
+class Launch:
+    """What the array does when it comes to a launch, and the memory that it touches."""
+
+    perform: Callable[[], None]
+    stores: list[Store]
+
+
+@dataclass(eq=False)
 class Command:
     """What one entry of a context's queue is: launches, each with its outcome."""
 
-    launches: list[Callable[[], None]]
+    launches: list[Launch]
     state: int = NEW
     asked: int = 0
     hangs: bool = False
@@ -81,6 +89,10 @@ class Npu:
     def require_present(self, request: str) -> None:
         if self.vanished:
             raise RuntimeError(GONE.format(request))
+
+    def in_flight(self) -> list[Launch]:
+        queues = [context.queue for context in self.contexts]
+        return [launch for queue in queues for command in queue for launch in command.launches]
 
     def group(self, slot: int, bank: int) -> int:
         while True:
@@ -149,7 +161,7 @@ class ContextState:
         command.state = COMPLETED
         self.queue.popleft()
 
-    def _launch(self, launch: Callable[[], None]) -> int | None:
+    def _launch(self, launch: Launch) -> int | None:
         self.npu.launches += 1
         fault = self.npu.faults.get(self.npu.launches)
         if fault == "hang":
@@ -162,7 +174,7 @@ class ContextState:
         if fault == "lost":  # says that it is done, and did nothing
             return COMPLETED
         try:
-            launch()
+            launch.perform()
         except EmulationError as error:
             self.npu.events.append(str(error))
             return TIMEOUT
@@ -214,6 +226,8 @@ class Store:
         npu.locked_bytes += sign * self.nbytes
 
     def free(self) -> None:
+        if any(self in launch.stores for launch in self.npu.in_flight()):
+            self.npu.crashes.append("memory was freed that a launch in flight touches")
         self._account(-1)
         self.host[:] = 0xDD  # what a map without its buffer object would show
 
@@ -232,14 +246,16 @@ class Store:
 
 
 def launch_of(
-    context: ContextState, instructions: Store, words: int, arguments: list[DeviceMemory]
-) -> Callable[[], None]:
-    """What the array does when it comes to this launch: it reads the stream only then."""
+    context: ContextState, instructions: Store, words: int, data: list[tuple[Store, int, int]]
+) -> Launch:
+    """A launch on parts of data buffers (offset and size in bytes); the array reads the stream only
+    when it comes to it."""
+    arguments = [store.part(offset, nbytes) for store, offset, nbytes in data]
 
-    def launch() -> None:
+    def perform() -> None:
         if not instructions.known[:words].all():
             raise EmulationError("the firmware reads instructions that were never synced")
         stream = decode(instructions.words[:words].tobytes())
         context.machine.launch(stream, arguments)
 
-    return launch
+    return Launch(perform, [instructions, *(store for store, _, _ in data)])
