@@ -50,7 +50,12 @@ class UnknownKernel(ValueError):
 
 
 class KernelNotBuilt(RuntimeError):
-    """What running the kernel needs is not there: its source, or an overlay for an NPU."""
+    """What running the kernel needs is not there: its source, or an overlay for an NPU. ``reason``
+    is the message without what to do about it."""
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason or message
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from npu_matmul.doctor.facts import Facts, KernelState, Node, SelfTested, gather
 from npu_matmul.kernel import load_kernel
 
 WIDTH, HEIGHT = 80, 24
+SHOWN = "84 launches under 12 schedules right, stream equal"
 GOOD = Facts(
     distribution="ubuntu",
     distribution_name="Ubuntu 26.04 LTS",
@@ -47,7 +48,7 @@ GOOD = Facts(
     contexts=6,
     power_mode="Default",
     tools="mlir-aie 1.4, Peano 22, xclbinutil 2.21",
-    kernels=(KernelState("matmul_16x16 int8", "/cache/a"),),
+    kernels=(KernelState("matmul_16x16 int8", "/cache/a", verified=SHOWN),),
     tested=(SelfTested("matmul_16x16 int8", None, 1.9e-4),),
 )
 NO_DEVICE = {
@@ -60,6 +61,9 @@ NO_DEVICE = {
 NO_PYXRT = {**NO_DEVICE, "pyxrt": None, "pyxrt_problem": "No module named 'pyxrt'"}
 
 
+NEVER = KernelState("b bf16", None, "it has never been built here")
+
+
 def facts(**changes: object) -> Facts:
     return dataclasses.replace(GOOD, **changes)  # type: ignore[arg-type]
 
@@ -70,11 +74,12 @@ def node(**changes: object) -> Node:
 
 def test_a_machine_where_all_is_well_passes_every_line() -> None:
     lines = examine(GOOD)
-    assert [line.status for line in lines] == [PASS] * 13
+    assert [line.status for line in lines] == [PASS] * 14
     assert not any(line.cure for line in lines)
     assert would_work(lines)
     found = {line.name: line.found for line in lines}
     assert found["self-test"] == "1 right; 190 us a launch, measured"
+    assert found["verified"] == f"matmul_16x16 int8: {SHOWN}"
     assert found["XRT"] == "XRT 2.21.75 opens NPU Phoenix (npu1)"
 
 
@@ -145,6 +150,10 @@ SITUATIONS: dict[str, tuple[Facts, str, str, str, str]] = {
         facts(**NO_PYXRT, distribution="debian", distribution_version="13"),
         *("pyxrt", FAIL, "cannot be imported", "build https://github.com/amd/xdna-driver"),
     ),
+    "no pyxrt on Fedora 44": (
+        facts(**NO_PYXRT, distribution="fedora", distribution_version="44"),
+        *("pyxrt", FAIL, "cannot be imported", "build https://github.com/amd/xdna-driver"),
+    ),
     "the ray tracer": (
         facts(**NO_PYXRT, ray_tracer=True, distribution="arch"),
         *("pyxrt", FAIL, "X-ray tracer of the same name", "pacman -S xrt xrt-plugin-amdxdna"),
@@ -186,16 +195,28 @@ SITUATIONS: dict[str, tuple[Facts, str, str, str, str]] = {
         *("toolchain", WARN, "no mlir-aie, Peano", "npu-matmul build"),
     ),
     "nothing built": (
-        facts(kernels=(KernelState("matmul_16x16 int8", None, "never been built"),), tested=()),
+        facts(kernels=(NEVER,), tested=()),
         *("kernels", FAIL, "none of 1 is built", "npu-matmul build"),
+    ),
+    "nothing to verify": (
+        facts(kernels=(NEVER,), tested=()),
+        *("verified", WARN, "no kernel is built", "npu-matmul build"),
     ),
     "nothing fresh": (
         facts(kernels=(KernelState("a int8", None, "these changed: design"),), tested=()),
-        *("kernels", FAIL, "none is fresh: 1 changed", "npu-matmul build"),
+        *("kernels", FAIL, "none of 1 is built; a int8: these changed: design", "npu-matmul build"),
     ),
     "one not built": (
-        facts(kernels=(*GOOD.kernels, KernelState("b bf16", None, "never"))),
+        facts(kernels=(*GOOD.kernels, NEVER)),
         *("kernels", WARN, "matmul_16x16 int8 built and fresh; not b bf16", "npu-matmul build"),
+    ),
+    "verified, though one is not built": (
+        facts(kernels=(*GOOD.kernels, NEVER)),
+        *("verified", PASS, f"matmul_16x16 int8: {SHOWN}", ""),
+    ),
+    "one damaged": (
+        facts(kernels=(*GOOD.kernels, KernelState("b bf16", None, "/c/x is not what it was"))),
+        *("kernels", WARN, "not b bf16; b bf16: /c/x is not what it was", "npu-matmul build"),
     ),
     "built with other tools": (
         facts(kernels=(KernelState("a int8", "/cache/a", tools="Peano"),)),
@@ -294,6 +315,19 @@ def test_the_facts_of_files_are_read(laptop: Path, no_tools: None) -> None:
     assert {kernel.built for kernel in found.kernels} == {None}
 
 
+@pytest.mark.parametrize(
+    ("folder", "version"), [("amdxdna", "of the kernel"), ("amdxdna_legacy", "2.21.0")]
+)
+def test_either_driver_is_recognised(
+    tmp_path: Path, no_tools: None, folder: str, version: str
+) -> None:
+    module = tmp_path / "root/sys/module" / folder
+    module.mkdir(parents=True)
+    if folder != "amdxdna":
+        (module / "version").write_text(f"{version}\n")
+    assert gather(tmp_path / "root", try_device=False).driver == version
+
+
 def test_a_capability_is_recognised(laptop: Path, no_tools: None) -> None:
     (laptop / "proc/self/status").write_text("CapEff:\t0000000000004000\n")
     assert gather(laptop, try_device=False).locks_anyway
@@ -360,6 +394,7 @@ def test_a_built_kernel_is_tested_and_timed(double: Npu, no_tools: None) -> None
     (tested,) = found.tested
     assert tested.problem is None and tested.latency_s is not None and tested.latency_s > 0
     lines = {line.name: line for line in examine(found)}
+    assert lines["verified"].found == "matmul_16x16 int8: by the double"
     assert lines["self-test"].status == lines["XRT"].status == PASS
     assert lines["kernels"].status == WARN  # the others are not built
 

@@ -94,7 +94,8 @@ def find_built(kernel: Kernel, target: str) -> Built:
     command = f"npu-matmul build {kernel.name} --variant {kernel.variant} --target {target}"
     raise KernelNotBuilt(
         f"kernel {kernel.name!r}, variant {kernel.variant!r}, is not built for {target}: "
-        f"{newest}; run: {command}"
+        f"{newest}; run: {command}",
+        newest,
     )
 
 

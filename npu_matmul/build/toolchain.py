@@ -64,7 +64,11 @@ def survey() -> list[Part]:
     parts.append(Part("Peano", peano, peano_cure))
     if peano is not None:
         parts.append(Part("clang++ of Peano", _inside(peano, "bin/clang++"), peano_cure))
-    parts.append(Part("xclbinutil", _xclbinutil(mlir_aie), "install XRT's utilities"))
+    parts.append(
+        Part(
+            "xclbinutil", _xclbinutil(mlir_aie), "install XRT's utilities (in Ubuntu: libxrt-utils)"
+        )
+    )
     return parts
 
 

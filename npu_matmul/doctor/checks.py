@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from npu_matmul.doctor import packages
-from npu_matmul.doctor.facts import Facts
+from npu_matmul.doctor.facts import Facts, KernelState
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
 FIRST_KERNEL = (6, 14)  # with amdxdna in it
+NEVER_BUILT = "never been built"
 LOCKED_BYTES = 64 * 2**20  # that the driver's user library locks when the device is opened
 PYTHON_OF_BINDING = re.compile(r"cpython-(\d)(\d+)")
 
@@ -57,7 +58,10 @@ def _driver(facts: Facts) -> Line:
     if numbers < FIRST_KERNEL:
         found = f"{release} has no amdxdna, which came with 6.14"
         return Line("driver", FAIL, found, packages.newer_kernel(facts.distribution))
-    cure = "sudo modprobe amdxdna, and look at: sudo dmesg | grep amdxdna"
+    cure = (
+        "sudo modprobe amdxdna, and look at: sudo dmesg | grep amdxdna (Secure Boot refuses a "
+        "module of DKMS that is not signed)"
+    )
     return Line("driver", FAIL, f"{release}, amdxdna is not loaded", cure)
 
 
@@ -182,23 +186,37 @@ def _toolchain(facts: Facts) -> Line:
 
 
 def _kernels(facts: Facts) -> Line:
-    built = [kernel for kernel in facts.kernels if kernel.built is not None]
+    built = _built(facts)
+    missing = [kernel for kernel in facts.kernels if kernel.built is None]
+    was = [kernel for kernel in missing if NEVER_BUILT not in kernel.problem]
+    why = f"; {was[0].label}: {was[0].problem}" if was else ""
     if not built:
-        stale = [k for k in facts.kernels if "these changed" in k.problem]
-        found = f"none of {len(facts.kernels)} is built"
-        if stale:
-            found = f"none is fresh: {len(stale)} changed since they were built"
+        found = f"none of {len(missing)} is built{why}"
         return Line("kernels", FAIL, found, "npu-matmul build")
-    missing = [kernel.label for kernel in facts.kernels if kernel.built is None]
     names = ", ".join(kernel.label for kernel in built)
     if missing:
-        found = f"{names} built and fresh; not {', '.join(missing)}"
+        found = f"{names} built and fresh; not {', '.join(k.label for k in missing)}{why}"
         return Line("kernels", WARN, found, "npu-matmul build")
     old = [kernel for kernel in built if kernel.tools]
     if old:
         found = f"{names} built, but with another {old[0].tools} than is here"
         return Line("kernels", WARN, found, "npu-matmul build")
-    return Line("kernels", PASS, f"{names}: built, verified and fresh")
+    return Line("kernels", PASS, f"{names}: built and fresh")
+
+
+def _verified(facts: Facts) -> Line:
+    """What their builds showed of the overlays, whether all are built or not."""
+    shown: dict[str, list[str]] = {}
+    for kernel in _built(facts):
+        shown.setdefault(kernel.verified, []).append(kernel.label)
+    if not shown:
+        return Line("verified", WARN, "not known, as no kernel is built", "npu-matmul build")
+    told = [f"{', '.join(labels)}: {what}" for what, labels in shown.items()]
+    return Line("verified", PASS, "; ".join(told))
+
+
+def _built(facts: Facts) -> list[KernelState]:
+    return [kernel for kernel in facts.kernels if kernel.built is not None]
 
 
 def _self_test(facts: Facts) -> Line:
@@ -232,5 +250,6 @@ RULES: tuple[Rule, ...] = (
     _power,
     _toolchain,
     _kernels,
+    _verified,
     _self_test,
 )

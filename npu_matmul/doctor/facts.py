@@ -27,6 +27,7 @@ from npu_matmul.kernel import Kernel, KernelNotBuilt, kernels_named
 
 AMD = "0x1022"
 NPU_IDS = {"0x1502": "Phoenix or Hawk Point", "0x17f0": "Strix, Krackan or Gorgon Point"}
+DRIVERS = ("amdxdna", "amdxdna_legacy")
 CAP_IPC_LOCK = 14
 XRT_PYTHON = ("/opt/xilinx/xrt/python", "/usr/lib/python3/dist-packages")
 ASK_TIMEOUT_S = 20.0
@@ -177,7 +178,7 @@ def _kernels(facts: Facts) -> Facts:
         try:
             built = find_built(kernel, target)
         except KernelNotBuilt as error:
-            states.append(KernelState(label, None, str(error)))
+            states.append(KernelState(label, None, error.reason))
             continue
         differ = [name for name, v in versions.items() if built.record.tools.get(name) != v]
         states.append(_built_state(label, built, differ))
@@ -252,8 +253,12 @@ def _npu_device(root: Path) -> Path | None:
 
 
 def _driver(root: Path) -> str | None:
-    module = root / "sys/module/amdxdna"
-    return (_read(module / "version") or "of the kernel") if module.is_dir() else None
+    """The version of the loaded driver: the kernel's, or one of AMD's repository."""
+    for name in DRIVERS:
+        module = root / "sys/module" / name
+        if module.is_dir():
+            return _read(module / "version") or "of the kernel"
+    return None
 
 
 def _node(path: Path) -> Node:

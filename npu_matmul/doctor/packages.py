@@ -6,11 +6,8 @@ from __future__ import annotations
 FROM_SOURCE = "build https://github.com/amd/xdna-driver, which brings XRT"
 UBUNTU_PPA = "sudo add-apt-repository ppa:amd-team/xrt"
 FIRST_UBUNTU_WITH_XRT = (26, 4)
+FIRST_FEDORA_WITH_XRT = (46,)
 
-_XRT = {
-    "arch": "sudo pacman -S xrt xrt-plugin-amdxdna",
-    "fedora": "sudo dnf install xrt python3-xrt",
-}
 _KERNEL = {
     "ubuntu": "sudo apt install linux-generic-hwe-24.04, or amdxdna-dkms of ppa:amd-team/xrt",
     "arch": "sudo pacman -Syu",
@@ -40,8 +37,11 @@ def install_xrt(distribution: str, version: str) -> str:
         if _numbers(version) >= FIRST_UBUNTU_WITH_XRT:
             packages = "libxrt2 libxrt-npu2 libxrt-utils libxrt-utils-npu python3-xrt"
             return f"sudo apt install {packages}"
-        return f"{UBUNTU_PPA} && sudo apt install libxrt-npu2 amdxdna-dkms python3-xrt"
-    return _XRT.get(distribution, FROM_SOURCE)
+        packages = "libxrt-npu2 libxrt-utils libxrt-utils-npu amdxdna-dkms python3-xrt"
+        return f"{UBUNTU_PPA} && sudo apt install {packages}"
+    if distribution == "fedora" and _numbers(version) >= FIRST_FEDORA_WITH_XRT:
+        return "sudo dnf install xrt python3-xrt"
+    return "sudo pacman -S xrt xrt-plugin-amdxdna" if distribution == "arch" else FROM_SOURCE
 
 
 def newer_kernel(distribution: str) -> str:
