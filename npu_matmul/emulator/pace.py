@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from npu_matmul.kernel import Kernel
 from npu_matmul.overlay import Overlay
 from npu_matmul.performance.figures import FIGURES
+from npu_matmul.target import Target
 
 
 @dataclass(frozen=True)
@@ -30,16 +31,27 @@ class Pace:
 
 
 def modelled_pace(kernel: Kernel, overlay: Overlay) -> Pace:
-    """The pace of a kernel's overlay, at its target's fastest clock.
+    """The pace of a kernel's overlay; see :func:`pace_of`."""
+    call = kernel_call_cycles(kernel, overlay.target)
+    return pace_of(overlay, dict.fromkeys((kernel.symbols.first, kernel.symbols.next), call))
+
+
+def kernel_call_cycles(kernel: Kernel, target: Target) -> float:
+    """How long one call of a kernel's core function takes."""
+    tile = kernel.tile
+    return FIGURES[target.name].rates(kernel.types.a).cycles(tile.m, tile.k, tile.n)
+
+
+def pace_of(overlay: Overlay, call_cycles: Mapping[str, float]) -> Pace:
+    """The pace of an overlay, at its target's fastest clock.
 
     What the array can move in a direction is shared by all channels of the overlay in equal parts,
     which is assumed: of 8 inputs, each has 15 / 8 B a cycle; a single one the 3.9 B of a channel.
     """
-    figures, tile = FIGURES[overlay.target.name], kernel.tile
-    call = figures.rates(kernel.types.a).cycles(tile.m, tile.k, tile.n)
+    figures = FIGURES[overlay.target.name]
     channels = Counter(channel.direction for channel in overlay.channels.values())
     return Pace(
-        call_cycles=dict.fromkeys((kernel.symbols.first, kernel.symbols.next), call),
+        call_cycles=call_cycles,
         shim_bytes={
             direction: min(figures.channel_bytes_per_cycle, figures.array_bytes_per_cycle / count)
             for direction, count in channels.items()

@@ -153,7 +153,7 @@ class TimedMachine(Machine):
         ends = sides.of_core(core.tile)
         _put_on(strand, ends.values())
         models = {
-            symbol: partial(_call, model, strand, symbol, self._pace.call_cycles[symbol])
+            symbol: partial(timed_call, model, strand, symbol, self._pace.call_cycles[symbol])
             for symbol, model in self.models.items()
         }
         return CoreProgram(core, ends, parameters, models)
@@ -179,6 +179,7 @@ def _put_on(strand: Strand, ends: Iterable[End]) -> None:
         cast(TimedEnd, end).strand = strand
 
 
-def _call(model: Model, strand: Strand, symbol: str, cycles: float, *arrays: Any) -> None:
+def timed_call(model: Model, strand: Strand, symbol: str, cycles: float, *arrays: Any) -> None:
+    """A core's call of a C function, shown."""
     model(*arrays)
     strand.work(symbol, cycles)

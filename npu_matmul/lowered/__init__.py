@@ -8,10 +8,11 @@ Files, in reading order: ``module`` (a lowered module as plain data), ``reading`
 ``rules`` and ``holding`` (what is wrong with it before anything runs), ``order`` (what happened
 before what), ``memory``, ``locks``, ``streams`` and ``dma`` (what there is), ``scalars``,
 ``control`` and ``core`` (what a core executes), ``machine`` (all of it together), ``schedules``
-(who moves when), ``wiring`` (what leads where, for errors).
+(who moves when), ``wiring`` (what leads where, for errors), ``timed`` (the machine with modelled
+times, for timelines).
 
 Assumed, as only hardware can settle it: descriptors and locks are not fetched ahead; a broadcast
 moves when every receiver has room; units of a lock are taken in the order in which they were given;
 an exact acquire takes away what it waited for; a C function touches the whole of each buffer it is
-passed. Time, bank conflicts and packets are not modelled.
+passed. Bank conflicts and packets are not modelled; time only for timelines.
 """

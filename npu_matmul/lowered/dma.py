@@ -80,7 +80,7 @@ class DmaChannel:
             self._waits_for_lock = False
             if self._pace.fine:
                 yield GO_ON
-        yield from self._states[descriptor]()
+        yield from self._transfer(descriptor)
         self.transfers += 1
         if release is not None:
             self._locks[release.lock].release(
@@ -89,6 +89,10 @@ class DmaChannel:
             self.acquired = None
         if self._pace.fine:
             yield GO_ON
+
+    def _transfer(self, descriptor: Descriptor) -> Iterator[Condition]:
+        """Move what a descriptor says."""
+        yield from self._states[descriptor]()
 
     def _prepare(
         self, descriptor: Descriptor, memories: Mapping[Tile, TileMemory]

@@ -51,6 +51,12 @@ class LoweredCounters(MachineCounters):
 class LoweredMachine:
     """One lowered module, booted. After an error build a new one: the array's state is lost."""
 
+    inlet_type: type[Inlet] = Inlet
+    outlet_type: type[Outlet] = Outlet
+    lock_type: type[LockState] = LockState
+    dma_type: type[DmaChannel] = DmaChannel
+    shim_type: type[StreamChannel] = StreamChannel
+
     def __init__(
         self,
         module: LoweredModule,
@@ -70,11 +76,14 @@ class LoweredMachine:
         ports = _shim_ports(module)
         names: list[Port | Tile] = [*module.programs, *ports]
         names += [core.tile for core in module.cores]
-        self._clocks = _clocks(["the runtime sequence", *map(str, names)])
+        whole: list[Port | Tile | None] = [None, *names]
+        self._clocks = [self._new_clock(actor, n, len(whole)) for n, actor in enumerate(whole)]
         self._clock = self._clocks[0]
         clock_of = dict(zip(names, self._clocks[1:], strict=True))
         self._inlets, self._outlets = self._streams()
-        self._locks = {lock: LockState(lock, _initial_spans(lock, module)) for lock in module.locks}
+        self._locks = {
+            lock: self.lock_type(lock, _initial_spans(lock, module)) for lock in module.locks
+        }
         self._memories = self._build_memories(clock_of)
         for name, data in (external or {}).items():
             buffer = module.buffers[name]
@@ -82,7 +91,15 @@ class LoweredMachine:
         self.channels = [self._dma(p, clock_of[p.port]) for p in module.programs.values()]
         self.shims = [self._shim(port, clock_of[port]) for port in ports]
         self.cores = [
-            CoreProgram(core, module, self._memories, self._locks, symbols, clock, schedule.pace)
+            CoreProgram(
+                core,
+                module,
+                self._memories,
+                self._locks,
+                self._symbols_of(clock, symbols),
+                clock,
+                schedule.pace,
+            )
             for core in module.cores
             for clock in [clock_of[core.tile]]
         ]
@@ -134,12 +151,22 @@ class LoweredMachine:
         found = self.module.buffers[buffer]
         return self._memories[found.tile].array(found)
 
+    def _new_clock(self, actor: Port | Tile | None, number: int, actors: int) -> Clock:
+        """The clock of a DMA channel, a core, or (None) the runtime sequence."""
+        return Clock("the runtime sequence" if actor is None else str(actor), number, actors)
+
+    def _symbols_of(self, clock: Clock, symbols: Mapping[str, Symbol]) -> Mapping[str, Symbol]:
+        """What a core calls."""
+        return symbols
+
     def _streams(self) -> tuple[dict[Port, Inlet], dict[Port, Outlet]]:
         ports = {*self.module.programs, *_shim_ports(self.module)}
         ports |= {port for f in self.module.flows for port in (f.source, f.destination)}
-        inlets = {port: Inlet() for port in sorted(ports) if port.direction == "S2MM"}
+        inlets = {port: self.inlet_type() for port in sorted(ports) if port.direction == "S2MM"}
         outlets = {
-            port: Outlet(self.schedule.pace) for port in sorted(ports) if port.direction == "MM2S"
+            port: self.outlet_type(self.schedule.pace)
+            for port in sorted(ports)
+            if port.direction == "MM2S"
         }
         for flow in self.module.flows:
             outlets[flow.source].inlets.append(inlets[flow.destination])
@@ -173,7 +200,7 @@ class LoweredMachine:
 
     def _dma(self, program: Program, clock: Clock) -> DmaChannel:
         spans = tuple(span for span in self.module.spans if span.program is program)
-        return DmaChannel(
+        return self.dma_type(
             program,
             spans,
             self._memories,
@@ -187,7 +214,7 @@ class LoweredMachine:
         name = next((n for n, p in self.module.allocations.items() if p == port), "unnamed")
         channel = Channel(port.tile.column, port.direction, port.index)
         end, pace = self._end(port), self.schedule.pace
-        return StreamChannel(channel, name, self._clock, clock, end, pace)
+        return self.shim_type(channel, name, self._clock, clock, end, pace)
 
     def _build_actors(self) -> list[Actor]:
         actors = [
@@ -282,10 +309,6 @@ def _shortened(lines: list[str], most: int = SHOWN) -> str:
     shown = lines[: min(most, SHOWN)]
     more = len(lines) - len(shown)
     return "\n".join(shown + ([f"  and {more} more"] if more else []))
-
-
-def _clocks(names: list[str]) -> list[Clock]:
-    return [Clock(name, number, len(names)) for number, name in enumerate(names)]
 
 
 def _shim_ports(module: LoweredModule) -> list[Port]:

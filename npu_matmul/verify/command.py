@@ -31,17 +31,36 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
     type=click.IntRange(1),
     help="Orders in which the parts of the array come to move: 12 fixed ones, then random ones.",
 )
+@click.option(
+    "--timeline",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Draw one launch into FILE (.html, .json, .json.gz): locks, transfers and calls of each "
+    "part of the array, at modelled times.",
+)
 @click.option("--seed", type=click.IntRange(0), help="Of operands and schedules; default: drawn.")
 def verify(
-    module: Path, insts: Path | None, design: Path | None, count: int, seed: int | None
+    module: Path,
+    insts: Path | None,
+    design: Path | None,
+    count: int,
+    timeline: Path | None,
+    seed: int | None,
 ) -> None:
     """Run a design, or what the toolchain made of it, and compare it with NumPy's product.
 
     Exit code 1 when it is wrong under any schedule, 2 when it cannot be read, 130 when interrupted.
     """
+    from npu_matmul.timeline import listening
+    from npu_matmul.timeline.trace import trace
     from npu_matmul.verify import report
     from npu_matmul.verify.run import verify_text
+    from npu_matmul.verify.timeline import record_timeline
 
+    if timeline is not None:
+        trace(timeline)  # a name that it cannot have is told before anything runs
+        if listening.listener is not None:
+            raise click.UsageError("--timeline and --trace cannot be given together")
     console = Console()
     text = _text(module)
     stream = None if insts is None else _read(insts)
@@ -65,6 +84,10 @@ def verify(
     finally:
         bar.stop()
     report.show(verdict, console)
+    if timeline is not None:
+        drawn = record_timeline(text, module.name, stream, timeline)
+        what = f"launch {drawn}: {timeline}" if drawn else "nothing was run, so nothing is drawn"
+        console.print(what, highlight=False, soft_wrap=True)
     if not verdict.ok:
         sys.exit(1)
 

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.emulator import POISON, EmulationError
+from npu_matmul.emulator import EmulationError
 from npu_matmul.emulator.actors import Deadlock, RestStateError
 from npu_matmul.emulator.machine import Machine
-from npu_matmul.emulator.shim import DeviceMemory
 from npu_matmul.instructions import StreamError, decode
 from npu_matmul.kernel import Kernel
 from npu_matmul.lowered.core import AlignmentError
@@ -31,10 +30,9 @@ from npu_matmul.mlir.reader import DesignError, read_design
 from npu_matmul.overlay import Tile
 from npu_matmul.schedule import LaunchShape
 from npu_matmul.streams import launch_stream
-from npu_matmul.target import WORD_BYTES
-from npu_matmul.verify.product import NoProduct, Product, operands
+from npu_matmul.verify.product import NoProduct, Product
 from npu_matmul.verify.subject import Problem, Subject, module_problem, stream_problems
-from npu_matmul.verify.traffic import Trial, expected_words, trial_of_stream
+from npu_matmul.verify.traffic import Trial, expected_words, trial_memories, trial_of_stream
 
 MANY_CALLS = 1_000  # of a module's own sequence: with more it is run under the first schedule only
 
@@ -234,17 +232,8 @@ def launch_trial(
     verdict: Verdict,
 ) -> list[NDArray[np.uint8]]:
     """Run one launch on new operands; what it wrote, after the comparison."""
-    buffers, memories = [], []
-    for number, argument in enumerate(trial.arguments):
-        known = number in trial.inputs
-        if known:
-            data = operands(argument.dtype, argument.elements, random)
-        else:
-            data = np.full(argument.elements * argument.dtype.itemsize, POISON, np.uint8)
-        padding = bytes(-data.nbytes % WORD_BYTES)
-        words = np.frombuffer(data.tobytes() + padding, np.uint32).copy()
-        buffers.append(words)
-        memories.append(DeviceMemory(argument.name, words, np.full(words.size, known)))
+    memories = trial_memories(trial, random)
+    buffers = [memory.words for memory in memories]
     given = [words.copy() for words in buffers]
     machine.launch(trial.stream, memories)
     steps.update(trial.steps)

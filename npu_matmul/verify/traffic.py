@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.emulator import POISON
 from npu_matmul.emulator.patterns import order
+from npu_matmul.emulator.shim import DeviceMemory
 from npu_matmul.instructions import (
     Descriptor,
     PatchAddress,
@@ -29,7 +31,7 @@ from npu_matmul.instructions import (
 from npu_matmul.overlay import Overlay, Tile
 from npu_matmul.sequence import Argument, Sequence, Step, Transfer, Wait, WriteParameter, linear
 from npu_matmul.target import WORD_BYTES
-from npu_matmul.verify.product import NoProduct, Product
+from npu_matmul.verify.product import NoProduct, Product, operands
 
 Moves = dict[str, list[tuple[int, NDArray[np.int64]]]]  # by channel: argument, words in order
 SMALL_GRID = 4  # cores; with more of them, made-up launches are shorter
@@ -113,6 +115,21 @@ def made_up_trials(product: Product, overlay: Overlay) -> Iterator[Trial]:
         sequence = _product_sequence(product, steps, blocks)
         name = f"of {steps} steps in K and {blocks} tiles of C per core"
         yield trial_of_sequence(sequence, overlay, product, name)
+
+
+def trial_memories(trial: Trial, random: np.random.Generator) -> list[DeviceMemory]:
+    """The buffers of a launch: new operands in those that are only read, poison in the others."""
+    memories = []
+    for number, argument in enumerate(trial.arguments):
+        known = number in trial.inputs
+        if known:
+            data = operands(argument.dtype, argument.elements, random)
+        else:
+            data = np.full(argument.elements * argument.dtype.itemsize, POISON, np.uint8)
+        padding = bytes(-data.nbytes % WORD_BYTES)
+        words = np.frombuffer(data.tobytes() + padding, np.uint32).copy()
+        memories.append(DeviceMemory(argument.name, words, np.full(words.size, known)))
+    return memories
 
 
 def _product_sequence(product: Product, steps: int, blocks: int) -> Sequence:
