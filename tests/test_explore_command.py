@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from comparing import assert_equal_bits, product_int32, random_int8
 from rich.console import Console
 
-from npu_matmul import npu_matmul
+from npu_matmul import last_call, npu_matmul
 from npu_matmul.bench.contenders import MissingExtra
 from npu_matmul.bench.shapes import NAMED
 from npu_matmul.cli import app
@@ -22,10 +22,12 @@ from npu_matmul.explore import found as finding
 from npu_matmul.explore import picture, run, shapes, table
 from npu_matmul.explore.found import Found, explore
 from npu_matmul.explore.manifest import manifest, manifest_text
+from npu_matmul.explore.rank import memory_fronts, rank
 from npu_matmul.explore.shapes import products_of
 from npu_matmul.kernel import load_kernel, read_manifest
 from npu_matmul.performance.product import Npu, predict
 from npu_matmul.plan.encoder import projections
+from npu_matmul.precision import to_bf16
 from npu_matmul.tiler import TileGrid
 from npu_matmul.whisper.dimensions import SIZES
 
@@ -302,3 +304,19 @@ def test_the_best_row_passes_check_and_computes_on_the_emulated_npu(
     a, b = random_int8(1, 300, 230), random_int8(2, 230, 270)
     got = npu_matmul(a, b, dtype=np.int32, kernel=name, device="emulated")
     assert_equal_bits(got, product_int32(a, b))
+
+
+def test_a_bf16_candidate_computes_as_well(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranking = rank("bf16", products_of(["whisper-base"]), Npu.named())
+    kernel = memory_fronts(ranking)["float32"][0]
+    (tmp_path / "explored").mkdir()
+    (tmp_path / "explored" / "kernel.toml").write_text(manifest_text(kernel, "a test"))
+    monkeypatch.setenv("NPU_MATMUL_KERNELS", str(tmp_path))
+    random = np.random.default_rng(5)
+    a, b = (random.standard_normal(shape, np.float32) for shape in ((230, 150), (150, 90)))
+    got = npu_matmul(a, b, kernel="explored", device="emulated")
+    assert last_call().kernel == "explored"
+    left, right = (to_bf16(matrix).astype(np.float64) for matrix in (a, b))
+    # every addition in f32 rounds by at most 2^-23 of what was added so far
+    bound = 150 * 2.0**-23 * (np.abs(left) @ np.abs(right))
+    assert (np.abs(got - left @ right) <= bound).all()
