@@ -49,6 +49,7 @@ for word in wanted:
 if "--target=aie2-none-unknown-elf" not in flags: refuse("not for aie2")
 if not {"-O2", "-std=c++20", "-DNDEBUG"} <= set(flags): refuse("flags are missing")
 includes = [pathlib.Path(f[2:]) for f in flags if f.startswith("-I")]
+if "-D__AIE_API_AIE_ADF_HPP__" not in flags: refuse("aie_api: 'adf.h' file not found")
 if not any((i / "aie_api" / "aie.hpp").is_file() for i in includes): refuse("aie_api not found")
 sizes = dict(f[2:].split("=") for f in flags if f.startswith("-DDIM_"))
 if set(sizes) != {"DIM_M", "DIM_K", "DIM_N"}: refuse(f"sizes are {sizes}")

@@ -72,6 +72,7 @@ def test_the_commands_are_exactly_these() -> None:
         "-Wno-empty-body",
         "-Wno-missing-template-arg-list-after-template-kw",
         "-DNDEBUG",
+        "-D__AIE_API_AIE_ADF_HPP__",
         "-I/m/include",
         "-DDIM_M=64",
         "-DDIM_K=32",

@@ -33,6 +33,9 @@ COMPILER_FLAGS = (
     "-Wno-empty-body",
     "-Wno-missing-template-arg-list-after-template-kw",
     "-DNDEBUG",
+    # An include guard: without it some releases of aie_api (those of May 2026) include <adf.h>,
+    # which only Vitis has.
+    "-D__AIE_API_AIE_ADF_HPP__",
 )
 ALLOCATION = "--alloc-scheme=basic-sequential"  # the one whose memory map the design rules check
 OUTPUTS = {  # by the option that a release must have for them
