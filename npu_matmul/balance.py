@@ -57,6 +57,6 @@ def _unbalanced(block: Block, outside: set[End], core: str) -> Iterator[tuple[En
                 holding = outside | {end for end, count in held.items() if count}
                 yield from _unbalanced(inner, holding, core)
     for end, count in held.items():
-        if count:
+        if count > 0:
             found = f"this block acquires @{end[0]} and does not release it; {RULE}"
             yield end, Violation("balance", acquired_at[end], found, PEEL)

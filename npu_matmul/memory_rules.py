@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from itertools import takewhile
 
 from npu_matmul.lowering import pools
 from npu_matmul.memory_map import ELEMENT, STACK, Range, layouts
@@ -113,8 +114,8 @@ def overlaps(placed: list[Range]) -> Iterator[tuple[str, str]]:
     pairs = [
         f"{lower.name} and {upper.name}"
         for number, lower in enumerate(placed)
-        for upper in placed[number + 1 :]
-        if min(lower.bytes, upper.bytes) and lower.end > (upper.start or 0)
+        for upper in takewhile(lambda r, end=lower.end: (r.start or 0) < end, placed[number + 1 :])
+        if min(lower.bytes, upper.bytes)
     ]
     if pairs:
         cure = "pin buffers behind the stack and apart from each other"

@@ -270,4 +270,11 @@ TILES: dict[str, Case] = {
         "releases more of @in_1 than this block has acquired",
         "once",
     ),
+    "an element that is released and was never acquired": (
+        ((GIVE_1, f"{GIVE_1} aie.objectfifo.release @out_1(Consume, 1)"),),
+        "balance",
+        "core (0, 2)",
+        "releases more of @out_1 than this block has acquired",
+        "once",
+    ),
 }
