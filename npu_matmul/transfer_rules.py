@@ -121,14 +121,17 @@ def _stride(
     step: Transfer, loop: int, itemsize: int, target: Target, where: str
 ) -> Iterator[Violation]:
     size, stride = step.sizes[loop], step.strides[loop]
-    if size == 1 or (loop == 3 and (stride == 1 or itemsize % WORD_BYTES)):
-        return
-    if loop == 0 and stride == 0:  # a pure repeat
+    if loop == 3 and (stride == 1 or itemsize % WORD_BYTES):
         return
     furthest = target.shim.max_step * WORD_BYTES
-    if stride == 0 or stride * itemsize % WORD_BYTES:
-        found = f"stride {stride} x {itemsize} B must be a positive multiple of {WORD_BYTES} B"
+    if stride * itemsize % WORD_BYTES:  # refused by the toolchain even where it is never applied
+        found = f"stride {stride} x {itemsize} B must be a multiple of {WORD_BYTES} B"
         yield Violation("granularity", where, found, "lay the rows out in whole words")
+    elif size == 1 or (loop == 0 and stride == 0):  # never applied, or a pure repeat
+        return
+    elif stride == 0:
+        found = f"stride 0 of a loop of {size}; only the outermost one can repeat"
+        yield Violation("pattern", where, found, "repeat with the outermost loop")
     elif stride * itemsize > furthest:
         found = f"stride of {stride * itemsize} B exceeds {furthest} B"
         yield Violation("pattern", where, found, "split it, or bring the rows closer together")

@@ -208,8 +208,10 @@ REFUSED = {
     "bytes repeated": ((1, 1, 1, 8), (0, 0, 0, 0), np.int8, "must be next to each other"),
     "rows at odd bytes": ((1, 1, 2, 4), (0, 0, 6, 1), np.int8, "stride 6 x 1 B"),
     "runs at odd bytes": ((2, 1, 1, 4), (2, 0, 0, 1), np.int8, "stride 2 x 1 B"),
-    "rows repeated": ((1, 1, 2, 4), (0, 0, 0, 1), np.int32, "stride 0 x 4 B must be a positive"),
-    "words repeated": ((1, 1, 1, 4), (0, 0, 0, 0), np.int32, "stride 0 x 4 B must be a positive"),
+    "rows repeated": ((1, 1, 2, 4), (0, 0, 0, 1), np.int32, "stride 0 of a loop of 2"),
+    "words repeated": ((1, 1, 1, 4), (0, 0, 0, 0), np.int32, "stride 0 of a loop of 4"),
+    "one row at an odd byte": ((1, 1, 1, 8), (0, 0, 6, 1), np.int8, "stride 6 x 1 B"),
+    "one run at an odd byte": ((1, 1, 1, 8), (3, 0, 0, 1), np.int8, "stride 3 x 1 B"),
     "nothing": ((1, 1, 0, 4), (0, 0, 4, 1), np.int32, "must be positive"),
     "backwards": ((1, 1, 2, 4), (0, 0, -4, 1), np.int32, "not negative"),
 }

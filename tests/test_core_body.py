@@ -279,18 +279,6 @@ REFUSED: dict[str, tuple[Lines, int, str]] = {
         0,
         "acquires 5 of @in in core (0, 2), which has 4",
     ),
-    "acquire of nothing": ([acquire("s", 0)], 0, "0 elements of @in; at least 1"),
-    "release of nothing": ([*GOOD, release(0)], 4, "0 elements of @in; at least 1"),
-    "element of another size": (
-        [acquire("s").replace("16x", "8x"), release()],
-        0,
-        "elements of @in in core (0, 2) are not of type memref<8xi32>",
-    ),
-    "element of another type": (
-        [acquire("s").replace("xi32", "xf32"), release()],
-        0,
-        "elements of @in in core (0, 2) are not of type memref<16xf32>",
-    ),
     "unknown symbol": (
         [*GOOD, acquire("t"), access("f", "t"), call("f", "strange"), release()],
         6,

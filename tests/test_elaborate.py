@@ -192,6 +192,7 @@ REFUSED = {
     "device of another family": ("npu1_2col", "npu3", 2, "Expected `npu1`"),
     "column outside": ("(0, 2)", "(2, 2)", 5, "(2, 2) is outside the device: 2 columns"),
     "row outside": ("(0, 2)", "(0, 6)", 5, "(0, 6) is outside the device: 2 columns, 6 rows"),
+    "tile named twice": ("(0, 3)", "(0, 2)", 6, "core (0, 2) is declared already"),
     "element type without a size": ("memref<8xi32>", "memref<8xi3>", 8, "memref<8xi3>"),
     "element type too wide": ("memref<8xi32>", "memref<8xi64>", 8, "memref<8xi64>"),
     "element of unknown size": ("memref<8xi32>", "memref<?xi32>", 8, "known size"),

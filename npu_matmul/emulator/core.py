@@ -23,7 +23,6 @@ from npu_matmul.emulator.actors import Condition
 from npu_matmul.emulator.rings import End
 from npu_matmul.emulator.symbols import Model
 from npu_matmul.mlir import aie
-from npu_matmul.mlir.elaborate import elements_of
 from npu_matmul.mlir.reader import DesignError, place
 from npu_matmul.overlay import Core, Tile
 
@@ -166,11 +165,6 @@ class CoreProgram:
             raise DesignError(
                 f"{place(op)}: {self.name} is not on the {key[1].value} side of @{key[0]}"
             )
-        if op.size.value.data < 1:
-            raise DesignError(
-                f"{place(op)}: {self.name}: {op.size.value.data} elements of @{key[0]}; "
-                "at least 1 is needed"
-            )
         return self.ends[key]
 
     def _acquire(self, op: aie.AcquireOp) -> Step:
@@ -179,11 +173,6 @@ class CoreProgram:
             raise DesignError(
                 f"{place(op)}: {self.name} acquires {size} of {end.ring}, "
                 f"which has {end.ring.depth}"
-            )
-        if elements_of(op.subview.type.element, op) != (end.ring.elements, end.ring.dtype):
-            raise DesignError(
-                f"{place(op)}: {self.name}: elements of {end.ring} are not of type "
-                f"{op.subview.type.element}"
             )
         # Of this operation alone, so that the rest state tells where in its body a core waits.
         conditions = [end.condition(count, f" at {place(op)}") for count in range(1, size + 1)]

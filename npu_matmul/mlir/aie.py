@@ -211,6 +211,17 @@ class AcquireOp(IRDLOperation):
 
     assembly_format = "attr-dict $objFifo_name `(` $port `,` $size `)` `:` type($subview)"
 
+    def verify_(self) -> None:
+        _verify_count(self)
+        fifo = SymbolTable.lookup_symbol(self, self.objFifo_name)
+        taken = self.subview.type
+        assert isinstance(taken, SubviewType)
+        if isinstance(fifo, ObjectFifoOp) and fifo.elemType.element != taken.element:
+            raise VerifyException(
+                f"elements of @{fifo.sym_name.data} are {fifo.elemType.element}, not "
+                f"{taken.element} as the acquire says"
+            )
+
 
 @irdl_op_definition
 class ReleaseOp(IRDLOperation):
@@ -221,6 +232,14 @@ class ReleaseOp(IRDLOperation):
     size = prop_def(IntegerAttr[I32])
 
     assembly_format = "attr-dict $objFifo_name `(` $port `,` $size `)`"
+
+    def verify_(self) -> None:
+        _verify_count(self)
+
+
+def _verify_count(op: AcquireOp | ReleaseOp) -> None:
+    if op.size.value.data < 1:
+        raise VerifyException(f"a count of {op.size.value.data} elements; at least 1 is allowed")
 
 
 @irdl_op_definition

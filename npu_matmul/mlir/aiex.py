@@ -60,6 +60,8 @@ class DmaMemcpyNdOp(IRDLOperation):
         lengths = {len(p) for p in (self.static_offsets, self.static_sizes, self.static_strides)}
         if lengths != {4}:
             raise VerifyException("a transfer has four offsets, four sizes and four strides")
+        if min(self.static_offsets.get_values()) < 0:
+            raise VerifyException("offsets must not be negative")
 
 
 @irdl_op_definition

@@ -98,7 +98,10 @@ class _Reading:
     def add(self, op: Operation) -> None:
         match op:
             case aie.TileOp():
-                self.tiles[op.result] = tile_of_op(op, self.target, self.columns)
+                tile = tile_of_op(op, self.target, self.columns)
+                if tile in self.tiles.values():
+                    raise DesignError(f"{place(op)}: {tile} is declared already; use its name")
+                self.tiles[op.result] = tile
             case aie.ObjectFifoOp():
                 fifo = self.fifos[op.sym_name.data] = _fifo(op, self.tiles)
                 self._refuse(fifo_violations(fifo))
