@@ -228,6 +228,12 @@ def test_value_that_is_never_defined_is_refused_by_name() -> None:
     assert "%ship" in message
 
 
+def test_value_from_around_the_device_is_refused() -> None:
+    tile, device = "    %shim = aie.tile(0, 0)\n", "  aie.device(npu1_1col) {\n"
+    message = refusal(changed(SMALL, (device + tile, tile + device)))
+    assert message == "small.mlir:5: aie.objectfifo uses %shim before or outside its definition"
+
+
 def test_two_devices_are_refused_at_the_second() -> None:
     device = "aie.device(npu1) { %t = aie.tile(0, 2) }"
     assert "small.mlir:1: holds 2 aie.device" in refusal(f"{device} {device}")

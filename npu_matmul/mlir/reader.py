@@ -106,7 +106,7 @@ def _verify(module: ModuleOp, name: str) -> None:
 
 def _check_dominance(region: Region, known: set[SSAValue], name: str) -> None:
     """Every operand must be defined before it, on every way that leads there, in its own region or
-    one around it."""
+    one around it; a device sees nothing of what is around it."""
     entered = _known_at_entry(region, known)
     for block in region.blocks:
         here = set(entered[block]) | set(block.args)
@@ -118,7 +118,7 @@ def _check_dominance(region: Region, known: set[SSAValue], name: str) -> None:
                         f"{place(op)}: {op.name} uses {hint} before or outside its definition"
                     )
             for inner in op.regions:
-                _check_dominance(inner, here, name)
+                _check_dominance(inner, set() if isinstance(op, DeviceOp) else here, name)
             here.update(op.results)
 
 
