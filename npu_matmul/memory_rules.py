@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from itertools import takewhile
 
 from npu_matmul.lowering import pools
 from npu_matmul.memory_map import ELEMENT, STACK, Range, layouts
@@ -111,12 +110,13 @@ def _saving(overlay: Overlay, tile: Tile, needed: int, excess: int) -> str:
 
 def overlaps(placed: list[Range]) -> Iterator[tuple[str, str]]:
     """Which of the ranges, sorted by start, stand on top of each other, and the cure."""
-    pairs = [
-        f"{lower.name} and {upper.name}"
-        for number, lower in enumerate(placed)
-        for upper in takewhile(lambda r, end=lower.end: (r.start or 0) < end, placed[number + 1 :])
-        if min(lower.bytes, upper.bytes)
-    ]
+    pairs = []
+    for number, lower in enumerate(placed):
+        for upper in range(number + 1, len(placed)):
+            if (placed[upper].start or 0) >= lower.end:
+                break
+            if min(lower.bytes, placed[upper].bytes):
+                pairs.append(f"{lower.name} and {placed[upper].name}")
     if pairs:
         cure = "pin buffers behind the stack and apart from each other"
         yield f"on top of each other: {', '.join(pairs)}", cure
