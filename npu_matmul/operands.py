@@ -6,6 +6,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.exceptions import DTypePromotionError
 from numpy.typing import DTypeLike, NDArray
 
 from npu_matmul.precision import EXACT, PRECISIONS, Precision
@@ -67,8 +68,13 @@ def result_type(
                 "(saturated) or np.int32 (exact)"
             )
         return result
-    natural = np.result_type(a, b)
-    result = natural if dtype is None else np.dtype(dtype)
+    try:
+        result = np.result_type(a, b) if dtype is None else np.dtype(dtype)
+    except DTypePromotionError:
+        raise TypeError(
+            f"npu_matmul: {a} with {b}: NumPy knows no common type of the two; say which the "
+            "result is to have, as with dtype=np.float32"
+        ) from None
     if result not in FLOATS:
         names = ", ".join(t.name for t in FLOATS)
         raise TypeError(f"npu_matmul: dtype={result}: products of floats give one of {names}")

@@ -31,11 +31,13 @@ class Limits:
     ``stream_bytes`` is our own bound: streams live in the 64 MiB that the driver sets aside for
     each process, and one is kept per shape. ``core_cycles`` keeps a launch well under the driver's
     watchdog of 2 s at npu1's lowest clock of 0.8 GHz; cycles are the pessimistic estimate of
-    ``step_cycles``.
+    ``step_cycles``. ``c_bytes`` keeps all of a launch's C within the 32-bit byte offset by which a
+    stream sets an address.
     """
 
     stream_bytes: int = 256 * 1024
     core_cycles: int = 400_000_000
+    c_bytes: int = 1 << 32
 
     def steps(self, kernel: Kernel) -> int:
         """Most core calls of one core in one launch."""
@@ -316,8 +318,12 @@ def _largest(
 
     def fits(outer_size: int, inner_size: int) -> bool:
         stream = stream_bytes(cores, outer_size, inner_size, target)
-        calls = outer_size * inner_size * grid.Kt
-        return stream <= limits.stream_bytes and calls <= limits.steps(grid.kernel)
+        blocks = outer_size * inner_size
+        return (
+            stream <= limits.stream_bytes
+            and blocks * grid.Kt <= limits.steps(grid.kernel)
+            and blocks * _cores(grid.kernel) * grid.kernel.c_tile_bytes <= limits.c_bytes
+        )
 
     if not fits(1, 1):
         raise LimitError(

@@ -40,8 +40,12 @@ def test_the_result_type_is_numpys(device: str, precision: str, a_type: Any, b_t
     try:
         want = np.result_type(a, b)
     except TypeError:  # float16 with bfloat16: NumPy knows no common type
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="NumPy knows no common type of the two; say which"):
             npu_matmul(a, b, precision=precision, device=device)
+        want = np.dtype(np.float32)
+        got = npu_matmul(a, b, dtype=want, precision=precision, device=device)
+        assert error(got, a.astype(np.float64) @ b.astype(np.float64)) < 0.02
+        assert got.dtype == want
         return
     got = npu_matmul(a, b, precision=precision, device=device)
     assert got.dtype == want

@@ -367,6 +367,19 @@ def test_not_even_one_block_within_the_stream_limit_is_an_error(kernel: Kernel) 
         cover(grid, limits(kernel, stream_bytes=too_small))
 
 
+def test_a_c_beyond_4_gib_is_cut_where_its_offsets_end() -> None:
+    """A stream says where a transfer begins in C by 32 bits."""
+    kernel = KERNELS["4x4 cores"]
+    block_bytes = cores(kernel) * kernel.c_tile_bytes
+    columns = 700  # of blocks; the rows are what goes beyond
+    grid = blocks(kernel, (1 << 32) // (columns * block_bytes) + 1, columns, 1)
+    launches = cover(grid, limits(kernel))
+    assert len(launches) == 2
+    assert sum(la.shape.rows * la.shape.columns for la in launches) == grid.Mb * grid.Nb
+    assert max(la.shape.rows * la.shape.columns * block_bytes for la in launches) <= 1 << 32
+    assert max(t.offset * 4 for la in launches for t in transfers(kernel, la.shape)) < 1 << 32
+
+
 def test_at_least_one_step_is_always_allowed() -> None:
     assert Limits(core_cycles=1).steps(ONE) == 1
     assert limits(ONE, calls=7).steps(ONE) == 7

@@ -32,17 +32,6 @@
 inline void event0() {}
 inline void event1() {}
 
-// Hints to the AIE compiler's loop optimisers, which mlir-aie's aie_kernel_utils.h defines.
-#define AIE_LOOP_MIN_ITERATION_COUNT(count)
-#define AIE_LOOP_RANGE(least, most)
-#define AIE_LOOP_UNROLL(count)
-#define AIE_LOOP_UNROLL_FULL
-#define AIE_LOOP_NO_UNROLL
-#define AIE_LOOP_FLATTEN
-#define AIE_TRY_INITIATION_INTERVAL(cycles)
-#define AIE_PREPARE_FOR_PIPELINING
-#define AIE_PREPARE_FOR_POSTPIPELINING
-
 // Accumulator tags. acc64 exists so that asking for it breaks a rule here and not a spelling.
 struct acc32 {};
 struct acc64 {};
