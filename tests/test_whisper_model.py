@@ -31,7 +31,7 @@ from npu_matmul.whisper.dimensions import (
     sinusoids,
 )
 from npu_matmul.whisper.ledger import record
-from npu_matmul.whisper.model import AudioEncoder, product_names
+from npu_matmul.whisper.model import AudioEncoder, compile_all, product_names
 from npu_matmul.whisper.placement import attention_rule, precisions
 
 SMALL = Dimensions(n_mels=12, n_audio_ctx=30, n_audio_state=128, n_audio_head=2, n_audio_layer=2)
@@ -229,6 +229,16 @@ def test_layers_are_told_as_they_are_done(cpu: Device) -> None:
     told: list[int] = []
     AudioEncoder(TENSORS, device=cpu)(MEL, on_layer=told.append)
     assert told == [1, 2]
+
+
+def test_compiling_uses_the_cpu_as_the_encoder_will_and_no_npu(npu: NpuDevice, cpu: Device) -> None:
+    with record() as book:
+        compile_all(AudioEncoder(TENSORS, device=npu, attention="host"))
+    assert not book.products
+    mixed = {"*": "int8", "conv1": "bf16x3", "*.attn.wv": "bf16", "*.attn.qk": "bf16"}
+    with record() as book:
+        compile_all(AudioEncoder(TENSORS, device=cpu, precision=mixed, attention="device"))
+    assert book.products == {"cpu": 3 * (2 + 4 + 2)}  # precisions; products of one layer and head
 
 
 def test_a_ledger_counts_what_its_own_block_did(cpu: Device) -> None:

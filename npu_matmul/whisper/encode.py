@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.device import open_device
-from npu_matmul.whisper import elementwise, ledger
+from npu_matmul.whisper import ledger
 from npu_matmul.whisper.audio import SAMPLE_RATE_HZ
 from npu_matmul.whisper.checkpoint import load_tensors
 from npu_matmul.whisper.dimensions import SIZES, random_tensors
 from npu_matmul.whisper.files import open_audio, windows
 from npu_matmul.whisper.mel import LogMel
-from npu_matmul.whisper.model import AudioEncoder
+from npu_matmul.whisper.model import AudioEncoder, compile_all
 
 SEED = 2024
 
@@ -89,7 +89,6 @@ class Pipeline:
 
     def __init__(self, settings: Settings) -> None:
         source, tensors = _tensors(settings)
-        elementwise.compile_all()
         device = open_device(settings.device)
         self.encoder = AudioEncoder(
             tensors,
@@ -99,6 +98,7 @@ class Pipeline:
             source=source,
         )
         self.mel = LogMel(self.encoder.dims.n_mels, device=device, precision=settings.mel_precision)
+        compile_all(self.encoder)
 
     def features(
         self, audio: str | os.PathLike[str], progress: Progress | None = None

@@ -17,11 +17,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from npu_matmul.device import Device, open_device
+from npu_matmul.device import Device, HostDevice, open_device
 from npu_matmul.host.attention import attention, usable
 from npu_matmul.matmul import pack_b
 from npu_matmul.whisper import elementwise, ledger
-from npu_matmul.whisper.dimensions import HEAD_WIDTH, STRIDE, Dimensions, read_dimensions
+from npu_matmul.whisper.dimensions import (
+    HEAD_WIDTH,
+    STRIDE,
+    Dimensions,
+    random_tensors,
+    read_dimensions,
+)
 from npu_matmul.whisper.elementwise import Floats
 from npu_matmul.whisper.placement import (
     DEFAULT_PRECISION,
@@ -283,6 +289,24 @@ class AudioEncoder:
 
     def __repr__(self) -> str:
         return f"<AudioEncoder {self.dims} on {self.device.name!r}, attention on {self.attention}>"
+
+
+def compile_all(encoder: AudioEncoder) -> None:
+    """Compile what the host computes for such an encoder, or load from the disk what was compiled
+    before: the first use would otherwise hold that time. An NPU does nothing meanwhile."""
+    elementwise.compile_all()
+    if not isinstance(encoder.device, HostDevice):
+        if usable():
+            row = np.zeros((1, HEAD_WIDTH), np.float32)
+            attention(row, row, row, np.empty_like(row), 1, HEAD_WIDTH)
+        return
+    small = Dimensions(2, n_audio_ctx=1, n_audio_state=HEAD_WIDTH, n_audio_head=1, n_audio_layer=1)
+    tensors = random_tensors(small)
+    for precision in sorted(set(encoder.precisions.values())):
+        alike = AudioEncoder(
+            tensors, device=encoder.device, precision=precision, attention=encoder.attention
+        )
+        alike(np.zeros((small.n_mels, small.frames)))
 
 
 def product_names(dims: Dimensions) -> list[str]:
