@@ -34,7 +34,7 @@ def load_model(path: str | os.PathLike[str], **options: Any) -> Any:
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "transcribing needs openai-whisper's decoder, which is not installed: "
-            "pip install openai-whisper"
+            "pip install 'npu-matmul[transcribe]'"
         ) from error
     import torch
 

@@ -104,7 +104,7 @@ def test_without_the_package_the_error_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "whisper.model", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install openai-whisper"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'npu-matmul\[transcribe\]'"):
         load_model(tmp_path)
 
 
