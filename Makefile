@@ -8,7 +8,10 @@ FRAMEWORKS := .venv-frameworks
 TORCH_INDEX ?=
 PIP := python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test test-frameworks lint bench bench-encoders clean
+# a checkout of https://github.com/Xilinx/XRT, for test-pyxrt
+XRT ?= XRT
+
+.PHONY: demo test test-frameworks test-pyxrt lint bench bench-encoders clean
 
 demo: $(VENV)/installed
 	@$(RUN)/npu-matmul demo
@@ -18,6 +21,10 @@ test: $(VENV)/installed
 
 test-frameworks: $(FRAMEWORKS)/installed
 	@$(FRAMEWORKS)/bin/python -m pytest tests/frameworks
+
+test-pyxrt: $(VENV)/installed
+	@$(RUN)/$(PIP) 'pybind11>=2.12'
+	@$(RUN)/python -m pytest tests/test_device.py tests/test_xrt*.py --xrt-source $(XRT)
 
 lint: $(VENV)/installed
 	$(RUN)/ruff check .

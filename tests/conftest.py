@@ -31,6 +31,26 @@ from npu_matmul.kernel import Kernel, KernelNotBuilt, kernel_folders, load_varia
 NPU_DEVICES = ["emulated", "double", ON_A_REAL_NPU]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--xrt-source",
+        type=Path,
+        metavar="FOLDER",
+        help="a checkout of XRT: its binding is compiled and stands before the double of pyxrt",
+    )
+
+
+@pytest.fixture(scope="session", autouse=True)
+def binding_of_xrt(request: pytest.FixtureRequest) -> None:
+    """XRT's own binding before the double, where a checkout of XRT was named."""
+    source = request.config.getoption("--xrt-source")
+    if source is not None:
+        from pyxrt_genuine import build
+
+        folder = request.getfixturevalue("tmp_path_factory").mktemp("pyxrt")
+        build.stand_before_the_double(build.build(source, folder))
+
+
 def _runnable_kernels() -> list[Any]:
     return [
         pytest.param(kernel, id=f"{name}-{variant}")
@@ -79,6 +99,27 @@ def double(clean_xrt: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Npu]:
     monkeypatch.setitem(sys.modules, "pyxrt", make_binding(machine))
     yield machine
     assert machine.crashes == []
+
+
+class Clock:
+    """Time that passes only in sleep, so that no test depends on how fast this machine is."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of whoever waits for launches of the device "xrt"."""
+    made = Clock()
+    monkeypatch.setattr(xrt_runs, "time", made)
+    return made
 
 
 @pytest.fixture

@@ -35,7 +35,7 @@ CREATE = "DRM_IOCTL_AMDXDNA_CREATE_HWCTX IOCTL failed (err={}): Invalid argument
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(clock: object, monkeypatch: pytest.MonkeyPatch) -> None:
     """What waits for something that never comes waits shortly."""
     monkeypatch.setattr("npu_matmul.device.LoadedKernel.TIMEOUT_S", TIMEOUT_S)
     monkeypatch.setattr(xrt_runs, "DRAIN_S", 4 * TIMEOUT_S)

@@ -131,6 +131,7 @@ def test_a_binding_without_run_lists_launches_one_by_one(
 def test_run_lists_that_do_not_work_are_found_out(
     double: Npu,
     everything_built: None,
+    clock: object,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     fault: str,
@@ -214,7 +215,11 @@ def test_ctrl_c_gets_through_and_what_was_launched_is_seen_to_end(
 
 @pytest.mark.parametrize("started", [False, True])
 def test_ctrl_c_in_the_midst_of_starting_leaves_the_context_usable(
-    double: Npu, everything_built: None, monkeypatch: pytest.MonkeyPatch, started: bool
+    double: Npu,
+    everything_built: None,
+    clock: object,
+    monkeypatch: pytest.MonkeyPatch,
+    started: bool,
 ) -> None:
     check()
     monkeypatch.setattr(xrt_runs, "DRAIN_S", 0.02)

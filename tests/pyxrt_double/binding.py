@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import types
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ import numpy as np
 from pyxrt_double.npu import ABORT, COMPLETED, HOST, NEW, SRAM, Command, Npu, Store, launch_of
 from pyxrt_double.xclbin import read_xclbin
 
+# What stands before the double: nothing, or XRT's own binding (see pyxrt_genuine).
+FRONT: Callable[[types.ModuleType], types.ModuleType] | None = None
 NAMES = {4: "COMPLETED", 5: "ERROR", 6: "ABORT", 8: "TIMEOUT"}
 INSTRUCTIONS, WORDS, FIRST_DATA = 1, 2, 3
 
@@ -323,4 +326,4 @@ def make_binding(npu: Npu, without: tuple[str, ...] = ()) -> types.ModuleType:
     for item in (*classes, *enums, enumerate_devices):
         if item.__name__ not in without:
             setattr(module, item.__name__, item)
-    return module
+    return module if FRONT is None or without else FRONT(module)
