@@ -89,10 +89,11 @@ def _threshold_table(threshold: dict[str, Any]) -> Table:
 def _model_table(rows: list[dict[str, Any]]) -> Table:
     title = "the emulated NPU's int8 products, one core: tiles packed as a core has them"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for heading in ("m k n", "G op/s", "x np.matmul f32", "equal"):
+    for heading in ("m k n", "G op/s", "x np.matmul f32", "of peak", "equal"):
         table.add_column(heading, justify="right")
     for row in rows:
-        speeds = f"{row['g_op_per_s']:.0f}", f"{row['of_numpy']:.2f}"
+        share = "" if row["of_peak"] is None else f"{row['of_peak']:.0%}"
+        speeds = f"{row['g_op_per_s']:.0f}", f"{row['of_numpy']:.2f}", share
         table.add_row(" ".join(map(str, row["tile"])), *speeds, "yes" if row["equal"] else "NO")
     return table
 
