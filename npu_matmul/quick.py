@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from npu_matmul.device import Device
 from npu_matmul.host import gemm
+from npu_matmul.host.compiled import direct
 from npu_matmul.host.pointers import address
 from npu_matmul.host.product import Panels
 from npu_matmul.precision import EXACT
@@ -83,15 +84,10 @@ def quick_product(device: Device, b: Panels) -> Quick:
 
 
 @cache
-def _compiled(path: str) -> tuple[Any, Any]:
-    """Both products of a path, called without numba's look at the types of the arguments, which
-    takes a third of a 16 x 16 x 16 product's time. The caller checks element types; what numba
-    calls unboxing checks dimensions."""
-    a = types.Array(types.int8, 2, "A")
-    found = []
-    elements: tuple[Any, Any] = types.int32, types.int8
-    for walk, element in zip(_WALKS[path], elements, strict=True):
-        signature = a, types.int64, types.Array(element, 2, "A")
-        walk.compile(signature)
-        found.append(walk.overloads[signature].entry_point)
-    return found[0], found[1]
+def _compiled(path: str) -> tuple[Callable[..., bool], Callable[..., bool]]:
+    """Both products of a path; the caller checks element types."""
+    sums, clipped = (
+        direct(walk, types.Array(types.int8, 2, "A"), types.int64, types.Array(element, 2, "A"))
+        for walk, element in zip(_WALKS[path], (types.int32, types.int8), strict=True)
+    )
+    return sums, clipped

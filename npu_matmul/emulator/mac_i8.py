@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numba
 import numpy as np
+from numba.core import types
 
 from npu_matmul.host import blocked
+from npu_matmul.host.compiled import direct
 from npu_matmul.host.paths import choose_path
 from npu_matmul.kernel import Mmul
 
 
 def product(block: Mmul) -> Any:
-    """The fastest way to multiply tiles of such blocks that this CPU has."""
+    """The fastest way to multiply tiles of such blocks, contiguous arrays, that this CPU has."""
     if choose_path("int8").name == "avx512vnni" and block.s == block.t == blocked.BLOCK:
-        return blocked.multiply
+        return vnni()
     return matmul_i8
+
+
+@cache
+def vnni() -> Any:
+    """``blocked.multiply`` for contiguous tiles of the right element types."""
+    a_or_b, c = (types.Array(kind, 4, "C") for kind in (types.int8, types.int32))
+    return direct(blocked.multiply, a_or_b, a_or_b, c, types.boolean)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -12,8 +12,8 @@ from numba.extending import intrinsic
 
 from npu_matmul.host import microkernel
 from npu_matmul.host.compiled import compiled
-from npu_matmul.host.gemm import VNNI, _rows_at_once, _start_vnni
-from npu_matmul.host.pointers import pointer
+from npu_matmul.host.gemm import MOVED_UP, VNNI, _rows_at_once
+from npu_matmul.host.pointers import pointer, stack_words
 
 BLOCK = 8  # rows and columns of a block of B, and columns of one of C
 
@@ -24,42 +24,54 @@ def multiply(a, b, c, accumulate):
     sums are modulo 2**32."""
     r, across = a.shape[2], b.shape[1]
     m, k, n = a.shape[0] * r, a.shape[1] * BLOCK, across * BLOCK
-    _, most = VNNI
-    panel_bytes = (n + 31) // 32 * k * 32
-    scratch = np.empty(panel_bytes + m * k + 12 * m + 64, np.int8)
+    width, most = VNNI
+    panels = (n + width - 1) // width
+    scratch = np.empty(panels * k * width + 20 * m + 64, np.int8)
     right = (np.int64(scratch.ctypes.data) + 63) // 64 * 64  # no vector of B crosses cache lines
-    left = right + panel_bytes
-    table = left + m * k  # where each row of C begins
-    starts = table + 8 * m
-    _rows_of_blocks(np.int64(a.ctypes.data), left, m, k, r)
-    _panels_of_blocks(np.int64(b.ctypes.data), right, k, across)
+    a_rows = right + panels * k * width  # where each row of A begins, then each of C
+    c_rows = a_rows + 8 * m
+    starts = c_rows + 8 * m
     block_bytes = 4 * r * BLOCK  # of C
-    for i in range(m):
-        pointer(starts, np.int32)[i] = _start_vnni(left + i * k, k)[1]
-        first = np.int64(c.ctypes.data) + i // r * across * block_bytes + i % r * 4 * BLOCK
-        pointer(table, np.int64)[i] = first
+    _panels_of_blocks(np.int64(b.ctypes.data), right, k, across)
+    _begin_rows(np.int64(a.ctypes.data), a.shape[0], r, k * r, BLOCK, a_rows)
+    _begin_rows(np.int64(c.ctypes.data), c.shape[0], r, across * block_bytes, 4 * BLOCK, c_rows)
+    _start_sums(np.int64(a.ctypes.data), a.shape[0], r, k * r, starts)
     keep = -1 if accumulate else 0
     i = 0
     while i < m:
         count = _rows_at_once(m - i, most)
-        for p in range((n + 31) // 32):
+        for p in range(panels):
             microkernel.vnni_blocks(
-                count, left + i * k, k, k // 4, starts + 4 * i, 0, right + p * k * 32,
-                table + 8 * i, block_bytes, n - 32 * p, keep, p * 4 * block_bytes,
+                count, a_rows + 8 * i, r * BLOCK, k // BLOCK, starts + 4 * i, 0,
+                right + p * k * width, c_rows + 8 * i, block_bytes, n - width * p, keep,
+                p * 4 * block_bytes,
             )  # fmt: skip
         i += count
     return scratch.size  # keeps it alive until here
 
 
 @numba.njit(nogil=True)
-def _rows_of_blocks(a, to, m, k, r):
-    """Blocks of A as plain rows, eight bytes at a time."""
-    for i in range(m // r):
+def _begin_rows(start, down, r, down_bytes, row_bytes, to):
+    """The addresses of all rows in the first of their blocks, at ``to``."""
+    table = pointer(to, np.int64)
+    for i in range(down):
         for y in range(r):
-            source = pointer(a + i * r * k + y * BLOCK, np.uint64)
-            row = pointer(to + (i * r + y) * k, np.uint64)
-            for kk in range(k // BLOCK):
-                row[kk] = source[kk * r]
+            table[i * r + y] = start + i * down_bytes + y * row_bytes
+
+
+@numba.njit(nogil=True)
+def _start_sums(a, down, r, down_bytes, to):
+    """What the sums of each row start from. Eight bytes, two words, are one row's in a block, so
+    rows come again each ``r`` pairs of words."""
+    pairs, starts = stack_words(16), pointer(to, np.int32)
+    for i in range(down):
+        microkernel.vnni_word_sums(a + i * down_bytes, down_bytes, pairs)
+        words = pointer(pairs, np.int32)
+        for y in range(r):
+            total = np.int32(0)
+            for x in range(2 * y, 16, 2 * r):
+                total += words[x] + words[x + 1]
+            starts[i * r + y] = -MOVED_UP * total
 
 
 @numba.njit(nogil=True)

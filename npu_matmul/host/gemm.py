@@ -24,6 +24,7 @@ from npu_matmul.host.vectors import convert_row, largest_magnitude
 
 MOST_ROWS = 14  # of one call of a microkernel
 BLOCK_ROWS = 84  # a multiple of 14, 12 and 6; 172 kB of A at K = 2048
+MOVED_UP = np.int32(128)  # elements of B, which vpdpbusd takes as unsigned
 NEAR_BYTES = 1 << 19  # of B that is used again and again: half a second-level cache
 
 
@@ -199,8 +200,8 @@ def _rows_at_once(left, most):
 
 @register_jitable
 def _start_vnni(row, size):
-    """Takes away what B's elements were moved up by: 128 times the row's own sum."""
-    return True, np.int32(-128) * microkernel.vnni_row_sum(row, size)
+    """Takes away what B's elements were moved up by, times the row's own sum."""
+    return True, -MOVED_UP * microkernel.vnni_row_sum(row, size)
 
 
 @register_jitable

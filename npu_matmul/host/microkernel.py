@@ -162,13 +162,15 @@ def _blocks(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, sums: V
 Epilogue = Callable[[ir.IRBuilder, Unit, Tile, Value, int, Value], None]
 
 
-def _make(unit: Unit, epilogue: Epilogue, c_bytes: int = 0) -> Any:
+def _make(unit: Unit, epilogue: Epilogue, c_bytes: int = 0, blocked: bool = False) -> Any:
     """A kernel as an intrinsic; all arguments are int64: addresses, and sizes in bytes or words.
 
     ``c_bytes`` are those of an element of C, whose cache lines are asked for before the loop, so
     that they have arrived when it ends; 0 asks for none. ``starts`` holds what the sums of each row
     start from (INT32), ``tails`` the last, incomplete word of each row of A; it is 0 where K is
-    whole words.
+    whole words. With ``blocked`` A is stored as blocks of eight columns: ``a`` is the address of a
+    table, where each row begins in the first block, ``a_row_bytes`` from block to block, and
+    ``words`` counts blocks.
     """
 
     @intrinsic
@@ -177,7 +179,7 @@ def _make(unit: Unit, epilogue: Epilogue, c_bytes: int = 0) -> Any:
         row_scale, column_scale,
     ):  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _generate(builder, unit, epilogue, 2 * unit.lanes * c_bytes, args)
+            _generate(builder, unit, epilogue, 2 * unit.lanes * c_bytes, blocked, args)
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 12), codegen
@@ -188,7 +190,7 @@ def _make(unit: Unit, epilogue: Epilogue, c_bytes: int = 0) -> Any:
 vnni_sums = _make(VNNI, _sums, 4)
 vnni_clipped = _make(VNNI, _clipped, 1)
 vnni_scaled = _make(VNNI, _scaled, 4)
-vnni_blocks = _make(VNNI, _blocks)
+vnni_blocks = _make(VNNI, _blocks, blocked=True)
 avx2_sums = _make(AVX2, _sums, 4)
 avx2_clipped = _make(AVX2, _clipped, 1)
 avx2_scaled = _make(AVX2, _scaled, 4)
@@ -197,30 +199,51 @@ bf16_sums = _make(BF16, _sums, 4)
 
 @intrinsic
 def vnni_row_sum(typingctx, address, size):  # type: ignore[no-untyped-def]
-    """The sum of ``size`` int8, as INT32: 64 at a time as products with one."""
-    sums, line = VNNI.sums, ir.VectorType(ir.IntType(8), LINE_BYTES)
+    """The sum of ``size`` int8, as INT32."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        ones = ir.Constant(sums, [0x01010101] * VNNI.lanes)
-        total = cgutils.alloca_once_value(b, ir.Constant(sums, [0] * VNNI.lanes))
-        lane = ir.Constant(line, list(range(LINE_BYTES)))
-        with cgutils.for_range_slice(b, INT(0), args[1], INT(LINE_BYTES)) as (done, _):
-            where = b.inttoptr(b.add(args[0], done), ir.PointerType(line))
-            most = ir.Constant(INT, LINE_BYTES)
-            left = b.sub(args[1], done)
-            left = b.trunc(b.select(b.icmp_signed("<", left, most), left, most), line.element)
-            mask = b.icmp_signed("<", lane, _splat(b, left, LINE_BYTES))
-            few = _call(
-                b, "llvm.masked.load.v64i8.p0", line, where, WORD(1), mask, ir.Constant(line, None)
-            )
-            b.store(_vpdpbusd(b, b.load(total), b.bitcast(few, sums), ones), total)
-        return _call(b, "llvm.vector.reduce.add.v16i32", WORD, b.load(total))
+        total = _sums_of_words(b, *args)
+        return _call(b, "llvm.vector.reduce.add.v16i32", WORD, total)
 
     return types.int32(types.int64, types.int64), codegen
 
 
+@intrinsic
+def vnni_word_sums(typingctx, address, size, to):  # type: ignore[no-untyped-def]
+    """``size`` int8 as words of four: the sums of each sixteenth word, sixteen INT32 at ``to``."""
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        total = _sums_of_words(b, *args[:2])
+        b.store(total, b.inttoptr(args[2], ir.PointerType(total.type)), align=1)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, types.int64), codegen
+
+
+def _sums_of_words(b: ir.IRBuilder, address: Value, size: Value) -> Value:
+    """64 int8 at a time as products with one."""
+    sums, line = VNNI.sums, ir.VectorType(ir.IntType(8), LINE_BYTES)
+    ones = ir.Constant(sums, [0x01010101] * VNNI.lanes)
+    total = cgutils.alloca_once_value(b, ir.Constant(sums, [0] * VNNI.lanes))
+    lane = ir.Constant(line, list(range(LINE_BYTES)))
+    with cgutils.for_range_slice(b, INT(0), size, INT(LINE_BYTES)) as (done, _):
+        where = b.inttoptr(b.add(address, done), ir.PointerType(line))
+        left, most = b.sub(size, done), ir.Constant(INT, LINE_BYTES)
+        left = b.trunc(b.select(b.icmp_signed("<", left, most), left, most), line.element)
+        mask = b.icmp_signed("<", lane, _splat(b, left, LINE_BYTES))
+        nothing = ir.Constant(line, None)
+        few = _call(b, "llvm.masked.load.v64i8.p0", line, where, WORD(1), mask, nothing)
+        b.store(_vpdpbusd(b, b.load(total), b.bitcast(few, sums), ones), total)
+    return b.load(total)
+
+
 def _generate(
-    b: ir.IRBuilder, unit: Unit, epilogue: Epilogue, panel_bytes: int, args: Sequence[Value]
+    b: ir.IRBuilder,
+    unit: Unit,
+    epilogue: Epilogue,
+    panel_bytes: int,
+    blocked: bool,
+    args: Sequence[Value],
 ) -> None:
     """``panel_bytes`` of each row of C are about to be written."""
     rows = args[0]
@@ -232,7 +255,7 @@ def _generate(
         b.position_at_end(block)
         for i in range(count):
             _ask_for(b, b.add(args[7], b.mul(args[8], INT(i))), panel_bytes)
-        _rows(b, unit, epilogue, count, args[1:])
+        _rows(b, unit, epilogue, count, blocked, args[1:])
         b.branch(done)
     b.position_at_end(done)
 
@@ -246,11 +269,21 @@ def _ask_for(b: ir.IRBuilder, row: Value, size: int) -> None:
 
 
 def _rows(
-    b: ir.IRBuilder, unit: Unit, epilogue: Epilogue, count: int, args: Sequence[Value]
+    b: ir.IRBuilder,
+    unit: Unit,
+    epilogue: Epilogue,
+    count: int,
+    blocked: bool,
+    args: Sequence[Value],
 ) -> None:
     a, a_row, words, starts, tails, panel, c, c_row, columns, row_scale, column_scale = args
     before = b.block
-    rows = [b.add(a, b.mul(a_row, INT(i))) for i in range(count)]
+    if blocked:
+        rows = [_load(b, b.add(a, INT(8 * i)), INT) for i in range(count)]
+        stride, groups = a_row, 2
+    else:
+        rows = [b.add(a, b.mul(a_row, INT(i))) for i in range(count)]
+        stride, groups = INT(4), 1
     first = []
     for i in range(count):
         if unit.sum_type == WORD:
@@ -270,10 +303,12 @@ def _rows(
     b.cbranch(b.icmp_signed("<", step, words), body, last)
 
     b.position_at_end(body)
-    offset = b.mul(step, INT(4))
-    here = b.add(panel, b.mul(step, INT(8 * unit.lanes)))
-    words_of_a = [b.add(row, offset) for row in rows]
-    new = _step(b, unit, words_of_a, here, sums)
+    offset, group_bytes = b.mul(step, stride), 8 * unit.lanes
+    here = b.add(panel, b.mul(step, INT(groups * group_bytes)))
+    new: list[Value] = sums
+    for group in range(groups):
+        words_of_a = [b.add(b.add(row, offset), INT(4 * group)) for row in rows]
+        new = _step(b, unit, words_of_a, b.add(here, INT(group * group_bytes)), new)
     for phi, value in zip(sums, new, strict=True):
         phi.add_incoming(value, b.block)
     step.add_incoming(b.add(step, INT(1)), b.block)
