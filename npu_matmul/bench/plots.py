@@ -105,8 +105,8 @@ def roofline(results: Results) -> Figure:
             markersize=7,
             markeredgecolor=colour,
             markeredgewidth=1.4,
-            markerfacecolor=("white" if row["path"] else colour) if ours else "none",
-            zorder=4 if ours else 3,
+            markerfacecolor=("white" if row["path"] else (colour, 0.4)) if ours else "none",
+            zorder=3 if ours else 4,
         )
     axes.set(xscale="log", yscale="log", xlim=(left, right))
     axes.set_ylim(min(row["gops"] for row in rows) * 0.6, top * 1.45)
