@@ -271,6 +271,20 @@ def test_a_missing_release_of_a_descriptor_is_told_apart() -> None:
     )
 
 
+def test_an_exact_acquire_of_one_of_two_buffers_is_impatient() -> None:
+    """It is right only while the other side is slow; of a single buffer it is always right."""
+    full = "aie.use_lock(%{}_cons_lock_0, {}, 1)"
+    for name, who in (("c", "core (0, 2) MM2S 0"), ("a_cons", "core (0, 2)")):
+        change = full.format(name, "AcquireGreaterEqual"), full.format(name, "Acquire")
+        source = changed(GEMM, change)
+        (found,) = broken(source)
+        assert str(found).startswith(
+            f"m.mlir:{line_of(source, change[1])}: {who}: it waits for exactly 1 of "
+            f"@{name}_cons_lock_0, which can come to stand at 2; wait for at least so many"
+        )
+    assert not broken(LOOP.replace("AcquireGreaterEqual", "Acquire"))
+
+
 def test_the_race_is_found_without_running_it() -> None:
     found = list(mistakes(module("gemm_one_core_race")))
     line = line_of(text("gemm_one_core_race"), "%9 = arith.cmpi slt, %8, %7")

@@ -37,6 +37,16 @@ def lock_groups(module: LoweredModule) -> list[Group]:
     return list(dict.fromkeys(group_of.values()))
 
 
+def impatient(use: UseLock, groups: dict[Lock, Group]) -> tuple[str, str] | None:
+    """What is wrong with an exact acquire, and its cure: when more units than it waits for have
+    come, it waits on, for ever if its own side takes no others."""
+    total = sum(lock.initial for lock in groups.get(use.lock, ()))
+    if not use.exact or total <= use.amount:
+        return None
+    found = f"it waits for exactly {use.amount} of {use.lock}, which can come to stand at {total}"
+    return found, "wait for at least so many: AcquireGreaterEqual"
+
+
 def unbalanced_cores(module: LoweredModule) -> Iterator[Violation]:
     """Where a core's program holds a different number than on another way to the same place."""
     group_of = {lock: group for group in lock_groups(module) for lock in group}
@@ -54,6 +64,9 @@ def _unanswered(
     for op in core.body.walk():
         if isinstance(op, ops.UseLockOp):
             use = use_lock(op, module.values)
+            fault = impatient(use, group_of)
+            if fault is not None:
+                yield Violation("locks", f"{use.place}: {core.tile}", *fault)
             if use.lock in group_of and use.lock not in (given if use.acquires else taken):
                 verbs = ("acquires", "releases") if use.acquires else ("releases", "acquires")
                 found = f"it {verbs[0]} {use.lock}, which no channel {verbs[1]}"

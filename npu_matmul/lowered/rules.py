@@ -13,7 +13,7 @@ from itertools import pairwise
 import numpy as np
 
 from npu_matmul.layout_rules import loop_faults
-from npu_matmul.lowered.holding import lock_groups, unbalanced_cores
+from npu_matmul.lowered.holding import impatient, lock_groups, unbalanced_cores
 from npu_matmul.lowered.module import (
     PADDING,
     Buffer,
@@ -290,6 +290,10 @@ def _hand_overs(module: LoweredModule) -> Iterator[Violation]:
             found = f"it acquires {_of(span.acquires)} and releases {_of(span.releases)}"
             yield Violation("locks", where, found, "hand over as much as was taken")
     group_of = {lock: group for group in lock_groups(module) for lock in group}
+    for span in module.spans:
+        fault = None if span.acquires is None else impatient(span.acquires, group_of)
+        if span.acquires is not None and fault is not None:
+            yield Violation("locks", f"{span.acquires.place}: {span.port}", *fault)
     rounds: Counter[tuple[tuple[Lock, ...], Port]] = Counter()
     reported: set[tuple[Lock, ...]] = set()
     for span in module.spans:
