@@ -340,3 +340,24 @@ def test_the_name_in_the_package_is_the_function_whatever_was_imported() -> None
     """A module of that name would take its place when it is imported."""
     assert callable(package.trace)
     assert package.trace is tracing.trace
+
+
+def test_what_another_process_heard_joins_with_its_own_clocks(tmp_path: Path) -> None:
+    """In parts: each begins where its process stood, and launches go on after those before."""
+    mine, other = Recording(), Recording()
+    other._origin_s = mine._origin_s + 2
+    for _ in range(2):
+        listening.listen(other)
+        try:
+            npu_matmul(A, B, device="emulated", kernel="matmul_64x512")
+        finally:
+            listening.listen(None)
+        mine.join(other.take())
+    assert other.take().groups[0].tracks[0].names == []
+    tracing.write_json(mine, tmp_path / "out.json")
+    found = trace_format.read(tmp_path / "out.json")
+    calls = named(spans(found, HOST), "npu_matmul")
+    assert len(calls) == 2
+    assert min(call["ts"] for call in calls) >= 2e6
+    launches = spans(found, "emulated NPU of process", "launches")
+    assert [event["args"]["launch"] for event in launches] == [1, 1, 2, 2]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import doctest
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import trace_format
 from comparing import assert_equal_bits
 
 pytest.importorskip("soundfile")
@@ -16,7 +18,7 @@ pytest.importorskip("safetensors")
 
 from whisper_files import TENSORS, write_audio, write_checkpoint
 
-from npu_matmul import whisper
+from npu_matmul import trace, whisper
 from npu_matmul.device import DEVICE_VARIABLE, NpuDevice
 from npu_matmul.host.attention import usable
 from npu_matmul.whisper import commands, encode, spread
@@ -188,6 +190,31 @@ def test_files_are_spread_and_a_process_that_dies_costs_its_own_file(
         assert reports[name].error == ""
         features = np.load(tmp_path / f"{i}.npz")["features"][0]
         assert_equal_bits(features, want(log_mel_spectrogram(samples, device="cpu")))
+
+
+def test_a_trace_hears_the_processes_that_encode(
+    settings: Settings, pipeline: Pipeline, tmp_path: Path
+) -> None:
+    names = [str(write_audio(tmp_path / f"{i}.wav", seconds=1)) for i in range(3)]
+    start = time.perf_counter()
+    with trace(tmp_path / "out.json"):
+        reports = list(over_processes(settings, [Job(name) for name in names], 2))
+    wall_us = (time.perf_counter() - start) * 1e6
+    assert [report.error for report in reports] == [""] * 3
+    assert all(isinstance(report, FileReport) for report in reports)
+    found = trace_format.read(tmp_path / "out.json")
+    processes = [e for e in found["traceEvents"] if e["name"] == "process_name"]
+    assert 1 <= len(processes) <= 2  # the second may come too late for a file
+    assert all("measured time" in process["args"]["name"] for process in processes)
+    assert all(e["ts"] + e["dur"] <= wall_us for e in trace_format.spans(found))
+    with trace(tmp_path / "one.json"):
+        pipeline.encode(Job(names[0]))
+    one = trace_format.read(tmp_path / "one.json")
+    calls, of_one = (
+        [event for event in trace_format.spans(each) if event["name"] == "npu_matmul"]
+        for each in (found, one)
+    )
+    assert len(calls) == 3 * len(of_one) > 0
 
 
 def test_what_no_file_can_be_encoded_with_is_raised(tmp_path: Path) -> None:

@@ -15,5 +15,6 @@ are two clocks, and nothing of one is ever written with the other's:
   this for object FIFOs; a machine that is not being listened to need not have strands.
 
 Files, in reading order: ``listening`` (who hears), ``strands`` (modelled time), ``recording`` (what
-was heard, compactly), ``trace`` (:func:`~.trace.trace`), ``trace_events`` and ``page`` (files).
+was heard, compactly), ``processes`` (what others heard), ``trace`` (:func:`~.trace.trace`),
+``trace_events`` and ``page`` (files), ``option`` (of commands).
 """

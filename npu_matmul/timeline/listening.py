@@ -31,6 +31,9 @@ class Listener(Protocol):
     def place(self, launch: ArrayLaunch) -> int:
         """A modelled launch has ended; its number."""
 
+    def join(self, part: Any) -> None:
+        """Another process has sent what it heard: a ``recording.Part``."""
+
 
 listener: Listener | None = None
 followers: list[Callable[[], None]] = []  # called when the listener has changed

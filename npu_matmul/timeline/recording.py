@@ -13,12 +13,11 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from npu_matmul.timeline.strands import KINDS, ArrayLaunch, Track
 
 # 24 B each while recording, about 95 B in a .json: chrome://tracing reads at most 256 MB.
 MOST_SPANS = 2_000_000
+MEASURED, MODELLED = "measured", "modelled"
 HOST, FLIGHT, LAUNCH = "thread", "in flight", "launch"
 NS = 1e9
 
@@ -28,8 +27,19 @@ class Group:
     """Tracks that share a clock."""
 
     name: str
-    clock: str  # "measured" or "modelled"
+    clock: str  # MEASURED or MODELLED
     tracks: list[Track] = field(default_factory=list)
+
+
+@dataclass
+class Part:
+    """What a process heard. ``origin_s`` is when it began to, by ``time.perf_counter``, which all
+    processes of a machine share."""
+
+    process: int
+    origin_s: float
+    groups: list[Group]
+    left_out: int
 
 
 class Recording:
@@ -39,14 +49,15 @@ class Recording:
     """
 
     def __init__(self, most_spans: int = MOST_SPANS) -> None:
-        self.host = Group(f"host, process {os.getpid()} (measured time)", "measured")
-        self.npu = Group("emulated NPU (modelled time)", "modelled")
+        self.host = Group(f"host, process {os.getpid()} (measured time)", MEASURED)
+        self.npu = Group("emulated NPU (modelled time)", MODELLED)
         self.left_out = 0
         self._room = most_spans
         self._origin_s = time.perf_counter()
         self._own = threading.local()  # .track is that of this thread
         self._adding = threading.RLock()
-        self._by_name: dict[str, Track] = {}
+        self._by_name: dict[tuple[str, str], Track] = {}
+        self._others: dict[str, Group] = {}  # of other processes, by name
         self._flights: list[Track] = []
         self._closed = False
         self._launches = 0
@@ -61,7 +72,7 @@ class Recording:
     @property
     def groups(self) -> list[Group]:
         """Those with anything in them."""
-        return [group for group in (self.host, self.npu) if group.tracks]
+        return [g for g in (self.host, self.npu, *self._others.values()) if g.tracks]
 
     def span(self, name: str, start_s: float, end_s: float, details: dict[str, Any]) -> None:
         track: Track | None = getattr(self._own, "track", None)
@@ -81,6 +92,29 @@ class Recording:
                 self._flights.append(track)
             self._add(track, name, start_s, end_s, details)
 
+    def take(self) -> Part:
+        """What was heard since the last time, for a recording of another process."""
+        with self._adding:
+            groups = [
+                Group(group.name, group.clock, [track.take() for track in group.tracks])
+                for group in self.groups
+            ]
+            left_out, self.left_out = self.left_out, 0
+            return Part(os.getpid(), self._origin_s, groups, left_out)
+
+    def join(self, part: Part) -> None:
+        with self._adding:
+            self.left_out += part.left_out
+            offset_ns = (part.origin_s - self._origin_s) * NS
+            for group in part.groups:
+                modelled = f"emulated NPU of process {part.process} (modelled time)"
+                name = modelled if group.clock == MODELLED else group.name
+                mine = self._others.setdefault(name, Group(name, group.clock))
+                for track in group.tracks:
+                    if self._take_room(len(track.names)):
+                        kept = self._track(mine, track.name, track.kind)
+                        kept.extend(track, 1, 0 if group.clock == MODELLED else offset_ns)
+
     def place(self, launch: ArrayLaunch) -> int:
         with self._adding:
             self._launches += 1
@@ -93,7 +127,8 @@ class Recording:
             self._modelled(launch.overlay, launch.cycles * ns_per_cycle, number)
             for track in sorted(launch.tracks, key=lambda track: track.kind.endswith("DMA")):
                 if self._take_room(len(track.names)):  # element moves are the first to go
-                    self._append(track, start_ns, ns_per_cycle)
+                    kept = self._track(self.npu, track.name, track.kind)
+                    kept.extend(track, ns_per_cycle, start_ns)
             return self._launches
 
     def _modelled(self, name: str, ns: float, details: dict[str, Any]) -> None:
@@ -101,21 +136,15 @@ class Recording:
         start = self._modelled_ns
         self._modelled_ns += ns
         if self._take_room(1):
-            track = self._array_track("launches", LAUNCH)
+            track = self._track(self.npu, "launches", LAUNCH)
             track.add(name, round(start), round(self._modelled_ns), details)
 
-    def _append(self, of_launch: Track, start_ns: float, ns_per_cycle: float) -> None:
-        track = self._array_track(of_launch.name, of_launch.kind)
-        for position, details in of_launch.details.items():
-            track.details[len(track.names) + position] = details
-        track.names += of_launch.names
-        for kept, new in ((track.starts, of_launch.starts), (track.ends, of_launch.ends)):
-            kept.frombytes(np.rint(np.asarray(new) * ns_per_cycle + start_ns).tobytes())
-
-    def _array_track(self, name: str, kind: str) -> Track:
-        if name not in self._by_name:
-            self._by_name[name] = self._new(self.npu, name, kind)
-        return self._by_name[name]
+    def _track(self, group: Group, name: str, kind: str) -> Track:
+        """The group's track of that name, which is one part's."""
+        key = group.name, name
+        if key not in self._by_name:
+            self._by_name[key] = self._new(group, name, kind)
+        return self._by_name[key]
 
     def _add(
         self, track: Track, name: str, start_s: float, end_s: float, details: dict[str, Any]

@@ -12,6 +12,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 # Of tracks, in the order in which they are shown: threads and launches of the host; then launches
 # of the array, its runtime sequence, and the parts that data passes on its way in and out.
 KINDS = (
@@ -38,6 +40,20 @@ class Track:
         self.names.append(name)
         self.starts.append(start)
         self.ends.append(end)
+
+    def extend(self, other: Track, scale: float, offset: float) -> None:
+        """Add another's spans, whose times t become ``t * scale + offset``, in whole numbers."""
+        for position, details in other.details.items():
+            self.details[len(self.names) + position] = details
+        self.names += other.names
+        for mine, new in ((self.starts, other.starts), (self.ends, other.ends)):
+            mine.frombytes(np.rint(np.asarray(new) * scale + offset).tobytes())
+
+    def take(self) -> Track:
+        """The spans so far, which it has no more."""
+        taken = Track(self.name, self.kind, self.names, self.starts, self.ends, self.details)
+        self.names, self.starts, self.ends, self.details = [], array("d"), array("d"), {}
+        return taken
 
 
 class Strand:

@@ -32,7 +32,8 @@ class TraceError(RuntimeError):
 
 
 def trace(path: str | PathLike[str]) -> Trace:
-    """For ``with``: record what every thread of this process does within the block, into a file.
+    """For ``with``: record what every thread of this process does within the block, and processes
+    that encode files for it, into a file.
 
     ``.html`` is a page that shows the timeline by itself; ``.json`` and ``.json.gz`` are
     trace-event files, for ui.perfetto.dev or chrome://tracing. The host's calls, stages, syncs and

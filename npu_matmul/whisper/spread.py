@@ -9,7 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from npu_matmul.host.threads import THREADS_VARIABLE
+from npu_matmul.timeline import listening
+from npu_matmul.timeline.processes import recorded
 from npu_matmul.whisper.encode import FileReport, Job, Settings, encode_job
 
 # Read by BLAS and OpenMP when a process starts, and by our own pool.
@@ -41,16 +43,16 @@ def over_processes(
     """
     unfinished: list[Job] = []
     with _threads_each(processes), _pool(processes) as pool:
-        futures = {pool.submit(encode, settings, job): job for job in jobs}
+        futures = {_submit(pool, encode, settings, job): job for job in jobs}
         for future in as_completed(futures):
             try:
-                yield future.result()
+                yield _result(future)
             except BrokenProcessPool:
                 unfinished.append(futures[future])
     for job in unfinished:
         with _threads_each(1), _pool(1) as pool:
             try:
-                yield pool.submit(encode, settings, job).result()
+                yield _result(_submit(pool, encode, settings, job))
             except BrokenProcessPool:
                 yield FileReport(job.audio, error="the process that encoded it died")
 
@@ -92,6 +94,24 @@ def over_dask(
         }
         for future in as_completed(futures):
             yield _outcome(future, futures[future])
+
+
+def _submit(pool: ProcessPoolExecutor, work: Callable[..., FileReport], *args: Any) -> Future[Any]:
+    """Let a process do it; and tell of it, where a timeline is recorded."""
+    if listening.listener is None:
+        return pool.submit(work, *args)
+    return pool.submit(recorded, work, *args)
+
+
+def _result(future: Future[Any]) -> FileReport:
+    done = future.result()
+    if isinstance(done, FileReport):
+        return done
+    report: FileReport
+    report, part = done
+    if listening.listener is not None:
+        listening.listener.join(part)
+    return report
 
 
 def _outcome(future: Any, job: Job) -> FileReport:
