@@ -15,6 +15,7 @@ import host_below
 import models
 import precisions
 import strategies
+import timeline
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -36,17 +37,20 @@ def main(quick: bool, path: Path) -> None:
         threshold = host_below.run()
         status.update("models of the emulated NPU")
         modelled = models.run()
+        status.update("timelines")
+        recording = {"look_up_ns": timeline.look_up_ns(), "rows": timeline.run()}
         status.update("precisions")
         accuracy = precisions.run()
         products = strategies.run(quick, status.update)
     console.print(_stage_table(stages))
     console.print(_threshold_table(threshold))
     console.print(_model_table(modelled))
+    console.print(_timeline_table(recording))
     console.print(_precision_table(accuracy))
     console.print(_strategy_table(products))
     console.print("Seconds are this host's, emulating; they say nothing about an NPU.")
     results = {"stages": stages, "host_below": threshold, "models": modelled}
-    results |= {"precisions": accuracy, "strategies": products}
+    results |= {"precisions": accuracy, "strategies": products, "timelines": recording}
     write_json(path, results)
     console.print(f"written to {path}", highlight=False)
 
@@ -95,6 +99,20 @@ def _model_table(rows: list[dict[str, Any]]) -> Table:
         share = "" if row["of_peak"] is None else f"{row['of_peak']:.0%}"
         speeds = f"{row['g_op_per_s']:.0f}", f"{row['of_numpy']:.2f}", share
         table.add_row(" ".join(map(str, row["tile"])), *speeds, "yes" if row["equal"] else "NO")
+    return table
+
+
+def _timeline_table(recording: dict[str, Any]) -> Table:
+    title = f"timelines: telling nobody of a block takes {recording['look_up_ns']:.0f} ns here"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column("M, K, N on device")
+    for heading in ("us", "us recorded", "spans of a call", "equal"):
+        table.add_column(heading, justify="right")
+    for row in recording["rows"]:
+        shape = "x".join(map(str, row["shape"]))
+        seconds = (f"{row[key] * 1e6:,.1f}" for key in ("quiet_s", "recorded_s"))
+        equal = "yes" if row["equal"] else "NO"
+        table.add_row(f"{shape}, {row['device']}", *seconds, f"{row['spans']:,}", equal)
     return table
 
 

@@ -210,11 +210,12 @@ def test_a_trace_hears_the_processes_that_encode(
     with trace(tmp_path / "one.json"):
         pipeline.encode(Job(names[0]))
     one = trace_format.read(tmp_path / "one.json")
-    calls, of_one = (
-        [event for event in trace_format.spans(each) if event["name"] == "npu_matmul"]
+    windows, of_one = (
+        [event for event in trace_format.spans(each) if event["name"] == "conv1"]
         for each in (found, one)
     )
-    assert len(calls) == 3 * len(of_one) > 0
+    assert len(of_one) > 0
+    assert len(windows) >= 3 * len(of_one)  # making a pipeline may try its products out
 
 
 def test_what_no_file_can_be_encoded_with_is_raised(tmp_path: Path) -> None:
