@@ -275,8 +275,11 @@ def test_nothing_is_built_twice_unless_forced(tools: StandIns) -> None:
     assert build(KERNEL, "npu1", tell=told.append) == first
     assert told == ["nothing has changed since it was built"]
     assert len(tools.calls) == 2
+    (first.folder / "left").touch()  # of the old one, which the new one replaces as a whole
     assert build(KERNEL, "npu1", force=True).folder == first.folder
     assert len(tools.calls) == 4
+    assert not (first.folder / "left").exists()
+    assert [p for p in first.folder.parent.iterdir() if p.suffix != ".lock"] == [first.folder]
 
 
 def test_another_version_of_a_tool_builds_anew(
@@ -437,6 +440,13 @@ def test_a_dry_run_needs_no_toolchain(no_tools: None) -> None:
     assert "# the toolchain lacks mlir-aie, Peano, xclbinutil" in output
     assert "$PEANO_INSTALL_DIR/bin/clang++ --target" in output
     assert output.count("npu-matmul emit") == 3  # every variant of every kernel
+
+
+def test_a_kernel_is_built_only_for_what_it_is_for(tools: StandIns) -> None:
+    refused = command_line("matmul_16x16", "--target", "npu2", "--dry-run")
+    assert refused.exit_code == 2 and "matmul_16x16 is for npu1, not for npu2" in refused.output
+    assert "no kernel here is for npu2" in command_line("--target", "npu2").output
+    assert tools.calls == []
 
 
 def test_a_variant_needs_its_kernel() -> None:

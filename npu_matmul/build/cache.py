@@ -171,9 +171,11 @@ def publish(work: Path, place: Path, record: Record) -> Built:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    if place.exists():  # damaged, or it would have been found
-        shutil.rmtree(place)
+    old = place.with_name(f"{UNFINISHED}{place.name}-old")
+    if place.exists():  # damaged, or built again
+        place.replace(old)
     work.rename(place)
+    shutil.rmtree(old, ignore_errors=True)
     return Built(place, record)
 
 

@@ -32,12 +32,7 @@ def build(
     from npu_matmul.build import run
 
     console = Console()
-    wanted = [
-        (each, name)
-        for each in _kernels(kernel, variant)
-        for name in ([target] if target else each.targets)
-    ]
-    for each, name in wanted:
+    for each, name in _wanted(kernel, variant, target):
         title = f"{each.name} {each.variant}, {name}"
         if dry_run:
             run.require_rules(each, name)
@@ -54,6 +49,20 @@ def build(
 
             built = run.build(each, name, force, tell)
         console.print(f"  [green]built[/green] {escape(str(built.folder))}", soft_wrap=True)
+
+
+def _wanted(name: str | None, variant: str | None, target: str | None) -> list[tuple[Kernel, str]]:
+    """What was asked for: kernels, each with a target that it is for."""
+    kernels = _kernels(name, variant)
+    found = [(each, one) for each in kernels for one in each.targets if target in (None, one)]
+    if not found:
+        targets = ", ".join(sorted({one for each in kernels for one in each.targets}))
+        raise click.UsageError(
+            f"no kernel here is for {target}"
+            if name is None
+            else f"{name} is for {targets}, not for {target}"
+        )
+    return found
 
 
 def _kernels(name: str | None, variant: str | None) -> list[Kernel]:
