@@ -94,7 +94,14 @@ def test_closing_ends_runs_kernels_and_contexts(double: Npu, everything_built: N
     device = opened()
     check()
     loaded = weakref.ref(device.load(KERNEL))
+    kernel, stream, (a, c) = ready(device)
+    double.asks_a_step = 50  # so that closing has something to wait for
+    kernel.launch(stream, [a, a, c])
+    del kernel
     device.close()
+    assert not any(context.queue for context in double.contexts)
+    assert xrt_runs.IN_FLIGHT.current() == []
+    double.asks_a_step = 1
     gc.collect()
     assert len(double.contexts) == 0
     assert loaded() is None
