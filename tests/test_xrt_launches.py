@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from xrt_products import KERNEL, check, opened, ready, tiles_of
 
 from npu_matmul import last_call, npu_matmul, pack_b
 from npu_matmul.build import cache
-from npu_matmul.device import DeviceError, xrt_npu, xrt_runs
+from npu_matmul.device import DeviceError, xrt, xrt_npu, xrt_runs
 from npu_matmul.device.xrt_kernel import CHAIN_RUNS
 from npu_matmul.instructions import decode
 from npu_matmul.kernel import CoreGrid, TileShape
@@ -88,6 +89,23 @@ def test_contexts_that_others_hold_cost_one_of_ours(double: Npu, everything_buil
     check(tiles_of(16))
     assert len(double.contexts) == 1
     check(tiles_of(8))
+
+
+def test_threads_that_need_more_overlays_than_there_are_contexts_take_turns(
+    double: Npu, everything_built: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(xrt.SELF_TEST_VARIABLE, "0")
+    double.context_limit = 2
+    kernels = [tiles_of(8 * n) for n in range(1, 5)]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(check, k, seed=s) for s in range(3) for k in kernels]:
+                done.result()
+    finally:
+        sys.setswitchinterval(before)
+    assert len(double.contexts) <= 2
 
 
 def test_closing_ends_runs_kernels_and_contexts(double: Npu, everything_built: None) -> None:

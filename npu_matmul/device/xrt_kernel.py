@@ -288,10 +288,7 @@ class Submission:
 
     def start_again(self, failed: Flight | None) -> Flight:
         """Rebuild the context that it failed in, and launch once more."""
-        context = None if failed is None else failed.context
-        if failed is not None:
-            failed.release()
-        self.kernel.rebuild(context)
+        self.kernel.rebuild(None if failed is None else failed.context)
         return self.kernel.start(self.launches, self, relaunches=len(self.launches))
 
     def decline(self, error: Exception) -> None:

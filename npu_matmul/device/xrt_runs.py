@@ -57,15 +57,26 @@ class Flight:
     keep: tuple[Any, ...]
     shown: listening.InFlight | listening.Nothing = listening.NOTHING
     abandoned: bool = False
+    failure: Failure | None = None  # of one that has ended
 
     def has_ended(self) -> bool:
-        """Whether the NPU is done with it; asking is what lets XRT forget the run."""
+        """Whether the NPU is done with it; the caller holds the lock of all flights.
+
+        Asking is what lets XRT forget the run. When the end is first seen, by whom ever, XRT's
+        objects are let go of: they hold a hardware context, which another overlay may need.
+        """
+        if not self.runs:
+            return True
         try:
-            return int(self.runs[-1].state()) >= COMPLETED
+            over = int(self.runs[-1].state()) >= COMPLETED
         except RuntimeError:  # the device went away; nothing can be known
             return False
+        if over:
+            self.failure = self._result()
+            self.runs, self.chain, self.keep = (), None, ()
+        return over
 
-    def result(self) -> Failure | None:
+    def _result(self) -> Failure | None:
         """How it ended: what a chain reports counts before its last run."""
         if self.chain is not None:
             try:
@@ -73,11 +84,6 @@ class Flight:
             except RuntimeError as error:
                 return _chain_failure(str(error))
         return ended(int(self.runs[-1].state()))
-
-    def release(self) -> None:
-        """Let go of everything, unless the NPU may still be at it."""
-        if not self.abandoned:
-            self.runs, self.chain, self.context, self.keep = (), None, None, ()
 
 
 class Flights:
@@ -97,6 +103,14 @@ class Flights:
         with self._lock:
             self._flights = [f for f in self._flights if not f.has_ended()]
             return list(self._flights)
+
+    def has_ended(self, flight: Flight) -> bool:
+        """Whether this one has."""
+        with self._lock:
+            over = flight.has_ended()
+            if over and flight in self._flights:
+                self._flights.remove(flight)
+            return over
 
     def start_failed(self, flight: Flight) -> None:
         """Keep what XRT would not start: XRT 2.20 takes it for one that was, and would end the
@@ -186,7 +200,7 @@ def wait(flight: Flight, timeout_s: float) -> Failure | None:
     """Wait for a launch's end; None when it completed. It is drained when an exception unwinds."""
     patience = _Patience(timeout_s)
     try:
-        while not flight.has_ended():
+        while not IN_FLIGHT.has_ended(flight):
             if not patience.pause():
                 flight.abandoned = True
                 flight.shown.end(failed="did not end")
@@ -195,8 +209,7 @@ def wait(flight: Flight, timeout_s: float) -> Failure | None:
         IN_FLIGHT.abandon(flight)
         flight.shown.end(failed="interrupted")
         raise
-    IN_FLIGHT.current()
-    failure = flight.result()
+    failure = flight.failure
     flight.shown.end(**({"failed": failure.text} if failure else {}))
     return failure
 
