@@ -285,6 +285,19 @@ def test_an_exact_acquire_of_one_of_two_buffers_is_impatient() -> None:
     assert not broken(LOOP.replace("AcquireGreaterEqual", "Acquire"))
 
 
+@pytest.mark.parametrize("size", [7, 9])
+def test_loops_make_what_is_moved(size: int) -> None:
+    source = changed(
+        text("transform"), ("<size = 8, stride = 128>", f"<size = {size}, stride = 128>")
+    )
+    found = [str(violation) for violation in broken(source)]
+    line = line_of(source, f"<size = {size}, stride = 128>")
+    assert found == [
+        f"m.mlir:{line}: memtile (0, 1) MM2S 0, descriptor of @in_l3l2_cons_buff_0: a length of "
+        f"1,024 where the loops make {128 * size:,} elements; make them agree"
+    ]
+
+
 def test_the_race_is_found_without_running_it() -> None:
     found = list(mistakes(module("gemm_one_core_race")))
     line = line_of(text("gemm_one_core_race"), "%9 = arith.cmpi slt, %8, %7")

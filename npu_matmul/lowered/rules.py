@@ -6,6 +6,7 @@ be told, and would wait for ever or go wrong.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
@@ -45,6 +46,7 @@ def refusals(module: LoweredModule) -> Iterator[Violation]:
 def mistakes(module: LoweredModule) -> Iterator[Violation]:
     """Streams that go nowhere; locks whose counts do not fit what they guard."""
     yield from _wiring(module)
+    yield from _lengths(module)
     yield from _double_writes(module)
     yield from _uncovered(module)
     yield from _hand_overs(module)
@@ -262,6 +264,18 @@ def _uncovered(module: LoweredModule) -> Iterator[Violation]:
             found = f"its descriptors {verb} {int(moved.sum()):,} of its {moved.size:,} words, "
             found += f"the word {int(np.argmin(moved)):,} never"
             yield Violation("pattern", where, found, "correct offset, length, sizes or strides")
+
+
+def _lengths(module: LoweredModule) -> Iterator[Violation]:
+    """Loops make as many elements as are moved: what comes after them depends on how many loops the
+    hardware has."""
+    for program in module.programs.values():
+        for descriptor in program.descriptors:
+            made = math.prod(size for size, _ in descriptor.dims)
+            if descriptor.dims and not descriptor.pads and made != descriptor.length:
+                where = f"{descriptor.place}: {program.port}, descriptor of {descriptor.buffer}"
+                found = f"a length of {descriptor.length:,} where the loops make {made:,} elements"
+                yield Violation("pattern", where, found, "make them agree")
 
 
 def _double_writes(module: LoweredModule) -> Iterator[Violation]:
