@@ -179,6 +179,7 @@ def test_threads_change_no_bit(
 ) -> None:
     x = normal(1, 101, 33)
     monkeypatch.setattr(elementwise, "ELEMENTS_PER_THREAD", 1)
+    monkeypatch.setattr(elementwise, "PASSING_PER_THREAD", 1)
     results = []
     for count in (1, 2, 3, 7, 200):
         monkeypatch.setenv(THREADS_VARIABLE, str(count))

@@ -28,7 +28,10 @@ from npu_matmul.host.threads import in_parts
 Floats = NDArray[np.float32]
 
 EPSILON = np.float32(1e-5)  # of LayerNorm: torch.nn.LayerNorm's default, which Whisper keeps
-ELEMENTS_PER_THREAD = 1 << 16  # a smaller part takes less time than handing it over
+# A smaller part takes less time than handing it over and bringing its rows to another core: where
+# each element takes some arithmetic, and where it only passes through.
+ELEMENTS_PER_THREAD = 1 << 16
+PASSING_PER_THREAD = 3 << 18
 
 # Phi(y) = (1 + erf(y / sqrt 2)) / 2 = 1/2 + y P(2 (y / PHI_END)**2 - 1) up to PHI_END, from where
 # it is 1 in float32. P is a least squares fit of degree 14 at 400 Chebyshev nodes, weighted by y,
@@ -65,7 +68,7 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats) -> Floats:
     [[-1.0, 1.0]]
     """
     out = np.empty_like(x)
-    _by_rows(_layer_norm, (x, out), (weight, bias))
+    _by_rows(_layer_norm, (x, out), (weight, bias), PASSING_PER_THREAD)
     return out
 
 
@@ -77,7 +80,7 @@ def softmax(x: Floats, scale: float = 1.0) -> Floats:
     >>> softmax(np.float32([[0, 0, -200]])).tolist()
     [[0.5, 0.5, 0.0]]
     """
-    _by_rows(_softmax, (x,), (np.float32(scale),))
+    _by_rows(_softmax, (x,), (np.float32(scale),), ELEMENTS_PER_THREAD)
     return x
 
 
@@ -89,19 +92,19 @@ def gelu(x: Floats, bias: Floats) -> Floats:
     >>> gelu(np.float32([[1, -1, 0]]), np.zeros(3, np.float32)).round(4).tolist()
     [[0.8413000106811523, -0.15870000422000885, 0.0]]
     """
-    _by_rows(_gelu, (x,), (bias,))
+    _by_rows(_gelu, (x,), (bias,), ELEMENTS_PER_THREAD)
     return x
 
 
 def add(x: Floats, y: Floats, bias: Floats) -> Floats:
     """``x`` itself, in place: plus ``y``, plus ``bias`` in each row."""
-    _by_rows(_add, (x, y), (bias,))
+    _by_rows(_add, (x, y), (bias,), PASSING_PER_THREAD)
     return x
 
 
 def add_bias(x: Floats, bias: Floats) -> Floats:
     """``x`` itself, in place: plus ``bias`` in each row."""
-    _by_rows(_add_bias, (x,), (bias,))
+    _by_rows(_add_bias, (x,), (bias,), PASSING_PER_THREAD)
     return x
 
 
@@ -113,16 +116,16 @@ def compile_all() -> None:
 
 
 def _by_rows(
-    loop: Callable[..., None], matrices: tuple[Floats, ...], rest: tuple[Any, ...]
+    loop: Callable[..., None], matrices: tuple[Floats, ...], rest: tuple[Any, ...], least: int
 ) -> None:
-    """``loop`` over all rows: a part per thread where there is enough to do."""
+    """``loop`` over all rows: a part per thread, of at least so many elements."""
     rows, columns = matrices[0].shape
 
     def part(start: int, stop: int) -> int:
         loop(*(matrix[start:stop] for matrix in matrices), *rest)
         return -1
 
-    in_parts(part, rows, -(-ELEMENTS_PER_THREAD // max(1, columns)))
+    in_parts(part, rows, -(-least // max(1, columns)))
 
 
 # Compiled. "contract" allows fused multiply-add; "reassoc" sums in vector lanes. Neither may assume
