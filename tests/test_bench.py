@@ -208,6 +208,8 @@ def test_the_environment_tells_machine_libraries_and_blas_kernel(
     json.dumps(found)
     line = env.summary(found)
     assert found["cpu"] in line and f"{found['blas']['kernel']} kernel" in line
+    for load, said in ((None, False), (0.1, False), (3.2, True)):
+        assert ("load average 3.2" in env.summary({**found, "load_average": load})) == said
 
 
 def test_openblas_itself_tells_its_kernel() -> None:

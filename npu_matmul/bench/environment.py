@@ -25,6 +25,7 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
     "NUMBA_NUM_THREADS",
 )
+BUSY = 0.5  # load average from which it is mentioned
 DEFAULT_CACHE_BYTES = 32 << 20  # where the system does not tell
 
 
@@ -104,7 +105,9 @@ def summary(found: dict[str, Any]) -> str:
         if name in found["libraries"]
     )
     blas = f"{found['blas']['name']} with its {found['blas']['kernel']} kernel"
-    return f"{found['cpu']}, {found['cores']} cores; {used}; {blas}; Python {found['python']}"
+    load = found["load_average"]
+    busy = f"; load average {load} at the start" if load and load >= BUSY else ""
+    return f"{found['cpu']}, {found['cores']} cores; {used}; {blas}; Python {found['python']}{busy}"
 
 
 def _openblas_kernel() -> str | None:
