@@ -19,7 +19,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from npu_matmul.kernel import Kernel
-from npu_matmul.sequence import MLIR_TYPES, Sequence, to_mlir
+from npu_matmul.sequence import MLIR_TYPES, Sequence, Syntax, to_mlir
 from npu_matmul.target import FIRST_CORE_ROW, MEMTILE_ROW, SHIM_ROW, TARGETS
 
 MEMTILE_DEPTH = 2  # elements of each FIFO in a memtile, so that filling and draining overlap
@@ -49,8 +49,16 @@ def parameter(column: int, row: int) -> str:
 
 
 @lru_cache(maxsize=64)
-def design_text(kernel: Kernel, target: str = "npu1", sequence: Sequence | None = None) -> str:
-    """The module of a kernel's overlay, with a runtime sequence in it when one is given."""
+def design_text(
+    kernel: Kernel,
+    target: str = "npu1",
+    sequence: Sequence | None = None,
+    syntax: Syntax = "1.3",
+) -> str:
+    """The module of a kernel's overlay, with a runtime sequence in it when one is given.
+
+    Without one, the text is the same in either syntax.
+    """
     rows, columns = range(kernel.grid.rows), range(kernel.grid.columns)
     parts = [
         _tiles(kernel),
@@ -61,7 +69,7 @@ def design_text(kernel: Kernel, target: str = "npu1", sequence: Sequence | None 
         *(_core(kernel, column, row) for column in columns for row in rows),
     ]
     if sequence is not None:
-        parts.append(to_mlir(sequence, indent=""))
+        parts.append(to_mlir(sequence, "", syntax))
     partition = TARGETS[target].partition(kernel.grid.columns)
     body = "".join(f"    {line}\n" if line else "\n" for line in "".join(parts).splitlines())
     return f"module {{\n  aie.device({partition}) {{\n{body}  }}\n}}\n"

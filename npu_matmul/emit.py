@@ -8,6 +8,7 @@ import click
 from rich.console import Console
 
 from npu_matmul.kernel import Kernel, load_kernel
+from npu_matmul.sequence import SYNTAXES, Syntax
 from npu_matmul.target import TARGETS
 
 
@@ -25,6 +26,14 @@ from npu_matmul.target import TARGETS
     show_default=True,
     help="The overlay's design, the module with this shape's sequence, or the stream's bytes.",
 )
+@click.option(
+    "--mlir-aie",
+    "syntax",
+    type=click.Choice(SYNTAXES),
+    default="1.3",
+    show_default=True,
+    help="Releases of mlir-aie that read the module: up to 1.3.4, or from 1.4 on.",
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A file; default: print.")
 def emit(
     kernel: str,
@@ -34,6 +43,7 @@ def emit(
     depth: int | None,
     columns: int | None,
     what: str,
+    syntax: Syntax,
     output: Path | None,
 ) -> None:
     """Write what the NPU is given for a product (M, K) @ (K, N).
@@ -52,11 +62,11 @@ def emit(
         raise click.UsageError(f"--what {what} needs a shape: give -m, -k and -n")
     if what == "insts" and output is None:
         raise click.UsageError("an instruction stream is binary: give a file with -o")
-    _write(_launch_files(chosen, target, (rows, depth, columns), what), output)
+    _write(_launch_files(chosen, target, (rows, depth, columns), what, syntax), output)
 
 
 def _launch_files(
-    kernel: Kernel, target: str, problem: tuple[int, int, int], what: str
+    kernel: Kernel, target: str, problem: tuple[int, int, int], what: str, syntax: Syntax
 ) -> list[bytes]:
     from npu_matmul.design import design_text
     from npu_matmul.schedule import cover, launch_sequence
@@ -67,7 +77,8 @@ def _launch_files(
     if what == "insts":
         return [launch_stream(kernel, shape) for shape in shapes]
     return [
-        design_text(kernel, target, launch_sequence(kernel, shape)).encode() for shape in shapes
+        design_text(kernel, target, launch_sequence(kernel, shape), syntax).encode()
+        for shape in shapes
     ]
 
 

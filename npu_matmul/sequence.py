@@ -7,9 +7,14 @@ instruction words (:mod:`npu_matmul.instructions`), so either can be checked aga
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
+
+Syntax = Literal["1.3", "1.4"]
+SYNTAXES: tuple[Syntax, ...] = get_args(Syntax)
+"""Releases of mlir-aie whose text this writes. They differ in one operation: from 1.4 (July 2026)
+on, ``aiex.npu.rtp_write`` takes its value as an operand."""
 
 MLIR_TYPES = {"int8": "i8", "int16": "i16", "int32": "i32", "bfloat16": "bf16", "float32": "f32"}
 
@@ -85,17 +90,33 @@ def linear(offset: int, elements: int, runs: int = 1, stride: int = 0) -> dict[s
     return {"offset": offset, "sizes": (runs, 1, 1, elements), "strides": (stride, 0, 0, 1)}
 
 
-def to_mlir(sequence: Sequence, indent: str = "    ") -> str:
-    """The sequence as the text of an ``aie.runtime_sequence`` operation."""
+def to_mlir(sequence: Sequence, indent: str = "    ", syntax: Syntax = "1.3") -> str:
+    """The sequence as the text of an ``aie.runtime_sequence`` operation.
+
+    >>> print(to_mlir(Sequence("s", (), (WriteParameter("rtp", 0, 3),)), "", "1.4"), end="")
+    aie.runtime_sequence @s() {
+      %value_3 = arith.constant 3 : i32
+      aiex.npu.rtp_write(@rtp, 0, %value_3) : i32
+    }
+    """
     arguments = ", ".join(f"%{a.name}: {a.memref}" for a in sequence.arguments)
     lines = [f"aie.runtime_sequence @{sequence.name}({arguments}) {{"]
-    lines += [f"  {_step_to_mlir(step, sequence.arguments)}" for step in sequence.steps]
+    if syntax == "1.4":
+        written = [step.value for step in sequence.steps if isinstance(step, WriteParameter)]
+        lines += [f"  {_value(n)} = arith.constant {n} : i32" for n in dict.fromkeys(written)]
+    lines += [f"  {_step_to_mlir(step, sequence.arguments, syntax)}" for step in sequence.steps]
     return "".join(f"{indent}{line}\n" for line in [*lines, "}"])
 
 
-def _step_to_mlir(step: Step, arguments: tuple[Argument, ...]) -> str:
+def _value(number: int) -> str:
+    """The name of the value that holds a runtime parameter."""
+    return f"%value_{number}"
+
+
+def _step_to_mlir(step: Step, arguments: tuple[Argument, ...], syntax: Syntax) -> str:
     if isinstance(step, WriteParameter):
-        return f"aiex.npu.rtp_write(@{step.parameter}, {step.index}, {step.value})"
+        value = f"{_value(step.value)}) : i32" if syntax == "1.4" else f"{step.value})"
+        return f"aiex.npu.rtp_write(@{step.parameter}, {step.index}, {value}"
     if isinstance(step, Wait):
         return f"aiex.npu.dma_wait {{symbol = @{step.fifo}}}"
     argument = arguments[step.argument]

@@ -89,6 +89,10 @@ design = inputs[0].read_text()
 for name in set(re.findall(r'link_with = "([^"]+)"', design)):
     if not pathlib.Path(name).is_file(): refuse(f"{name} not found")
 if "aie.runtime_sequence" not in design: refuse("no sequence to write instructions of")
+writes = re.findall(r"aiex\\.npu\\.rtp_write\\(@\\w+, \\d+, (.*)", design)
+form = r"\\d+\\)" if release == "1.3" else r"%\\w+\\) : i32"
+if not writes or not all(re.fullmatch(form, rest) for rest in writes):
+    refuse("custom op 'aiex.npu.rtp_write': this release has another syntax")
 time.sleep(float(os.environ.get("STANDIN_SECONDS", "0")))
 folder = pathlib.Path(given["--tmpdir"])
 folder.mkdir()

@@ -25,7 +25,17 @@ from npu_matmul.instructions import (
     decode,
 )
 from npu_matmul.overlay import Channel, Overlay, Tile
-from npu_matmul.sequence import Argument, Sequence, Step, Transfer, Wait, WriteParameter, to_mlir
+from npu_matmul.sequence import (
+    SYNTAXES,
+    Argument,
+    Sequence,
+    Step,
+    Syntax,
+    Transfer,
+    Wait,
+    WriteParameter,
+    to_mlir,
+)
 
 DTYPES = [np.dtype(t) for t in (np.int8, np.int16, ml_dtypes.bfloat16, np.int32, np.float32)]
 ELEMENTS = 1 << 40  # of an argument: no limit of its own
@@ -101,9 +111,14 @@ def test_words_move_the_bytes_that_the_transfer_names(
 
 
 @settings(derandomize=True, database=None, deadline=None)
-@given(transfers(), st.integers(-(1 << 31), (1 << 31) - 1), st.booleans())
+@given(
+    transfers(),
+    st.integers(-(1 << 31), (1 << 31) - 1),
+    st.booleans(),
+    st.sampled_from(SYNTAXES),
+)
 def test_printed_steps_assemble_to_the_same_words(
-    case: tuple[Transfer, np.dtype[Any]], value: int, token: bool
+    case: tuple[Transfer, np.dtype[Any]], value: int, token: bool, syntax: Syntax
 ) -> None:
     step, dtype = case
     text = golden.design("gemm_one_core")
@@ -111,7 +126,7 @@ def test_printed_steps_assemble_to_the_same_words(
     assume(any(stride and step.offset % stride == 0 for stride in step.strides))
     steps = (WriteParameter("rtp", 15, value), dataclasses.replace(step, token=token), Wait("a"))
     sequence = of_steps(*steps, dtype=dtype)
-    read = golden.sequence(body.sub(lambda _: to_mlir(sequence), text))
+    read = golden.sequence(body.sub(lambda _: to_mlir(sequence, syntax=syntax), text))
     assert read == sequence
     overlay = golden.overlay_of_text(text)
     assert assemble(read, overlay) == assemble(sequence, overlay)

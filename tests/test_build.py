@@ -23,10 +23,17 @@ from pyxrt_double.npu import Npu
 from npu_matmul import cli, npu_matmul
 from npu_matmul.build import cache, run, toolchain
 from npu_matmul.build.identity import overlay_inputs, overlay_name
-from npu_matmul.build.plan import Tools, build_steps, reference_design, reference_problem
+from npu_matmul.build.plan import (
+    Tools,
+    build_steps,
+    reference_design,
+    reference_problem,
+    syntax_of,
+)
 from npu_matmul.build.run import BuildFailed, build
 from npu_matmul.build.toolchain import ToolchainMissing, find_toolchain
 from npu_matmul.kernel import Depths, Kernel, KernelNotBuilt, TileShape, load_kernel
+from npu_matmul.sequence import SYNTAXES, Syntax
 
 KERNEL = load_kernel("matmul_16x16")
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,14 +137,21 @@ def test_the_object_is_the_one_that_the_design_links_with(kernel: Kernel) -> Non
     assert f'link_with = "{core.produces[0]}"' in reference_design(kernel, "npu1")
 
 
-def test_the_compiled_module_is_what_emit_writes(kernel: Kernel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_the_compiled_module_is_what_emit_writes(
+    kernel: Kernel, tmp_path: Path, syntax: Syntax
+) -> None:
     sizes = zip(("-m", "-k", "-n"), map(str, reference_problem(kernel)), strict=True)
     words = [word for pair in sizes for word in pair]
     path = tmp_path / "design.mlir"
     runner = CliRunner()
     name = ["emit", kernel.name, "--variant", kernel.variant, *words, "-o", str(path)]
-    assert runner.invoke(cli.app, name).exit_code == 0
-    assert path.read_text() == reference_design(kernel, "npu1")
+    assert runner.invoke(cli.app, [*name, "--mlir-aie", syntax]).exit_code == 0
+    assert path.read_text() == reference_design(kernel, "npu1", syntax)
+
+
+def test_the_module_has_the_syntax_of_the_aiecc_that_is_installed() -> None:
+    assert (syntax_of(TOOLS.options), syntax_of(LATER.options)) == ("1.3", "1.4")
 
 
 def changed_kernels() -> dict[str, Kernel]:
@@ -254,6 +268,8 @@ def test_a_build_is_found_and_computes_the_product(
         "not run here",
     ]
     assert cache.find_built(KERNEL, "npu1") == built
+    later = ") : i32" in (built.folder / "design.mlir").read_text()
+    assert later == (release != "1.3")
     assert {p.name for p in built.folder.iterdir()} == {
         *("overlay.xclbin", "insts.bin", "design.mlir", "lowered.mlir", "matmul_i8.o"),
         "build.json",
@@ -310,6 +326,8 @@ def test_a_failing_program_leaves_nothing_but_its_log(
     message = str(caught.value)
     assert f"{program} ended with exit code 2" in message
     assert f"{program}: error: on purpose" in message
+    hint = "By its options this aiecc is of mlir-aie 1.3, so design.mlir has the syntax of that"
+    assert (hint in message) == (program == "aiecc")
     (log,) = (cache.cache_root() / "logs").iterdir()
     assert str(log) in message
     assert "$ " in log.read_text()
@@ -425,7 +443,8 @@ def test_a_dry_run_prints_the_commands_and_runs_none(tools: StandIns) -> None:
     lines = result.output.splitlines()
     assert lines[0] == "# matmul_16x16 int8, npu1"
     assert lines[1] == (
-        "npu-matmul emit matmul_16x16 --variant int8 --target npu1 -m 32 -k 48 -n 32 -o design.mlir"
+        "npu-matmul emit matmul_16x16 --variant int8 --target npu1 -m 32 -k 48 -n 32 "
+        "--mlir-aie 1.3 -o design.mlir"
     )
     name = overlay_name(overlay_inputs(KERNEL, "npu1"))
     core, overlay = build_steps(KERNEL, "npu1", find_toolchain().tools, name)

@@ -18,6 +18,7 @@ from npu_matmul.kernel import load_kernel
 from npu_matmul.mlir.elaborate import overlay_of, sequence_of
 from npu_matmul.mlir.reader import read_design
 from npu_matmul.schedule import cover
+from npu_matmul.sequence import SYNTAXES
 from npu_matmul.streams import launch_stream
 from npu_matmul.tiler import TileGrid
 from npu_matmul.whisper.dimensions import Dimensions
@@ -78,9 +79,12 @@ def test_emitted_design_is_the_generated_one(tmp_path: Path) -> None:
     assert path.read_text() == design_text(load_kernel("matmul_16x16"))
 
 
-def test_emitted_module_and_stream_have_the_same_words(tmp_path: Path) -> None:
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_emitted_module_and_stream_have_the_same_words(tmp_path: Path, syntax: str) -> None:
     module, stream = tmp_path / "p.mlir", tmp_path / "p.bin"
-    assert run("emit", "matmul_16x16", *SHAPE, "-o", str(module)).exit_code == 0
+    asked = ["emit", "matmul_16x16", *SHAPE, "--mlir-aie", syntax, "-o", str(module)]
+    assert run(*asked).exit_code == 0
+    assert ("0, %value_" in module.read_text()) == (syntax == "1.4")
     assert run("emit", "matmul_16x16", *SHAPE, "--what", "insts", "-o", str(stream)).exit_code == 0
     device = read_design(module.read_text())
     assert assemble(sequence_of(device), overlay_of(device)) == stream.read_bytes()

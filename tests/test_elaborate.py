@@ -148,6 +148,24 @@ def test_runtime_sequence_is_read_step_by_step() -> None:
     )
 
 
+def test_values_that_are_constants_are_what_they_hold() -> None:
+    """As releases of mlir-aie from 1.4 on write them."""
+    written = golden.design("gemm_one_core")
+    later = changed(
+        written,
+        ("aiex.npu.rtp_write(@rtp, 0, 3)",
+         "%three = arith.constant 3 : i32\n      aiex.npu.rtp_write(@rtp, 0, %three) : i32\n"
+         "      %size = arith.constant 1024 : i64\n      %none = arith.constant 0 : i64"),
+        ("[0,0,0,0][1,1,1,1024]", "[0,%none,0,%none][1,1,1,%size]"),
+    )  # fmt: skip
+    read = sequence(later)
+    assert read == sequence(written)
+    lines = later.splitlines()
+    names = ["rtp_write", *["dma_memcpy_nd"] * 4, "dma_wait"]
+    for place, name in zip(read.places, names, strict=True):
+        assert f"aiex.npu.{name}" in lines[int(place.rpartition(":")[2]) - 1]
+
+
 def test_offset_of_a_transfer_counts_in_its_strides() -> None:
     text = changed(
         golden.design("transform"), ("%in[0,0,0,0][2,2,32,32]", "%in[1,1,2,4][1,1,32,32]")

@@ -23,7 +23,17 @@ NAME = PACKAGE.name
 LAYERS = [
     ("vocabulary", ["kernel", "target", "sequence", "overlay", "report", "violation"]),
     ("vocabulary", ["writing", "timeline", "timeline."]),
-    ("vocabulary", ["mlir", "mlir.directives", "mlir.descriptor_syntax", "mlir.aie", "mlir.aiex"]),
+    (
+        "vocabulary",
+        [
+            "mlir",
+            "mlir.directives",
+            "mlir.constants",
+            "mlir.descriptor_syntax",
+            "mlir.aie",
+            "mlir.aiex",
+        ],
+    ),
     ("vocabulary", ["mlir.aie_lowered"]),
     ("pure", ["mlir.reader", "mlir.elaborate", "tiler", "accumulate", "precision", "operands"]),
     ("pure", ["design", "schedule", "instructions", "stream_rules", "streams", "emulator."]),

@@ -4,6 +4,7 @@ nothing are taken for what they are."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from golden import changed
 from lowered_modules import LOOP, OUT_OF, after_line, machine, module, text, through
 from test_lowering_double import wiring
 
-from npu_matmul.lowered.module import PADDING, Port
+from npu_matmul.lowered.module import PADDING, Descriptor, Port
 from npu_matmul.lowered.reading import read_lowered
 from npu_matmul.mlir.reader import DesignError, read_design
 from npu_matmul.overlay import Tile
@@ -50,6 +51,38 @@ def test_a_module_of_a_later_release_runs() -> None:
     verdict = verify_text(later(text("gemm_one_core")), count=3, seed=1)
     assert verdict.ok, verdict.problems
     assert verdict.counters == verify_text(text("gemm_one_core"), count=3, seed=1).counters
+
+
+LONG = f"{OUT_OF}memref<16xi32>, 0, 16)"
+VALUED = f"{OUT_OF}memref<16xi32> offset = %four len = %eight)"
+
+
+def with_constants(*changes: tuple[str, str]) -> str:
+    constants = "    %four = arith.constant 4 : i32\n    %eight = arith.constant 8 : i32\n"
+    return changed(after_line(LOOP, "aie.memtile_dma", constants), *changes)
+
+
+def sent(source: str) -> Descriptor:
+    """The memtile's descriptor that sends."""
+    return read_lowered(source).programs[Port(Tile(0, 1), "MM2S", 0)].descriptors[0]
+
+
+@pytest.mark.parametrize("again", [str, lambda source: str(read_design(source))])
+def test_offset_and_length_may_be_values(again: Callable[[str], str]) -> None:
+    found = read_lowered(again(with_constants((LONG, VALUED)))).programs[
+        Port(Tile(0, 1), "MM2S", 0)
+    ]
+    assert (found.descriptors[0].offset, found.descriptors[0].length) == (4, 8)
+
+
+@pytest.mark.parametrize("again", [str, lambda source: str(read_design(source))])
+def test_each_field_of_a_descriptor_may_be_left_out(again: Callable[[str], str]) -> None:
+    for fields, expected in (("len = 8", (0, 8)), ("offset = 4", (4, 16)), ("", (0, 16))):
+        source = again(
+            changed(LOOP, (LONG, f"{OUT_OF}memref<16xi32> {fields} sizes = [] strides = [])"))
+        )
+        found = read_lowered(source).programs[Port(Tile(0, 1), "MM2S", 0)].descriptors[0]
+        assert (found.offset, found.length, found.dims) == (*expected, ())
 
 
 def test_an_amount_that_is_computed_is_refused() -> None:

@@ -59,6 +59,18 @@ module {
 """
 
 
+# What releases of mlir-aie from 1.4 on write otherwise.
+LATER = changed(
+    SMALL,
+    ("@run(%a: memref<16xi32>) {\n",
+     "@run(%a: memref<16xi32>) {\n"
+     "      %three = arith.constant 3 : i32\n"
+     "      %four = arith.constant 4 : i64\n"
+     "      aiex.npu.rtp_write(@rtp, 0, %three) : i32\n"),
+    ("[0,0,0,0][1,1,1,16]", "[0,0,0,%four][1,%four,1,%four]"),
+)  # fmt: skip
+
+
 def module_of(device: DeviceOp) -> ModuleOp:
     module = device.get_toplevel_object()
     assert isinstance(module, ModuleOp)
@@ -94,7 +106,7 @@ def test_every_operation_knows_its_line(name: str) -> None:
     assert located == {n for n, line in enumerate(lines, 1) if re.search(r"\b[a-z]+\.[a-z]", line)}
 
 
-@pytest.mark.parametrize("text", [*map(golden.design, golden.NAMES), SMALL, ALL_SYNTAX])
+@pytest.mark.parametrize("text", [*map(golden.design, golden.NAMES), SMALL, ALL_SYNTAX, LATER])
 def test_printed_design_reads_back_equal(text: str) -> None:
     module = module_of(read_design(text))
     again = module_of(read_design(str(module)))
@@ -160,11 +172,33 @@ def test_ill_formed_design_is_refused_with_its_place(case: str) -> None:
     old, new, line, why = REFUSED[case]
     text = changed(SMALL, (old, new))
     if "%i" in new:
-        text = changed(text, ("%a: memref<16xi32>) {", "%a: memref<16xi32>, %i: index) {"))
+        text = changed(text, ("%a: memref<16xi32>) {", "%a: memref<16xi32>, %i: i64) {"))
         line += 1
     message = refusal(text)
     assert f"small.mlir:{line}" in message
     assert why in message
+
+
+LATER_REFUSED = {
+    "value without its type": ("%three) : i32", "%three)", "Expected ':' and the type i32"),
+    "value of another type": ("%three) : i32", "%three) : i64", "has type i64; i32 is allowed"),
+    "constant of another type": ("3 : i32", "3 : i64", "type i32"),
+    "value that is missing": (", %three) : i32", ")", "which value to write is missing"),
+    "number with a type": ("%three) : i32", "3) : i32", "aiex.npu.rtp_write(@rtp, 0, 3) : i32"),
+    "value that is computed": (
+        "aiex.npu.rtp_write(@rtp, 0, %three)",
+        "%six = arith.addi %three, %three : i32 aiex.npu.rtp_write(@rtp, 0, %six)",
+        "the value of a runtime parameter must be a constant",
+    ),
+    "offset that is negative": ("4 : i64", "-4 : i64", "offsets must not be negative"),
+}
+
+
+@pytest.mark.parametrize("case", LATER_REFUSED)
+def test_ill_formed_later_syntax_is_refused_with_its_place(case: str) -> None:
+    old, new, why = LATER_REFUSED[case]
+    message = refusal(changed(LATER, (old, new)))
+    assert re.search(r"small\.mlir:(18|19)", message) and why in message
 
 
 def test_value_used_before_its_definition_is_refused() -> None:

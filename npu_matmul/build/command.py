@@ -82,6 +82,7 @@ def _commands(kernel: Kernel, target: str) -> list[str]:
         Tools,
         build_steps,
         reference_problem,
+        syntax_of,
     )
     from npu_matmul.build.toolchain import MLIR_AIE_VARIABLE, PEANO_VARIABLE, find_toolchain
 
@@ -103,7 +104,8 @@ def _commands(kernel: Kernel, target: str) -> list[str]:
     emit = f"npu-matmul emit {kernel.name} --variant {kernel.variant} --target {target}"
     steps = build_steps(kernel, target, tools, overlay_name(overlay_inputs(kernel, target)))
     quoted = [" ".join(map(_quoted, step.command)) for step in steps]
-    return [*notes, f"{emit} -m {m} -k {k} -n {n} -o {DESIGN}", *quoted]
+    syntax = syntax_of(tools.options)
+    return [*notes, f"{emit} -m {m} -k {k} -n {n} --mlir-aie {syntax} -o {DESIGN}", *quoted]
 
 
 def _quoted(word: str) -> str:

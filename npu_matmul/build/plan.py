@@ -3,7 +3,8 @@
 Flags are those of mlir-aie's own examples and of its ``aiecc`` driver, which has had two command
 lines: releases 1.3 (March 2026) ask for outputs by ``--aie-generate-...`` and take AMD's
 proprietary compiler unless told otherwise; 1.4 (July 2026) by ``--get-...``, and from August on it
-takes Peano (llvm-aie), the free one. Which it is, its ``--help`` tells.
+takes Peano (llvm-aie), the free one. 1.4 also has another syntax of one operation. Which it is, its
+``--help`` tells.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from npu_matmul.design import design_text
 from npu_matmul.kernel import Kernel
 from npu_matmul.schedule import cover, launch_sequence
+from npu_matmul.sequence import Syntax
 from npu_matmul.target import TARGETS
 from npu_matmul.tiler import TileGrid
 
@@ -42,6 +44,7 @@ OUTPUTS = {  # by the option that a release must have for them
     "--aie-generate-xclbin": ("--aie-generate-xclbin", "--aie-generate-npu-insts"),
     "--get": ("--get-xclbin", "--get-npu-insts", "--get-input-with-addresses"),
 }
+RELEASES = "mlir-aie 1.3 (from March 2026 on) and 1.4"  # that all of this is written for
 UNWANTED = ("--no-compile-host", "--no-xchesscc", "--no-xbridge")  # where there is such a switch
 OPTIONS_1_3 = frozenset({"--aie-generate-xclbin", *UNWANTED})  # as far as they matter here
 
@@ -60,11 +63,13 @@ class Tools:
 
 @dataclass(frozen=True)
 class Step:
-    """One command: ``produces`` are files that must exist afterwards, in the working folder."""
+    """One command: ``produces`` are files that must exist afterwards, in the working folder;
+    ``hint`` is what to think of when it fails."""
 
     title: str
     command: tuple[str, ...]
     produces: tuple[str, ...]
+    hint: str = ""
 
 
 def reference_problem(kernel: Kernel) -> tuple[int, int, int]:
@@ -78,10 +83,16 @@ def reference_problem(kernel: Kernel) -> tuple[int, int, int]:
     return 2 * rows, 3 * kernel.tile.k, 2 * columns
 
 
-def reference_design(kernel: Kernel, target: str) -> str:
+def syntax_of(options: frozenset[str]) -> Syntax:
+    """The syntax that an aiecc with these options reads."""
+    return "1.4" if "--get" in options else "1.3"
+
+
+def reference_design(kernel: Kernel, target: str, syntax: Syntax = "1.3") -> str:
     """The module that is compiled: the overlay's design with the reference product's sequence."""
     (launch,) = cover(TileGrid(kernel, *reference_problem(kernel)))
-    return design_text(kernel, target, launch_sequence(kernel, launch.shape, TARGETS[target]))
+    sequence = launch_sequence(kernel, launch.shape, TARGETS[target])
+    return design_text(kernel, target, sequence, syntax)
 
 
 def build_steps(kernel: Kernel, target: str, tools: Tools, name: str) -> tuple[Step, ...]:
@@ -113,7 +124,12 @@ def build_steps(kernel: Kernel, target: str, tools: Tools, name: str) -> tuple[S
         f"--npu-insts-name={INSTRUCTIONS}",
         DESIGN,
     )
+    hint = (
+        f"By its options this aiecc is of mlir-aie {syntax_of(tools.options)}, so {DESIGN} has the "
+        f"syntax of that. This version is written for {RELEASES}; builds between their releases "
+        "may want the other syntax."
+    )
     return (
         Step(f"compile {kernel.source.name}", compile_core, (linked,)),
-        Step("compile the overlay", compile_overlay, (XCLBIN, INSTRUCTIONS)),
+        Step("compile the overlay", compile_overlay, (XCLBIN, INSTRUCTIONS), hint),
     )

@@ -23,6 +23,7 @@ from npu_matmul.build.plan import (
     Step,
     build_steps,
     reference_design,
+    syntax_of,
 )
 from npu_matmul.build.toolchain import Toolchain, find_toolchain, search_folders
 from npu_matmul.build.verified import verified
@@ -86,7 +87,8 @@ def _build(
     log = cache.log_file(place)
     work = cache.unfinished(place)
     try:
-        (work / DESIGN).write_text(reference_design(kernel, target), encoding="utf-8")
+        design = reference_design(kernel, target, syntax_of(toolchain.tools.options))
+        (work / DESIGN).write_text(design, encoding="utf-8")
         tell(f"log: {log}")
         for step in steps:
             tell(step.title)
@@ -165,6 +167,7 @@ def _run(step: Step, work: Path, toolchain: Toolchain, log: Path) -> None:
     raise BuildFailed(
         f"{step.title}: {Path(step.command[0]).name} {what}. The end of {log}:\n"
         + "\n".join(f"  {line}" for line in lines)
+        + (f"\n{step.hint}" if step.hint else "")
     )
 
 

@@ -3,7 +3,7 @@ lowered, lock by lock, and aiecc's instruction stream against ours."""
 
 from __future__ import annotations
 
-from npu_matmul.build.plan import reference_problem
+from npu_matmul.build.plan import RELEASES, reference_problem
 from npu_matmul.kernel import Kernel, KernelNotBuilt
 from npu_matmul.mlir.reader import DesignError
 from npu_matmul.schedule import cover
@@ -30,7 +30,7 @@ def verified(kernel: Kernel, lowered: str, insts: bytes) -> str:
     except (DesignError, NoProduct) as error:
         raise BuildRefused(
             f"{label}: the module that aiecc lowered cannot be run, so nothing is published: "
-            f"{error}"
+            f"{error}\nWhat can be run is what {RELEASES} lower designs to."
         ) from error
     if verdict.ok:
         runs = verdict.counters.launches

@@ -26,6 +26,7 @@ from npu_matmul.lowered.module import (
 )
 from npu_matmul.mlir import aie
 from npu_matmul.mlir import aie_lowered as ops
+from npu_matmul.mlir.constants import constant_of
 from npu_matmul.mlir.elaborate import elements_of, partition_of, tile_of_op
 from npu_matmul.mlir.reader import DesignError, place, read_design
 from npu_matmul.overlay import Tile
@@ -280,7 +281,6 @@ class _Reading:
         buffer = self.values.get(op.buffer)
         if not isinstance(buffer, Buffer):
             raise DesignError(f"{place(op)}: a descriptor must name an aie.buffer of the device")
-        offset = 0 if op.offset is None else op.offset.value.data
         pads = op.pad_dimensions or ()
         if op.pad_value is not None:
             pad_value = op.pad_value.value.data
@@ -288,8 +288,10 @@ class _Reading:
             pad_value = 0
         return Descriptor(
             buffer=buffer,
-            offset=offset,
-            length=buffer.elements if op.len is None else op.len.value.data,
+            offset=_number(op.offset, op.offset_value, 0, op, "where a descriptor begins"),
+            length=_number(
+                op.len, op.length_value, buffer.elements, op, "how long a descriptor is"
+            ),
             dims=tuple((d.size.value.data, d.stride.value.data) for d in op.dimensions or ()),
             pads=tuple((pad.before.value.data, pad.after.value.data) for pad in pads),
             pad_value=pad_value,
@@ -307,9 +309,7 @@ class _Reading:
 def use_lock(op: ops.UseLockOp, values: dict[Any, Buffer | Lock]) -> UseLock:
     """An ``aie.use_lock``; without a value it is 1."""
     lock = values.get(op.lock)
-    amount = 1 if op.value is None else op.value.value.data
-    if op.amount is not None:
-        amount = _constant(op.amount, op)
+    amount = _number(op.value, op.amount, 1, op, "how much of a lock is used")
     if not isinstance(lock, Lock):
         raise DesignError(f"{place(op)}: aie.use_lock must name an aie.lock of the device")
     if amount < 1:
@@ -325,11 +325,16 @@ def refuse_attributes(op: Operation) -> None:
         raise DesignError(f"{place(op)}: {op.name}: attribute {unknown[0]!r} is not supported")
 
 
-def _constant(value: SSAValue, op: Operation) -> int:
-    owner = value.owner
-    if isinstance(owner, arith.ConstantOp) and isinstance(owner.value, IntegerAttr):
-        return owner.value.value.data
-    raise DesignError(f"{place(op)}: how much of a lock is used must be a constant")
+def _number(
+    written: IntegerAttr | None, value: SSAValue | None, default: int, op: Operation, what: str
+) -> int:
+    """A number that stands in the operation, or is a constant value, or is left out."""
+    if value is None:
+        return default if written is None else written.value.data
+    found = constant_of(value)
+    if found is None:
+        raise DesignError(f"{place(op)}: {what} must be a constant")
+    return found
 
 
 def _without_constants(block: Block) -> Operation | None:

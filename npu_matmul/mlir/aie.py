@@ -1,4 +1,4 @@
-"""The ``aie`` dialect, as far as object-FIFO designs use it (syntax of mlir-aie, April 2026).
+"""The ``aie`` dialect, as far as object-FIFO designs use it (syntax of mlir-aie 1.3 and 1.4).
 
 Names of operations and properties are mlir-aie's own, so that what is printed here is what the
 standard toolchain reads. Anything defined neither here nor in :mod:`npu_matmul.mlir.aie_lowered`

@@ -24,6 +24,7 @@ from xdsl.dialects.builtin import (
 from xdsl.dialects.utils import EnumAttribute
 from xdsl.ir import ParametrizedAttribute, SpacedOpaqueSyntaxAttribute
 from xdsl.irdl import (
+    AttrSizedOperandSegments,
     IRDLOperation,
     ParsePropInAttrDict,
     base,
@@ -48,7 +49,7 @@ from xdsl.traits import (
 )
 from xdsl.utils.str_enum import StrEnum
 
-from npu_matmul.mlir.descriptor_syntax import LockAmount, PadAttr, Pattern
+from npu_matmul.mlir.descriptor_syntax import Amount, PadAttr, Pattern
 from npu_matmul.mlir.directives import DimAttr, parse_field
 
 
@@ -153,8 +154,8 @@ class UseLockOp(IRDLOperation):
     action = prop_def(LockActionAttr)
     value = opt_prop_def(IntegerAttr[I32])
 
-    custom_directives = (LockAmount,)
-    assembly_format = "`(` $lock `,` $action custom<LockAmount>($value, $amount) `)` attr-dict"
+    custom_directives = (Amount,)
+    assembly_format = "`(` $lock `,` $action custom<Amount>($value, $amount) `)` attr-dict"
 
 
 @irdl_op_definition
@@ -186,6 +187,8 @@ class DmaBdOp(IRDLOperation):
     name = "aie.dma_bd"
 
     buffer = operand_def(MemRefType)
+    offset_value = opt_operand_def(i32)
+    length_value = opt_operand_def(i32)
     offset = opt_prop_def(IntegerAttr[I32])
     len = opt_prop_def(IntegerAttr[I32])
     dimensions = opt_prop_def(ArrayAttr[DimAttr])
@@ -195,10 +198,10 @@ class DmaBdOp(IRDLOperation):
     next_bd_id = opt_prop_def(IntegerAttr[I32])
 
     custom_directives = (Pattern,)
-    irdl_options = (ParsePropInAttrDict(),)
+    irdl_options = (AttrSizedOperandSegments(as_property=True), ParsePropInAttrDict())
     assembly_format = (
-        "`(` $buffer `:` type($buffer) "
-        "custom<Pattern>($offset, $len, $dimensions, $pad_dimensions, $pad_value) `)` attr-dict"
+        "`(` $buffer `:` type($buffer) custom<Pattern>($offset, $len, $offset_value, "
+        "$length_value, $dimensions, $pad_dimensions, $pad_value) `)` attr-dict"
     )
 
 

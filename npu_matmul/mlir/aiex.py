@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from xdsl.dialects.builtin import (
+    DYNAMIC_INDEX,
     I32,
     I64,
     BoolAttr,
     DenseArrayBase,
-    IndexType,
     IntegerAttr,
     IntegerType,
     MemRefType,
     Signedness,
     SymbolRefAttr,
+    i32,
+    i64,
 )
 from xdsl.dialects.utils.dynamic_index_list import DynamicIndexList
-from xdsl.ir import Dialect
+from xdsl.ir import Dialect, SSAValue
 from xdsl.irdl import (
     AttrSizedOperandSegments,
     IRDLOperation,
     ParsePropInAttrDict,
     irdl_op_definition,
     operand_def,
+    opt_operand_def,
     opt_prop_def,
     prop_def,
     var_operand_def,
 )
 from xdsl.utils.exceptions import VerifyException
+
+from npu_matmul.mlir.constants import constant_of
+from npu_matmul.mlir.descriptor_syntax import Amount, AmountType
 
 
 @irdl_op_definition
@@ -36,9 +44,9 @@ class DmaMemcpyNdOp(IRDLOperation):
     name = "aiex.npu.dma_memcpy_nd"
 
     memref = operand_def(MemRefType)
-    offsets = var_operand_def(IndexType())
-    sizes = var_operand_def(IndexType())
-    strides = var_operand_def(IndexType())
+    offsets = var_operand_def(i64)
+    sizes = var_operand_def(i64)
+    strides = var_operand_def(i64)
     static_offsets = prop_def(DenseArrayBase)
     static_sizes = prop_def(DenseArrayBase)
     static_strides = prop_def(DenseArrayBase)
@@ -54,14 +62,32 @@ class DmaMemcpyNdOp(IRDLOperation):
         "`` custom<DynamicIndexList>($strides, $static_strides) `)` attr-dict `:` type($memref)"
     )
 
+    def pattern(self) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+        """Offsets, sizes and strides; those that are values must be constants."""
+        return (
+            _numbers(self.static_offsets, self.offsets),
+            _numbers(self.static_sizes, self.sizes),
+            _numbers(self.static_strides, self.strides),
+        )
+
     def verify_(self) -> None:
-        if self.offsets or self.sizes or self.strides:
-            raise VerifyException("offsets, sizes and strides of a transfer must be constants")
-        lengths = {len(p) for p in (self.static_offsets, self.static_sizes, self.static_strides)}
-        if lengths != {4}:
+        offsets, sizes, strides = self.pattern()
+        if {len(offsets), len(sizes), len(strides)} != {4}:
             raise VerifyException("a transfer has four offsets, four sizes and four strides")
-        if min(self.static_offsets.get_values()) < 0:
+        if min(offsets) < 0:
             raise VerifyException("offsets must not be negative")
+
+
+def _numbers(static: DenseArrayBase[IntegerType], values: Sequence[SSAValue]) -> tuple[int, ...]:
+    """A list of indices, whose place for a value holds ``DYNAMIC_INDEX``."""
+    waiting = iter(values)
+    found = []
+    for number in static.get_values():
+        constant = constant_of(next(waiting)) if number == DYNAMIC_INDEX else int(number)
+        if constant is None:
+            raise VerifyException("offsets, sizes and strides of a transfer must be constants")
+        found.append(constant)
+    return tuple(found)
 
 
 @irdl_op_definition
@@ -78,15 +104,38 @@ class DmaWaitOp(IRDLOperation):
 
 @irdl_op_definition
 class RtpWriteOp(IRDLOperation):
-    """Writes one 32-bit runtime parameter into a core's buffer; ``index`` counts 32-bit words."""
+    """Writes one 32-bit runtime parameter into a core's buffer; ``index`` counts 32-bit words.
+
+    Releases of mlir-aie up to 1.3.4 have the value in the operation, from 1.4 on it is an operand.
+    """
 
     name = "aiex.npu.rtp_write"
 
     buffer = prop_def(SymbolRefAttr)
     index = prop_def(IntegerAttr.constr(IntegerType(32, Signedness.UNSIGNED)))
-    value = prop_def(IntegerAttr[I32])
+    value = opt_prop_def(IntegerAttr[I32])
+    operand = opt_operand_def(i32)
 
-    assembly_format = "`(` $buffer `,` $index `,` $value `)` attr-dict"
+    custom_directives = (Amount, AmountType)
+    assembly_format = (
+        "`(` $buffer `,` $index custom<Amount>($value, $operand) `)` attr-dict "
+        "custom<AmountType>(ref($operand))"
+    )
+
+    def verify_(self) -> None:
+        if self.value is None and self.operand is None:
+            raise VerifyException("which value to write is missing: (@buffer, index, value)")
+        self.written()
+
+    def written(self) -> int:
+        """The value, which must be a constant where it is an operand."""
+        if self.operand is None:
+            assert self.value is not None
+            return self.value.value.data
+        constant = constant_of(self.operand)
+        if constant is None:
+            raise VerifyException("the value of a runtime parameter must be a constant")
+        return constant
 
 
 Aiex = Dialect("aiex", [DmaMemcpyNdOp, DmaWaitOp, RtpWriteOp], [])

@@ -12,7 +12,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from xdsl.dialects import builtin, func
+from xdsl.dialects import arith, builtin, func
 from xdsl.dialects.builtin import ArrayAttr, MemRefType, StringAttr
 from xdsl.ir import Operation, SSAValue
 
@@ -184,30 +184,34 @@ def sequence_of(device: aie.DeviceOp) -> Sequence:
         elements, dtype = elements_of(value.type, found[0])
         arguments.append(Argument(value.name_hint or f"arg{position}", elements, dtype))
     name = found[0].sym_name.data if found[0].sym_name else "sequence"
-    steps = tuple(_steps(found[0], block.args))
-    return Sequence(name, tuple(arguments), steps, tuple(place(op) for op in block.ops))
+    steps = list(_steps(found[0], block.args))
+    return Sequence(
+        name,
+        tuple(arguments),
+        tuple(step for step, _ in steps),
+        tuple(where for _, where in steps),
+    )
 
 
-def _steps(sequence: aie.RuntimeSequenceOp, arguments: Any) -> Iterator[Step]:
+def _steps(sequence: aie.RuntimeSequenceOp, arguments: Any) -> Iterator[tuple[Step, str]]:
+    """What a sequence does, step by step, and where each stands."""
     for op in sequence.body.block.ops:
         _refuse_attributes(op)
         match op:
             case aiex.RtpWriteOp():
-                yield WriteParameter(
-                    op.buffer.string_value(), op.index.value.data, op.value.value.data
-                )
+                buffer, index = op.buffer.string_value(), op.index.value.data
+                yield WriteParameter(buffer, index, op.written()), place(op)
+            case arith.ConstantOp():
+                pass
             case aiex.DmaWaitOp():
-                yield Wait(op.symbol.string_value())
+                yield Wait(op.symbol.string_value()), place(op)
             case aiex.DmaMemcpyNdOp():
                 if op.memref not in arguments:
                     raise DesignError(
                         f"{place(op)}: {op.name}: only arguments of the sequence can be transferred"
                     )
-                offsets, sizes, strides = (
-                    tuple(int(v) for v in p.get_values())
-                    for p in (op.static_offsets, op.static_sizes, op.static_strides)
-                )
-                yield Transfer(
+                offsets, sizes, strides = op.pattern()
+                transfer = Transfer(
                     fifo=op.metadata.string_value(),
                     argument=list(arguments).index(op.memref),
                     offset=sum(o * s for o, s in zip(offsets, strides, strict=True)),
@@ -216,6 +220,7 @@ def _steps(sequence: aie.RuntimeSequenceOp, arguments: Any) -> Iterator[Step]:
                     descriptor=op.id.value.data,
                     token=op.issue_token is not None and bool(op.issue_token.value.data),
                 )
+                yield transfer, place(op)
             case _:
                 raise DesignError(
                     f"{place(op)}: operation {op.name} is not supported in a runtime sequence"
