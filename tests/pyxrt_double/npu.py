@@ -91,8 +91,9 @@ class Npu:
             raise RuntimeError(GONE.format(request))
 
     def in_flight(self) -> list[Launch]:
-        queues = [context.queue for context in self.contexts]
-        return [launch for queue in queues for command in queue for launch in command.launches]
+        with self.lock:  # whoever looks at a context keeps it alive for that time
+            queues = [context.queue for context in self.contexts]
+            return [launch for queue in queues for command in queue for launch in command.launches]
 
     def group(self, slot: int, bank: int) -> int:
         while True:
@@ -105,7 +106,9 @@ class Npu:
         self.require_present("CREATE_HWCTX")
         if self.context_faults:
             raise RuntimeError(self.context_faults.popleft())
-        if len(self.contexts) >= self.context_limit:
+        with self.lock:
+            there = len(self.contexts)
+        if there >= self.context_limit:
             raise RuntimeError("DRM_IOCTL_AMDXDNA_CREATE_HWCTX IOCTL failed (err=-2): No such file")
         self.pending_when_made.append(sum(len(context.queue) for context in self.contexts))
         context = ContextState(self, next(self._slots), table)
