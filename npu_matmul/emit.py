@@ -32,7 +32,7 @@ from npu_matmul.target import TARGETS
     type=click.Choice(SYNTAXES),
     default="1.3",
     show_default=True,
-    help="Releases of mlir-aie that read the module: up to 1.3.4, or from 1.4 on.",
+    help="Releases that read the module: up to 1.3.4, or 1.4 until August 2026.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="A file; default: print.")
 def emit(

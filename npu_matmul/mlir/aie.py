@@ -1,4 +1,5 @@
-"""The ``aie`` dialect, as far as object-FIFO designs use it (syntax of mlir-aie 1.3 and 1.4).
+"""The ``aie`` dialect, as far as object-FIFO designs use it (syntax of mlir-aie from April to
+August 2026).
 
 Names of operations and properties are mlir-aie's own, so that what is printed here is what the
 standard toolchain reads. Anything defined neither here nor in :mod:`npu_matmul.mlir.aie_lowered`
@@ -29,6 +30,7 @@ from xdsl.ir import (
 )
 from xdsl.irdl import (
     IRDLOperation,
+    MessageConstraint,
     ParsePropInAttrDict,
     irdl_attr_definition,
     irdl_op_definition,
@@ -207,7 +209,13 @@ class AcquireOp(IRDLOperation):
     port = prop_def(PortAttr)
     objFifo_name = prop_def(SymbolRefAttr)
     size = prop_def(IntegerAttr[I32])
-    subview = result_def(SubviewType)
+    subview = result_def(
+        MessageConstraint(
+            SubviewType,
+            "an acquire gives an !aie.objectfifosubview; that of mlir-aie after August 2026, which "
+            "gives memrefs, is not read here",
+        )
+    )
 
     assembly_format = "attr-dict $objFifo_name `(` $port `,` $size `)` `:` type($subview)"
 
