@@ -15,9 +15,9 @@ from npu_matmul.kernel import (
     Kernel,
     UnknownKernel,
     kernel_folders,
-    kernels_version,
     load_variants,
 )
+from npu_matmul.kernel_watch import kernels_version
 from npu_matmul.performance.product import Npu, predict
 from npu_matmul.schedule import LimitError
 from npu_matmul.strategies import STRATEGIES

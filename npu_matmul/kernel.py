@@ -13,7 +13,6 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -185,47 +184,6 @@ def search_path() -> list[Path]:
     package = Path(__file__).resolve().parent
     shipped = [package / "kernels", package.parent / "kernels"]
     return named + [p for p in shipped if p.is_dir()]
-
-
-def kernels_version() -> tuple[str, tuple[int, ...]]:
-    """Equal for as long as the same kernels are found with the same manifests and sources: what was
-    derived from them then holds. Costs a few microseconds, where finding them costs hundreds."""
-    named = os.environ.get(KERNELS_VARIABLE, "")
-    watched = _watched.get(named)
-    if watched is None or _stamps(watched.folders) != watched.stamps:
-        watched = _watched[named] = _watch()
-    return named, watched.stamps + _stamps(watched.manifests)
-
-
-@dataclass(frozen=True)
-class _Watched:
-    """The folders whose entries say which kernels there are, as last seen, and the manifests."""
-
-    folders: tuple[Path, ...]
-    stamps: tuple[int, ...]
-    manifests: tuple[Path, ...]
-
-
-_watched: dict[str, _Watched] = {}
-
-
-def _watch() -> _Watched:
-    places = search_path()
-    kernels = [child for place in places if place.is_dir() for child in sorted(place.iterdir())]
-    folders = tuple(folder for folder in (*places, *kernels) if folder.is_dir())
-    manifests = tuple(kernel / MANIFEST for kernel in kernels)
-    return _Watched(folders, _stamps(folders), manifests)
-
-
-def _stamps(paths: Iterable[Path]) -> tuple[int, ...]:
-    return tuple(_stamp(path) for path in paths)
-
-
-def _stamp(path: Path) -> int:
-    try:
-        return path.stat().st_mtime_ns
-    except OSError:
-        return 0
 
 
 def kernel_folders() -> dict[str, Path]:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import stat
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 from lowered_builds import lowered_build
 
-from npu_matmul.kernel import Kernel
+from npu_matmul.kernel import Depths, Kernel, TileShape, load_kernel
 
 COMMON = """#!{python} -ES
 import json, os, pathlib, re, sys, time
@@ -149,3 +149,14 @@ class StandIns:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(COMMON.format(python=sys.executable) + body)
         path.chmod(path.stat().st_mode | stat.S_IEXEC)
+
+
+def changed_kernels() -> dict[str, Kernel]:
+    """The smallest kernel with one thing changed that a build depends on, by its name."""
+    kernel = load_kernel("matmul_16x16")
+    return {
+        "tile": replace(kernel, tile=TileShape(16, 32, 16)),
+        "depths": replace(kernel, depths=Depths(2, 2, 1)),
+        "stack": replace(kernel, stack_bytes=4096),
+        "source": replace(kernel, source=load_kernel("matmul_64x512", "bf16").source),
+    }

@@ -21,7 +21,10 @@ NAME = PACKAGE.name
 
 # From the ground up; a name with a dot at its end stands for all modules of that package.
 LAYERS = [
-    ("vocabulary", ["kernel", "target", "sequence", "overlay", "report", "violation"]),
+    (
+        "vocabulary",
+        ["kernel", "kernel_watch", "target", "sequence", "overlay", "report", "violation"],
+    ),
     ("vocabulary", ["writing", "timeline", "timeline."]),
     (
         "vocabulary",
