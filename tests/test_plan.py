@@ -113,11 +113,29 @@ def test_the_crossover_is_the_first_row_count_the_npu_wins(
         return
     rows = plan.crossover_rows
     assert rows is not None and 100 < rows < 1500
-    npu_s = [
-        predict(TileGrid(plan.chosen.grid.kernel, m, 512, 512), rates=RATES).total_s
-        for m in (rows - 1, rows)
-    ]
-    assert npu_s[0] > (rows - 1) * row_s and npu_s[1] <= rows * row_s
+    kernel = plan.chosen.grid.kernel
+
+    def npu_wins(m: int) -> bool:
+        return predict(TileGrid(kernel, m, 512, 512), rates=RATES).total_s <= m * row_s
+
+    assert not npu_wins(rows - 1)
+    assert all(map(npu_wins, range(rows, rows + 3 * 256)))
+
+
+def test_after_the_crossover_no_block_of_rows_is_lost_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The first row of a block costs as much as all 256: here the NPU wins the last rows of some
+    blocks long before it wins the first rows of the next."""
+    monkeypatch.setattr(planning, "measure_host", lambda *_: RATES)
+    for row_s in (0.3e-6, 0.5e-6, 0.7e-6, 0.9e-6, 1.2e-6):
+        monkeypatch.setattr(planning, "time_on_cpu", lambda *_, s=row_s: CpuProduct(1, s, ""))
+        plan = plan_product((1500, 512, 512))
+        kernel, rows = plan.chosen.grid.kernel, plan.crossover_rows
+        assert rows is not None
+        for m in (rows, *(first for first in range(1, 20_000, 256) if first >= rows)):
+            npu_s = predict(TileGrid(kernel, m, 512, 512), rates=RATES).total_s
+            assert npu_s <= m * row_s * (1 + 1e-12), (row_s, rows, m)
 
 
 @pytest.mark.parametrize("size", ["tiny", "base"])

@@ -5,6 +5,7 @@ Times of the NPU are modelled; the host's stages and the CPU's product are measu
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, replace
 from typing import Any
@@ -152,18 +153,25 @@ def _crossover(
 ) -> int | None:
     """The fewest rows of A from which on the NPU, host stages included, takes no longer than the
     CPU; None where that is so for none up to ``MOST_ROWS``."""
-    grid = chosen.grid
+    grid, rows_of_block = chosen.grid, chosen.grid.kernel.block[0]
 
-    def npu_wins(rows: int) -> bool:
+    def npu_s(rows: int) -> float:
         part = TileGrid(grid.kernel, rows, grid.K, grid.N, grid.terms)
-        predicted = predict(part, chosen.strategy, chosen.npu, resident, rates)
-        return predicted.total_s <= cpu.seconds_for(rows)
+        return predict(part, chosen.strategy, chosen.npu, resident, rates).total_s
 
-    high = MOST_ROWS
+    def npu_wins(block: int) -> bool:
+        """From the first row of a block of rows on, which costs as much as all of it."""
+        first = block * rows_of_block + 1
+        return npu_s(first) <= cpu.seconds_for(first)
+
+    low, high = -1, MOST_ROWS // rows_of_block
     if not npu_wins(high):
         return None
-    low = 0
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if npu_wins(middle) else (middle, high)
-    return high
+    if high == 0:
+        return 1
+    # The NPU may also win the last rows of the block before, whose first row it loses.
+    last = high * rows_of_block
+    return min(last + 1, math.ceil(npu_s(last) / cpu.seconds_for(1)))

@@ -52,7 +52,7 @@ def show_encoder(name: str, planned: Sequence[Projection], console: Console) -> 
     console.print(
         "Weights are resident, each product is launched by itself. Changes of the overlay in the "
         f"sum: {overlay_switches(planned)}. Not in it: the products inside attention, softmax, "
-        f"LayerNorm and GELU, which the host computes.\n{BAND}",
+        f"LayerNorm and GELU.\n{BAND}",
         highlight=False,
     )
 
