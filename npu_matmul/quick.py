@@ -19,7 +19,7 @@ from npu_matmul.device import Device
 from npu_matmul.host import gemm
 from npu_matmul.host.compiled import direct
 from npu_matmul.host.pointers import address
-from npu_matmul.host.product import Panels
+from npu_matmul.host.product import Panels, rows_of_one_thread
 from npu_matmul.precision import EXACT
 from npu_matmul.report import CallReport
 
@@ -47,8 +47,7 @@ class Quick:
 def quick_product(device: Device, b: Panels) -> Quick:
     """The short way for a B that ``device`` has packed."""
     path = b.path
-    most_rows = path.small // max(1, b.depth * b.columns)
-    sizes = b.depth, b.columns, b.words.shape[0], most_rows, path.fed_bytes
+    sizes = b.depth, b.columns, b.words.shape[0], rows_of_one_thread(b), path.fed_bytes
     plan = np.array([b.address, *sizes], np.int64)
     place = address(plan)
 

@@ -16,6 +16,7 @@ from npu_matmul.accumulate import accumulate
 from npu_matmul.device.base import HostDevice
 from npu_matmul.host import product
 from npu_matmul.host.paths import PORTABLE, choose_path
+from npu_matmul.host.pointers import aligned_empty
 from npu_matmul.host.product import HostMatrix, Panels
 from npu_matmul.precision import BF16, EXACT, Operand, Precision, finish, scales_of
 
@@ -67,7 +68,7 @@ class CpuDevice(HostDevice):
             summed = result if how is EXACT else FLOAT32
             target = out if out is not None and summed == result else None
             if target is None:
-                target = np.empty((a.shape[0], b.content.columns), summed)
+                target = aligned_empty((a.shape[0], b.content.columns), summed)
             if self._in_one_pass(a, b, how, result, target):
                 path = b.content.path.name
                 return _as(target, result, out), f"{_SUMS[how.accumulator]} ({path})"

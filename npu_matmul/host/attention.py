@@ -24,7 +24,7 @@ from npu_matmul.host.compiled import compiled
 from npu_matmul.host.convert import convert
 from npu_matmul.host.paths import choose_path, cpu_features
 from npu_matmul.host.pointers import address, pointer
-from npu_matmul.host.product import BF16, PAD_BYTES, Panels, pack
+from npu_matmul.host.product import BF16, PACKED_PER_S, PAD_BYTES, Panels, pack
 from npu_matmul.host.threads import in_parts
 from npu_matmul.host.vectors import convert_row
 
@@ -76,8 +76,8 @@ def attention(
             )  # fmt: skip
         return -1
 
-    in_parts(pack_some, len(heads), 1)
-    in_parts(attend_some, len(heads) * blocks, 1)
+    in_parts(pack_some, len(heads), 1, 2 * key.nbytes / PACKED_PER_S)
+    in_parts(attend_some, len(heads) * blocks, 1, 2 * query.size * tokens / path.rate)
 
 
 def _rounded(x: Floats) -> NDArray[Any]:

@@ -19,10 +19,11 @@ from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from npu_matmul.host.pointers import LINE_BYTES
+
 ROWS = (1, 2, 4, 6, 8, 10, 12, 14)  # 14 rows of two vectors are 28 of AVX-512's 32 registers
 WORD = ir.IntType(32)
 INT = ir.IntType(64)
-LINE_BYTES = 64  # of the cache
 
 Value = Any  # an llvmlite value
 Dot = Callable[[ir.IRBuilder, Value, Value, Value], Value]  # sums, group of A, group of B
@@ -165,8 +166,9 @@ Epilogue = Callable[[ir.IRBuilder, Unit, Tile, Value, int, Value], None]
 def _make(unit: Unit, epilogue: Epilogue, c_bytes: int = 0, blocked: bool = False) -> Any:
     """A kernel as an intrinsic; all arguments are int64: addresses, and sizes in bytes or words.
 
-    ``c_bytes`` are those of an element of C, whose cache lines are asked for before the loop, so
-    that they have arrived when it ends; 0 asks for none. ``starts`` holds what the sums of each row
+    ``c_bytes`` are those of an element of C, whose cache lines are asked for in the loop, so that
+    they have arrived when it ends: a row of C a step, as a core waits for few lines at once. 0 asks
+    for none. ``starts`` holds what the sums of each row
     start from (INT32), ``tails`` the last, incomplete word of each row of A; it is 0 where K is
     whole words. With ``blocked`` A is stored as blocks of eight columns: ``a`` is the address of a
     table, where each row begins in the first block, ``a_row_bytes`` from block to block, and
@@ -253,9 +255,7 @@ def _generate(
         block = b.append_basic_block(f"rows{count}")
         choice.add_case(WORD(count), block)
         b.position_at_end(block)
-        for i in range(count):
-            _ask_for(b, b.add(args[7], b.mul(args[8], INT(i))), panel_bytes)
-        _rows(b, unit, epilogue, count, blocked, args[1:])
+        _rows(b, unit, epilogue, count, blocked, panel_bytes, args[1:])
         b.branch(done)
     b.position_at_end(done)
 
@@ -274,6 +274,7 @@ def _rows(
     epilogue: Epilogue,
     count: int,
     blocked: bool,
+    panel_bytes: int,
     args: Sequence[Value],
 ) -> None:
     a, a_row, words, starts, tails, panel, c, c_row, columns, row_scale, column_scale = args
@@ -303,6 +304,9 @@ def _rows(
     b.cbranch(b.icmp_signed("<", step, words), body, last)
 
     b.position_at_end(body)
+    if panel_bytes:
+        row = b.select(b.icmp_signed("<", step, INT(count)), step, INT(count - 1))
+        _ask_for(b, b.add(c, b.mul(c_row, row)), panel_bytes)
     offset, group_bytes = b.mul(step, stride), 8 * unit.lanes
     here = b.add(panel, b.mul(step, INT(groups * group_bytes)))
     new: list[Value] = sums

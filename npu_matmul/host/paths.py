@@ -27,8 +27,8 @@ PATH_VARIABLE = "NPU_MATMUL_CPU_PATH"
 @dataclass(frozen=True)
 class Path:
     """One way: the CPU features it needs (as LLVM calls them), columns of a panel, elements of a
-    group, bytes of an element as the instruction reads it, and how many multiplications take
-    about 100 us."""
+    group, bytes of an element as the instruction reads it, and multiplications per second of one
+    core, about: 230 and 117 G were measured on a Zen 4 at 3.7 GHz, twice that on a Zen 5."""
 
     name: str
     element: str
@@ -36,17 +36,15 @@ class Path:
     columns: int
     group: int
     fed_bytes: int
-    small: int
+    rate: float
 
 
 PORTABLE = "portable"
 PATHS = (
-    Path(
-        "avx512vnni", "int8", ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), 32, 4, 1, 24 << 20
-    ),
-    Path("avx2", "int8", ("avx2",), 16, 2, 2, 11 << 20),
+    Path("avx512vnni", "int8", ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), 32, 4, 1, 230e9),
+    Path("avx2", "int8", ("avx2",), 16, 2, 2, 90e9),
     Path(PORTABLE, "int8", (), 0, 0, 0, 0),
-    Path("avx512bf16", "bfloat16", ("avx512f", "avx512bw", "avx512bf16"), 32, 2, 2, 12 << 20),
+    Path("avx512bf16", "bfloat16", ("avx512f", "avx512bw", "avx512bf16"), 32, 2, 2, 117e9),
     Path(PORTABLE, "bfloat16", (), 0, 0, 0, 0),
 )
 

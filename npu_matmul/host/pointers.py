@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from ctypes import c_void_p
+from math import prod
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+LINE_BYTES = 64  # of the cache
 _DATA = object.__basicsize__  # bytes of what all objects begin with
 
 
@@ -21,6 +24,20 @@ def address(array: NDArray[Any]) -> int:
     would pay several.
     """
     return c_void_p.from_address(id(array) + _DATA).value or 0
+
+
+def aligned_empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """As ``np.empty``, from a cache line's start on: no vector of it crosses two lines. Writing
+    takes longer where they do; NumPy aligns large arrays to 16 bytes only.
+
+    >>> x = aligned_empty((3, 5), np.dtype(np.float32))
+    >>> x.shape, address(x) % 64
+    ((3, 5), 0)
+    """
+    count = prod(shape)
+    raw = np.empty(count + LINE_BYTES // dtype.itemsize, dtype)
+    start = -address(raw) % LINE_BYTES // dtype.itemsize
+    return raw[start : start + count].reshape(shape)
 
 
 @intrinsic

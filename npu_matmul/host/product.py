@@ -12,14 +12,16 @@ from numpy.typing import NDArray
 
 from npu_matmul.host import gemm, panels
 from npu_matmul.host.paths import Path
-from npu_matmul.host.pointers import address
-from npu_matmul.host.threads import in_parts
+from npu_matmul.host.pointers import address, aligned_empty
+from npu_matmul.host.threads import WORTH_S, in_parts
 
 INT8, INT32, FLOAT32, BF16 = (
     np.dtype(kind) for kind in (np.int8, np.int32, np.float32, ml_dtypes.bfloat16)
 )
 CONFLICT_BYTES = 4096  # rows this far apart share the few places of one set of a first-level cache
 PAD_BYTES = 64
+# Bytes, about: of B from the last cache (68 to 90 G were measured), and into panels (5 to 34 G).
+READ_PER_S, PACKED_PER_S = 80e9, 10e9
 
 _PACK = {"avx512vnni": panels.pack_vnni, "avx2": panels.pack_avx2, "avx512bf16": panels.pack_bf16}
 _FED = {"avx512vnni": INT8, "avx2": np.dtype(np.int16), "avx512bf16": BF16}
@@ -70,7 +72,7 @@ def pack(b: NDArray[Any], path: Path) -> Panels:
     """B (K, N), int8 or bf16 as the path wants it, of any layout, in panels."""
     depth, columns = b.shape
     count, groups = -(-columns // path.columns), -(-depth // path.group)
-    words = _aligned_words(count * groups * path.columns).reshape(count, groups, path.columns)
+    words = aligned_empty((count, groups, path.columns), np.dtype(np.uint32))
     row, element = b.strides
     start = address(b)
 
@@ -80,7 +82,7 @@ def pack(b: NDArray[Any], path: Path) -> Panels:
         _PACK[path.name](part, row, element, depth, left, words[first:last])
         return -1
 
-    in_parts(some, count, count if words.nbytes < 1 << 21 else 1)
+    in_parts(some, count, 1, words.nbytes / PACKED_PER_S)
     return Panels(path, depth, columns, words)
 
 
@@ -125,21 +127,30 @@ def product(
 
 def over_rows(walk: Any, left: Any, right: Any, target: Any, rows: int, b: Panels) -> int:
     """The walk, in threads where it is worth them: over rows, or over panels where rows are few."""
-    count = b.words.shape[0]
-    work = rows * b.depth * b.columns
+    count, one_thread_s = b.words.shape[0], expected_s(rows, b)
     if rows >= 2 * gemm.MOST_ROWS:
-        step = rows if work < b.path.small else gemm.MOST_ROWS
 
         def some_rows(first: int, last: int) -> int:
             return int(walk(left, (first, last), right, (0, count), target))
 
-        return in_parts(some_rows, rows, step)
-    step = count if work < b.path.small else 1
+        return in_parts(some_rows, rows, gemm.MOST_ROWS, one_thread_s)
 
     def some_panels(first: int, last: int) -> int:
         return int(walk(left, (0, rows), right, (first, last), target))
 
-    return in_parts(some_panels, count, step)
+    return in_parts(some_panels, count, 1, one_thread_s)
+
+
+def expected_s(rows: int, b: Panels) -> float:
+    """About how long one thread takes: to multiply, or to read B where rows are few."""
+    return max(rows * b.depth * b.columns / b.path.rate, b.words.nbytes / READ_PER_S)
+
+
+def rows_of_one_thread(b: Panels) -> int:
+    """The most rows of A whose product is not worth a second thread."""
+    if expected_s(0, b) >= WORTH_S:
+        return 0
+    return int(WORTH_S * b.path.rate / max(1, b.depth * b.columns))
 
 
 def unpack(b: Panels) -> NDArray[Any]:
@@ -165,10 +176,3 @@ def panel_scale(scale: NDArray[Any], b: Panels) -> NDArray[np.float32]:
     padded = np.zeros(b.words.shape[0] * b.words.shape[2], np.float32)
     padded[: b.columns] = scale.reshape(-1)
     return padded
-
-
-def _aligned_words(count: int) -> NDArray[np.uint32]:
-    """uint32 from a cache line's start on, so that no vector of a panel crosses two lines."""
-    raw = np.empty(count + 16, np.uint32)
-    start = -address(raw) % 64 // 4
-    return raw[start : start + count]
