@@ -1,8 +1,8 @@
 """What this CPU can do at most: instructions on registers alone, and plain copies of memory.
 
-Each probe is a loop of one multiply-add instruction on accumulators that stay in registers: as many
-as hide its latency, and no loads. Nothing that multiplies with that instruction can be faster. The
-instructions are written as inline assembly, so that no compiler folds, hoists or splits them.
+Each probe is a loop of one multiply-add instruction, or the pair that does it, on accumulators that
+stay in registers: as many as hide its latency, and no loads. Nothing that multiplies with that
+instruction can be faster. The instructions are written as inline assembly, so that no compiler folds, hoists or splits them.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class Probe:
     assembly: str
     operations: int
     accumulators: int
+    scratch: str = ""  # a register that the assembly overwrites, as LLVM's constraint
 
 
 PROBES = (
@@ -51,12 +52,13 @@ PROBES = (
     ),
     Probe(
         kind="int8 AVX2",
-        instruction="vpmaddwd",
+        instruction="vpmaddwd+vpaddd",  # each product of pairs has to be added to its sums
         bits=256,
         feature="avx2",
-        assembly="vpmaddwd $1, $0, $0",  # the sums' additions can go to other units
+        assembly="vpmaddwd $1, $2, %ymm15; vpaddd %ymm15, $0, $0",
         operations=32,
         accumulators=12,
+        scratch="~{ymm15}",
     ),
     Probe(
         kind="bf16",
@@ -193,4 +195,5 @@ def _operands(probe: Probe, lanes: ir.VectorType) -> list[ir.Constant]:
 def _constraints(probe: Probe) -> str:
     """The accumulator is output and input at once; 256-bit code keeps to the registers of AVX2."""
     register = "v" if probe.bits == 512 else "x"
-    return f"={register},{register},{register},0"
+    constraints = f"={register},{register},{register},0"
+    return f"{constraints},{probe.scratch}" if probe.scratch else constraints
