@@ -2,7 +2,8 @@
 
 Each probe is a loop of one multiply-add instruction, or the pair that does it, on accumulators that
 stay in registers: as many as hide its latency, and no loads. Nothing that multiplies with that
-instruction can be faster. The instructions are written as inline assembly, so that no compiler folds, hoists or splits them.
+instruction can be faster. The instructions are written as inline assembly, so that no compiler
+folds, hoists or splits them.
 """
 
 from __future__ import annotations
