@@ -26,7 +26,7 @@ from npu_matmul.whisper.commands import encode, transcribe
 
 USER_ERRORS = (
     *(DeviceError, UnknownDevice, UnknownKernel, KernelNotBuilt, ManifestError),
-    *(ValueError, OSError, ModuleNotFoundError),
+    *(ValueError, OSError, ModuleNotFoundError, MemoryError),
 )
 COMMANDS = (
     *(demo, encode, transcribe, kernels, devices),
@@ -40,7 +40,7 @@ def main() -> None:
     try:
         app()
     except USER_ERRORS as error:
-        message = f"[red]error:[/red] {escape(str(error))}"
+        message = f"[red]error:[/red] {escape(str(error) or 'there is not enough memory')}"
         Console(stderr=True).print(message, highlight=False, soft_wrap=True)
         sys.exit(2)
 

@@ -133,6 +133,19 @@ def test_what_a_person_can_cure_is_one_line_and_exit_code_2(
     assert "Traceback" not in done.stderr
 
 
+def test_want_of_memory_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app() -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "app", app)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: there is not enough memory\n"
+
+
 def test_demo_counts_and_exits_with_0_when_all_values_are_equal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

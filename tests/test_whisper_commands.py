@@ -95,6 +95,11 @@ def test_encode_takes_a_precision_per_projection(weights: str, tmp_path: Path) -
         features.append(np.load(output)["features"])
     exact, int8, mixed = features
     assert np.array_equal(mixed, exact) and not np.array_equal(int8, exact)
+    settings = encode.Settings(weights, None, "cpu", (("conv*", "bf16"), ("*", "int8")))
+    again = replace(settings, precision=(*settings.precision, ("conv*", "bf16x3")))
+    first, last = (encode.Pipeline(each).encoder.precisions for each in (settings, again))
+    assert (first["conv1"], last["conv1"]) == ("int8", "bf16x3")
+    assert last["conv2"] == "bf16x3" and last["blocks.0.mlp.0"] == "int8"
     refused = run("encode", audio, "--weights", weights, "--precision", "blocks.9.*=int8")
     assert refused.exit_code != 0 and "matches no product" in str(refused.exception)
 
@@ -198,6 +203,7 @@ def test_what_nothing_can_be_encoded_with_is_one_line_and_exit_code_2(tmp_path: 
     for arguments, said in (
         (["encode", audio, "--weights", str(tmp_path / "no")], "there is no such file or direct"),
         (["encode", audio, "--random", "huge"], "'huge' is not one of 'tiny', 'base'"),
+        (["encode", audio, "--weights", "no", "--precision", "conv1=int9"], "no precision 'int9'"),
         (["transcribe", audio, "--weights", "x", "-o", "x.doc"], "ends in .txt, .srt, .vtt"),
     ):
         done = main(*arguments)

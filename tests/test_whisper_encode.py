@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import doctest
+import fcntl
 import os
 import time
 from pathlib import Path
@@ -190,6 +191,80 @@ def test_files_are_spread_and_a_process_that_dies_costs_its_own_file(
         assert reports[name].error == ""
         features = np.load(tmp_path / f"{i}.npz")["features"][0]
         assert_equal_bits(features, want(log_mel_spectrogram(samples, device="cpu")))
+
+
+def note_and_fail(settings: Settings, job: Job) -> FileReport:
+    """In a process of its own: no pipeline can be made; each attempt leaves a file."""
+    assert settings.weights is not None
+    (Path(settings.weights) / job.audio).touch()
+    raise ValueError("there is no precision 'int9'")
+
+
+def test_what_no_process_can_use_is_raised_before_the_other_files(tmp_path: Path) -> None:
+    jobs = [Job(f"{i}.wav") for i in range(40)]
+    with pytest.raises(ValueError, match="no precision 'int9'"):
+        list(over_processes(Settings(weights=str(tmp_path)), jobs, 2, note_and_fail))
+    assert 1 <= len(list(tmp_path.iterdir())) <= 2
+
+
+holding: list[int] = []
+
+
+def need_all_memory(settings: Settings, job: Job) -> FileReport:
+    """In a process of its own: there is memory for the pipeline of one process at a time."""
+    assert settings.weights is not None
+    if not holding:
+        file = os.open(settings.weights, os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise MemoryError("no memory for an encoder") from None
+        holding.append(file)
+    time.sleep(0.05)
+    return FileReport(job.audio, error=str(os.getpid()))
+
+
+def test_a_process_without_memory_for_its_pipeline_costs_no_file(tmp_path: Path) -> None:
+    jobs = [Job(f"{i}.wav") for i in range(60)]
+    settings = Settings(weights=str(tmp_path / "memory"))
+    reports = list(over_processes(settings, jobs, 2, need_all_memory))
+    assert sorted(report.audio for report in reports) == sorted(job.audio for job in jobs)
+    # the first, then one that does all after the other has failed
+    assert {report.error.isdigit() for report in reports} == {True}
+    assert len({report.error for report in reports}) <= 2
+
+
+def test_no_error_takes_the_reports_of_other_files_away() -> None:
+    jobs = [Job("a.wav"), Job("b.wav"), Job("c.wav")]
+    reports = list(over_processes(Settings(), jobs, 1, all_but_b))
+    assert [(report.audio, report.error) for report in reports] == [
+        ("a.wav", ""),
+        ("b.wav", "MemoryError: none left"),
+        ("c.wav", ""),
+    ]
+
+
+def all_but_b(settings: Settings, job: Job) -> FileReport:
+    if job.audio == "b.wav":
+        raise MemoryError("none left")
+    return FileReport(job.audio)
+
+
+def die_or_tell_process(settings: Settings, job: Job) -> FileReport:
+    if "deadly" in job.audio:
+        os._exit(1)
+    time.sleep(0.05)  # so that files are still waiting when the death is seen
+    return FileReport(job.audio, error=str(os.getpid()))
+
+
+def test_after_a_process_died_the_other_files_share_processes_again() -> None:
+    jobs = [Job("deadly"), *(Job(f"{i}.wav") for i in range(20))]
+    reports = list(over_processes(Settings(), jobs, 2, die_or_tell_process))
+    by_name = {report.audio: report.error for report in reports}
+    assert len(reports) == len(by_name) == len(jobs)
+    assert by_name.pop("deadly") == "the process that encoded it died"
+    # of the pool that broke, one for the file beside the deadly one, of the pool after that
+    assert len(set(by_name.values())) <= 1 + 1 + 2
 
 
 def test_a_trace_hears_the_processes_that_encode(

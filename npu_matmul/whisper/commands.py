@@ -151,7 +151,7 @@ def transcribe(
     kinds = (".txt", ".srt", ".vtt", ".tsv", ".json")
     if output is not None and output.suffix not in kinds:
         raise click.UsageError(f"{output}: a name that ends in {', '.join(kinds)} is needed")
-    options = {"device": device, "precision": dict(_precision_pairs(precision))}
+    options = {"device": device, "precision": _precision_pairs(precision)}
     model = load_model(weights, attention=attention, **options)
     with record() as book, console.status("transcribing"):
         result = transcribe_file(model, audio, language=language, task=task)
@@ -166,7 +166,13 @@ def transcribe(
 
 
 def _precision_pairs(given: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    pairs = (text.rpartition("=") for text in given)
+    from npu_matmul.precision import PRECISIONS
+
+    pairs = [text.rpartition("=") for text in given]
+    for _, _, precision in pairs:  # now, and not when the weights have been read
+        if precision not in PRECISIONS:
+            known = ", ".join(PRECISIONS)
+            raise click.UsageError(f"there is no precision {precision!r}; known are: {known}")
     return tuple((pattern or "*", precision) for pattern, _, precision in pairs)
 
 

@@ -93,7 +93,7 @@ class Pipeline:
         self.encoder = AudioEncoder(
             tensors,
             device=device,
-            precision=dict(settings.precision),
+            precision=settings.precision,
             attention=settings.attention,
             source=source,
         )

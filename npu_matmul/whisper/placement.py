@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
@@ -33,7 +33,7 @@ ATTENTION_PRODUCTS = ("attn.qk", "attn.wv")
 # costs accuracy where it saves least. A pattern that names these products overrides it.
 ATTENTION_PRECISION = {"bf16": "bf16", "bf16x3": "bf16x3", "int8": "bf16"}
 
-PrecisionChoice = str | Mapping[str, str]
+PrecisionChoice = str | Mapping[str, str] | Sequence[tuple[str, str]]
 # device, tokens, width of a head, precision of its products -> "host" or "device"
 AttentionRule = Callable[[Device, int, int, str], str]
 
@@ -42,7 +42,8 @@ def precisions(choice: PrecisionChoice, names: Iterable[str]) -> dict[str, str]:
     """The precision of each of these products.
 
     ``choice`` is one precision for all, or maps patterns (as of a shell: ``*``, ``?``, ``[…]``) to
-    precisions; the last pattern that matches a name decides, and what none matches is bf16.
+    precisions, or is pairs of both; the last pattern that matches a name decides, and what none
+    matches is bf16.
 
     Raises:
         ValueError: a precision that does not exist, or a pattern that matches no name.
@@ -52,9 +53,10 @@ def precisions(choice: PrecisionChoice, names: Iterable[str]) -> dict[str, str]:
     {'conv1': 'int8', 'blocks.0.mlp.0': 'int8', 'blocks.0.mlp.2': 'bf16x3', 'blocks.0.attn.qk': \
 'bf16'}
     """
-    patterns = {"*": choice} if isinstance(choice, str) else dict(choice)
+    choice = {"*": choice} if isinstance(choice, str) else choice
+    pairs = list(choice.items()) if isinstance(choice, Mapping) else list(choice)
     names = list(names)
-    for pattern, precision in patterns.items():
+    for pattern, precision in pairs:
         if precision not in PRECISIONS:
             known = ", ".join(PRECISIONS)
             raise ValueError(f"there is no precision {precision!r}; known are: {known}")
@@ -63,12 +65,12 @@ def precisions(choice: PrecisionChoice, names: Iterable[str]) -> dict[str, str]:
                 f"the pattern {pattern!r} matches no product; their names are like "
                 f"{', '.join(_examples(names))}"
             )
-    return {name: _precision_of(name, patterns) for name in names}
+    return {name: _precision_of(name, pairs) for name in names}
 
 
-def _precision_of(name: str, patterns: Mapping[str, str]) -> str:
+def _precision_of(name: str, pairs: Sequence[tuple[str, str]]) -> str:
     chosen = DEFAULT_PRECISION
-    for pattern, precision in patterns.items():
+    for pattern, precision in pairs:
         if not fnmatchcase(name, pattern):
             continue
         by_name = "qk" in pattern or "wv" in pattern

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", THREADS_VARIABLE)
 CONNECT_S = 10  # until a scheduler must have answered
 NPU_RESOURCE = "NPU"  # what a Dask worker declares: one, as it has one NPU
 
+Lost = tuple[Job, Exception]  # a file without a report, and why
+
 
 def over_processes(
     settings: Settings,
@@ -36,25 +40,68 @@ def over_processes(
     """Encode files in ``processes`` processes, which share this machine's cores among them.
 
     A file whose process dies (for want of memory, say) is tried once more in a process of its own,
-    as another file's may have been the cause.
+    as another file's may have been the cause. Where only some processes can make their pipeline,
+    there are as many fewer from then on as could not.
 
     Raises:
-        What making the pipeline raises, as no file could be encoded then.
+        What making the pipeline raises, where no process could make one.
     """
-    unfinished: list[Job] = []
-    with _threads_each(processes), _pool(processes) as pool:
-        futures = {_submit(pool, encode, settings, job): job for job in jobs}
-        for future in as_completed(futures):
+    waiting, any_made = deque(jobs), False
+    while waiting:
+        lost: list[Lost] = []
+        with _threads_each(processes), _pool(processes) as pool:
+            work = partial(_submit, pool, encode, settings)
+            for report in _until_one_is_lost(work, waiting, processes, lost):
+                any_made = True
+                yield report
+        died = [job for job, error in lost if isinstance(error, BrokenProcessPool)]
+        failed = [(job, error) for job, error in lost if not isinstance(error, BrokenProcessPool)]
+        if failed and not any_made:
+            raise failed[0][1]
+        yield from (_alone(settings, job, encode) for job in died)
+        if processes == 1:
+            yield from (_failure(job, error) for job, error in failed)
+        else:
+            waiting.extend(job for job, _ in failed)
+            processes = max(1, processes - len(failed))
+
+
+def _until_one_is_lost(
+    submit: Callable[[Job], Future[Any]], waiting: deque[Job], processes: int, lost: list[Lost]
+) -> Iterator[FileReport]:
+    """Reports of files that are taken from ``waiting``, as many at a time as there are processes.
+    After the first without a report, those that are running are waited for, and no other begins."""
+    running: dict[Future[Any], Job] = {}
+    reports: list[FileReport] = []
+    while True:
+        while waiting and not lost and len(running) < processes:
             try:
-                yield _result(future)
-            except BrokenProcessPool:
-                unfinished.append(futures[future])
-    for job in unfinished:
-        with _threads_each(1), _pool(1) as pool:
+                running[submit(waiting[0])] = waiting[0]
+            except BrokenProcessPool:  # by a process that had nothing to do
+                break
+            waiting.popleft()
+        yield from reports
+        if not running:
+            return
+        reports = []
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            job = running.pop(future)
             try:
-                yield _result(_submit(pool, encode, settings, job))
-            except BrokenProcessPool:
-                yield FileReport(job.audio, error="the process that encoded it died")
+                reports.append(_result(future))
+            except Exception as error:  # whatever the pipeline, or its process, ended with
+                lost.append((job, error))
+
+
+def _alone(
+    settings: Settings, job: Job, encode: Callable[[Settings, Job], FileReport]
+) -> FileReport:
+    with _threads_each(1), _pool(1) as pool:
+        try:
+            return _result(_submit(pool, encode, settings, job))
+        except BrokenProcessPool:
+            return FileReport(job.audio, error="the process that encoded it died")
+        except Exception as error:
+            return _failure(job, error)
 
 
 def over_dask(
@@ -119,7 +166,10 @@ def _outcome(future: Any, job: Job) -> FileReport:
     if future.status == "finished":
         report: FileReport = future.result()
         return replace(report, audio=job.audio, output=job.output)
-    error = future.exception()
+    return _failure(job, future.exception())
+
+
+def _failure(job: Job, error: BaseException) -> FileReport:
     return FileReport(job.audio, error=f"{type(error).__name__}: {error}")
 
 
