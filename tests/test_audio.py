@@ -116,6 +116,12 @@ def test_pad_or_trim_makes_30_s(count: int) -> None:
     assert not window[count:].any()
 
 
+@pytest.mark.parametrize("shape", [(), (16_000, 2), (2, 16_000)])
+def test_only_one_channel_is_padded(shape: tuple[int, ...]) -> None:
+    with pytest.raises(AudioError, match=re.escape(f"shape {shape}, one dimension is needed")):
+        pad_or_trim(np.zeros(shape, np.float32))
+
+
 # Samples that cannot be used
 
 
@@ -125,8 +131,8 @@ def test_too_few_samples_are_refused_with_the_minimum(count: int) -> None:
         checked(np.zeros(count), at_least=201)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_samples_that_are_not_finite_are_refused_with_their_place(value: float) -> None:
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e20, -1e300])
+def test_samples_that_are_not_finite_or_absurd_are_refused_with_their_place(value: float) -> None:
     samples = np.zeros(1600)
     samples[[7, 9]] = value
     with pytest.raises(AudioError, match=r"2 of 1600 samples .* index 7; .*nan_to_num"):

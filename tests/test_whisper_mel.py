@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from npu_matmul.device import NpuDevice
 from npu_matmul.whisper import mel
-from npu_matmul.whisper.audio import AudioError, pad_or_trim, speech_sample
+from npu_matmul.whisper.audio import LOUDEST, AudioError, pad_or_trim, speech_sample
 from npu_matmul.whisper.ledger import record
 from npu_matmul.whisper.mel import (
     LogMel,
@@ -216,7 +216,20 @@ def test_features_of_a_window_are_independent_of_the_file_it_is_in() -> None:
     np.testing.assert_array_equal(log_mel(quiet), alone)
 
 
+@pytest.mark.parametrize("precision", list(DOCUMENTED))
+def test_the_loudest_samples_have_features(precision: str) -> None:
+    """Those of the same sound at a usual level, shifted: a power of two changes no rounding but
+    that of the logarithms."""
+    log_mel = LogMel(80, device="cpu", precision=precision)
+    samples = speech_sample() / np.abs(speech_sample()).max()
+    shift = 2 * np.log10(LOUDEST) / 4
+    got = log_mel(samples * np.float32(LOUDEST))
+    np.testing.assert_allclose(got, log_mel(samples) + shift, rtol=1e-6, atol=1e-6)
+
+
 def test_unusable_samples_are_refused_on_a_device_too() -> None:
+    with pytest.raises(AudioError, match="beyond 2147483648, the first, 1e\\+20, at index 7"):
+        log_mel_spectrogram(np.where(np.arange(1600) == 7, 1e20, 0.0), device="cpu")
     with pytest.raises(AudioError, match="at least 201"):
         log_mel_spectrogram(np.zeros(200), device="cpu")
     with pytest.raises(ValueError, match="there is no precision 'f32'; known are: bf16, bf16x3"):

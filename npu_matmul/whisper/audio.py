@@ -19,6 +19,11 @@ SAMPLE_RATE_HZ = 16_000
 SAMPLE_BYTES = 2  # signed 16-bit PCM
 FULL_SCALE = 2 ** (8 * SAMPLE_BYTES - 1)  # 32768: PCM value of the sample 1.0
 
+# Full scale of 32-bit integers, the loudest that a writer may have left unscaled. Of samples from
+# 1e17 on, float32 cannot hold the power of a frame.
+LOUDEST = 2.0**31
+UNUSABLE = f"NaN, infinite or beyond {LOUDEST:.0f}"
+
 WINDOW_S = 30  # what the encoder sees at once
 WINDOW_SAMPLES = WINDOW_S * SAMPLE_RATE_HZ  # 480,000
 
@@ -78,23 +83,21 @@ def speech_sample() -> NDArray[np.float32]:
 
 
 def pad_or_trim(samples: ArrayLike, length: int = WINDOW_SAMPLES) -> NDArray[Any]:
-    """The first ``length`` samples; zeros after them where there are fewer.
+    """The first ``length`` samples of one channel; zeros after them where there are fewer.
+
+    Raises:
+        AudioError: samples that are not one-dimensional.
 
     >>> pad_or_trim([0.5, 0.25], 3).tolist(), pad_or_trim([0.5, 0.25], 1).tolist()
     ([0.5, 0.25, 0.0], [0.5])
     """
-    array = np.asarray(samples)
+    array = _one_channel(samples)
     return np.pad(array[:length], (0, max(0, length - len(array))))
 
 
 def checked(samples: ArrayLike, at_least: int = 1) -> NDArray[Any]:
     """The samples as an array, or an AudioError that says what to change."""
-    array = np.asarray(samples)
-    if array.ndim != 1:
-        raise AudioError(
-            f"samples have shape {array.shape}, one dimension is needed: "
-            "pass one channel, e.g. samples.mean(axis=channel_axis)"
-        )
+    array = _one_channel(samples)
     if not np.issubdtype(array.dtype, np.floating):
         raise AudioError(
             f"samples are {array.dtype}, floating point in [-1, 1) is needed: "
@@ -106,13 +109,29 @@ def checked(samples: ArrayLike, at_least: int = 1) -> NDArray[Any]:
             f"({1000 * at_least / SAMPLE_RATE_HZ:.1f} ms at {SAMPLE_RATE_HZ} Hz) are needed: "
             "pad with zeros or pass a longer recording"
         )
-    bad = np.flatnonzero(~np.isfinite(array))
+    bad = np.flatnonzero(~usable(array))
     if len(bad):
         raise AudioError(
-            f"{len(bad)} of {len(array)} samples are NaN or infinite, the first at index {bad[0]}; "
-            "finite samples are needed: find their source, or replace them with np.nan_to_num"
+            f"{len(bad)} of {len(array)} samples are {UNUSABLE}, the first, {array[bad[0]]:g}, at "
+            f"index {bad[0]}; find their source, or replace them (np.nan_to_num, np.clip)"
         )
-    return np.asarray(array)
+    return array
+
+
+def usable(samples: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which samples can be a sound: numbers, not beyond :data:`LOUDEST`."""
+    found: NDArray[np.bool_] = np.abs(samples) <= LOUDEST  # false of NaN
+    return found
+
+
+def _one_channel(samples: ArrayLike) -> NDArray[Any]:
+    array = np.asarray(samples)
+    if array.ndim != 1:
+        raise AudioError(
+            f"samples have shape {array.shape}, one dimension is needed: "
+            "pass one channel, e.g. samples.mean(axis=channel_axis)"
+        )
+    return array
 
 
 def _check_format(path: str | os.PathLike[str], wav: wave.Wave_read) -> None:

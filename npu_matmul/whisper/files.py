@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import math
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -22,16 +24,33 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.whisper.audio import SAMPLE_RATE_HZ, WINDOW_SAMPLES, AudioError, pad_or_trim
+from npu_matmul.whisper.audio import (
+    SAMPLE_RATE_HZ,
+    UNUSABLE,
+    WINDOW_SAMPLES,
+    AudioError,
+    pad_or_trim,
+    usable,
+)
 
-BLOCK_S = 10  # of audio that is read at once
+BLOCK_SAMPLES = 1 << 17  # of all channels together that are read at once: 512 KiB, 8 s of one
+UNKNOWN = 1 << 62  # frames; libsndfile has 2**63 - 1 where a FLAC does not tell how many it holds
+
+# In libsndfile's log of a file that it opened.
+CHUNK_BYTES = re.compile(r"^ *(?:data|SSND|Data Size) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
+NO_LAST_PAGE = "Last page lacks an end-of-stream bit"  # of an Ogg stream
+ESTIMATED = re.compile(r"bitrate mode *: constant")  # of an MP3, whose length is then a guess
+MP3_FRAME = 1152  # samples at most, of the frame that tells the length; some count it as sound
+# Writers that cannot go back, as in a pipe, promise so much or more: sox 0x7FFFF000, others -1.
+PIPE_BYTES = 0x7FFF_0000
+
 Samples = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class AudioFile:
-    """An audio file that can be opened. ``seconds`` is its length, None where only reading tells;
-    ``reader`` is "libsndfile" or "ffmpeg"."""
+    """An audio file that can be opened. ``seconds`` is its length, None where only reading tells,
+    an estimate for an MP3 of constant bit rate; ``reader`` is "libsndfile" or "ffmpeg"."""
 
     path: Path
     seconds: float | None
@@ -48,7 +67,8 @@ class AudioFile:
         """Its samples: 16 kHz, mono, float32, a block at a time.
 
         Raises:
-            AudioError: NaN or infinite samples, a file cut short, or one without samples.
+            AudioError: samples that are NaN, infinite or absurdly large; damaged, cut short as far
+                as its format tells, or without samples.
         """
         read = _sndfile_blocks if self.reader == "libsndfile" else _ffmpeg_blocks
         any_samples = False
@@ -63,7 +83,7 @@ def open_audio(path: str | os.PathLike[str]) -> AudioFile:
     """The audio file at ``path``.
 
     Raises:
-        AudioError: not audio, as far as libsndfile and ffmpeg can tell.
+        AudioError: not audio, as far as libsndfile and ffmpeg can tell, or cut short.
         OSError: there is no such file, or it cannot be read.
         ModuleNotFoundError: the extra is not installed.
     """
@@ -81,7 +101,9 @@ def open_audio(path: str | os.PathLike[str]) -> AudioFile:
             f"{place}: not audio that libsndfile can read ({error.error_string}); install ffmpeg "
             "for other formats"
         ) from error
-    return AudioFile(place, info.frames / info.samplerate, "libsndfile")
+    _check_whole(place, info.extra_info)
+    seconds = None if info.frames >= UNKNOWN else info.frames / info.samplerate
+    return AudioFile(place, seconds, "libsndfile")
 
 
 def windows(blocks: Iterable[Samples]) -> Iterator[tuple[Samples, int]]:
@@ -108,17 +130,41 @@ def _sndfile_blocks(path: Path) -> Iterator[Samples]:
     soundfile = _soundfile()
     try:
         with soundfile.SoundFile(str(path)) as file:
+            # soundfile else seeks after each read: an error at the end of a FLAC of unknown length,
+            # and other samples once more at the end of an MP3 that is shorter than was estimated
+            file.seekable = lambda: False
             rate, seen = file.samplerate, 0
             resample = _resampler(rate)
-            for block in file.blocks(BLOCK_S * rate, dtype="float32", always_2d=True):
-                _check_finite(path, block, seen, rate)
+            frames = BLOCK_SAMPLES // file.channels
+            while len(block := file.read(frames, dtype="float32", always_2d=True)):
+                _check_samples(path, block, seen, rate)
                 seen += len(block)
                 yield resample(block.mean(axis=1, dtype=np.float32), last=False)
             yield resample(np.empty(0, np.float32), last=True)
-            if seen < file.frames:
+            if seen < _at_least(file):
                 raise AudioError(f"{path}: cut short: {seen} of {file.frames} samples were found")
     except soundfile.LibsndfileError as error:
         raise AudioError(f"{path}: cannot be decoded ({error.error_string})") from error
+
+
+def _at_least(file: Any) -> int:
+    """How many samples a file must have, by what its header tells."""
+    if file.frames >= UNKNOWN or ESTIMATED.search(file.extra_info):
+        return 0
+    return int(file.frames) - (MP3_FRAME if file.format == "MP3" else 0)
+
+
+def _check_whole(path: Path, log: str) -> None:
+    """Refuse a file that ends early, of which libsndfile only notes that in its log."""
+    lost = "its last page is missing" if NO_LAST_PAGE in log else ""
+    for promised, held in CHUNK_BYTES.findall(log):
+        if int(held) < int(promised) < PIPE_BYTES:
+            lost = f"{held} of {promised} bytes of sound are there"
+    if lost:
+        raise AudioError(
+            f"{path}: cut short: {lost}; copy the file again, or, if what is there is enough, "
+            f"write that as a file of its own: ffmpeg -i {shlex.quote(str(path))} whole.wav"
+        )
 
 
 def _resampler(rate: int) -> Any:
@@ -141,27 +187,35 @@ def _ffmpeg_blocks(path: Path) -> Iterator[Samples]:
     ):
         assert process.stdout is not None
         try:
-            while data := process.stdout.read(BLOCK_S * SAMPLE_RATE_HZ * 4):
+            while data := process.stdout.read(BLOCK_SAMPLES * 4):
                 block = np.frombuffer(data[: len(data) // 4 * 4], "<f4").astype(np.float32)
-                _check_finite(path, block[:, np.newaxis], seen, SAMPLE_RATE_HZ)
+                _check_samples(path, block[:, np.newaxis], seen, SAMPLE_RATE_HZ)
                 seen += len(block)
                 yield block
         except BaseException:  # also when the caller stops reading
             process.kill()
             raise
-        if process.wait():
-            errors.seek(0)
-            words = errors.read().decode(errors="replace").strip().splitlines() or ["no reason"]
-            raise AudioError(f"{path}: ffmpeg cannot read it ({words[-1]})")
-
-
-def _check_finite(path: Path, block: Samples, seen: int, rate: int) -> None:
-    bad = ~np.isfinite(block).all(axis=1)
-    if bad.any():
-        first = seen + int(np.argmax(bad))
+        failed = process.wait() != 0
+        errors.seek(0)
+        words = errors.read().decode(errors="replace").strip()
+    first = words.partition("\n")[0].rpartition("] ")[2]  # without "[mov @ 0x55d0c8]", who says it
+    if failed:
+        raise AudioError(f"{path}: ffmpeg cannot read it ({first or 'no reason given'})")
+    if words:  # it decodes what it can, and calls that a success
         raise AudioError(
-            f"{path}: NaN or infinite samples, the first at {first / rate:.3f} s; find their "
-            "source, or replace them (np.nan_to_num) and write the file again"
+            f"{path}: damaged, as ffmpeg says ({first}); copy the file again, or, if what can "
+            f"be decoded is enough: ffmpeg -i {shlex.quote(str(path))} whole.wav"
+        )
+
+
+def _check_samples(path: Path, block: Samples, seen: int, rate: int) -> None:
+    good = usable(block)
+    if not good.all():
+        frame, channel = np.argwhere(~good)[0]
+        raise AudioError(
+            f"{path}: samples are {UNUSABLE}, the first, {block[frame, channel]:g}, at "
+            f"{(seen + frame) / rate:.3f} s; find their source, or replace them (np.nan_to_num, "
+            "np.clip) and write the file again"
         )
 
 
