@@ -56,7 +56,7 @@ def npu_matmul(
     - "bf16" (default): operands rounded to bf16, sums in f32;
     - "bf16x3": each operand as two bf16 terms, three products, sums in f32;
     - "int8": A quantised by row and B by column, exact INT32 sums, scaled back. NaN and infinity
-      are refused; they pass through the other two as IEEE says.
+      are refused, which pass through the other two as IEEE says; so is K beyond 133,144.
 
     Parameters
     ----------

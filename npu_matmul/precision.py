@@ -40,6 +40,7 @@ from npu_matmul.host.convert import (
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 Scales = tuple[NDArray[Any], NDArray[Any]]  # of rows and columns, both flat and of one float type
+MOST_QUANTISED = (2**31 - 1) // 127**2  # K up to which INT32 holds all sums: 133,144
 SMALLEST_SCALE = np.finfo(np.float64).smallest_normal  # of float64: below, 127 / x can overflow
 
 
@@ -140,12 +141,18 @@ def quantise(x: NDArray[Any], axis: int, name: str) -> Operand:
     """Symmetric int8 with one scale per row (``axis=1``) or column (``axis=0``): largest becomes
     127.
 
-    What is all zero stays exactly zero. Raises :class:`QuantiseError` for NaN and infinity.
+    What is all zero stays exactly zero. Raises :class:`QuantiseError` for NaN and infinity,
+    ValueError for a K whose INT32 sums could overflow.
 
     >>> operand = quantise(np.array([[1.0, -2.0], [0.0, 0.0]]), axis=1, name="A")
     >>> operand.matrix.tolist(), operand.scale.ravel().tolist()
     ([[64, -127], [0, 0]], [0.015748031496062992, 1.0])
     """
+    if x.shape[axis] > MOST_QUANTISED:
+        raise ValueError(
+            f"precision='int8': K is {x.shape[axis]:,}; INT32 holds the sums of up to "
+            f"{MOST_QUANTISED:,} products. Use precision='bf16', or add the products of parts of K"
+        )
     largest = magnitudes(x, axis)
     scale, inverse = np.empty_like(largest), np.empty_like(largest)
     if largest.dtype == np.float64 or not plain_scales(largest.view(np.uint32), scale, inverse):

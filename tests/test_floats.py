@@ -115,6 +115,23 @@ def test_zero_rows_and_columns_are_exact_in_int8(device: str) -> None:
 
 
 @every_device
+def test_int8_refuses_a_k_whose_sums_int32_cannot_hold(device: str) -> None:
+    """Where all is alike, each product is 127 * 127: the largest sum there can be."""
+    ones = np.ones((1, 133_145), np.float32)
+    a, b = ones[:, 1:], ones[:, 1:].T
+    got = npu_matmul(a, b, precision="int8", device=device)
+    # rounded five times: both scales, the sum, and two products by scales
+    assert abs(got[0, 0] - 133_144) <= 5 * 2**-24 * 133_144
+    out = np.full((1, 1), 7, np.float32)
+    with pytest.raises(ValueError, match=r"K is 133,145;.* up to 133,144 .*precision='bf16'"):
+        npu_matmul(ones, ones.T, out, precision="int8", device=device)
+    with pytest.raises(ValueError, match="K is 133,145"):
+        pack_b(ones.T, precision="int8", device=device)
+    assert out == 7
+    assert_equal_bits(npu_matmul(a, b, precision="int8", device=device), got)
+
+
+@every_device
 def test_int8_refuses_what_it_lacks_and_the_next_call_works(device: str) -> None:
     a = normals(1, 4, 4)
     bad = a.copy()
@@ -211,6 +228,26 @@ def test_shapes_out_and_dtype_are_numpys(device: str) -> None:
         npu_matmul(a, b, dtype=np.int32, device=device)
     empty = npu_matmul(np.zeros((3, 0), np.float16), np.zeros((0, 4), np.float16), device=device)
     assert_equal_bits(empty, np.zeros((3, 4), np.float16))
+
+
+@every_device
+@every_precision
+@pytest.mark.parametrize("dtype", ["f2", "f8"])
+def test_any_byte_order_of_any_float_gives_the_same(
+    device: str, precision: str, dtype: str
+) -> None:
+    """Among them a float64 that float32 would round to a tie, beyond which bf16 lies."""
+    a, b = normals(1, 20, 17).astype(dtype), normals(2, 17, 12).astype(dtype)
+    a[0, 0], b[0, 0] = 1 + 2**-8 + 2**-40, 1 + 2**-8 + 2**-40
+    a[1, 1] = 6e4 if dtype == "f2" else 1e39  # beyond float32
+    if dtype == "f8" and precision != "int8":
+        a[1, 1] = np.inf
+    options = {"precision": precision, "device": device, "dtype": np.float32}
+    want = npu_matmul(a, b, **options)
+    other = a.astype(">" + dtype), b.astype(">" + dtype)
+    for left, right in [(other[0], b), (a, other[1]), other]:
+        assert_equal_bits(npu_matmul(left, right, **options), want)
+    assert_equal_bits(npu_matmul(other[0], pack_b(b, precision=precision, device=device), dtype=np.float32), want)
 
 
 @every_device
