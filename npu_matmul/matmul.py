@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from npu_matmul.call import Call, call_on
 from npu_matmul.choose import MANY_ROWS, choose_kernel
 from npu_matmul.device import Device, HostDevice, NpuDevice, open_device
-from npu_matmul.kernel import Kernel
+from npu_matmul.kernel import Kernel, load_variants
 from npu_matmul.operands import (
     check_operand,
     check_out,
@@ -180,6 +180,8 @@ def pack_b(
         raise ValueError(f"pack_b: B has {b.ndim} dimensions; only a matrix (K, N) can be packed")
     partner = np.dtype(np.int8 if precision is None else np.float32)
     how = choose_precision(partner, b.dtype, precision)
+    if isinstance(kernel, str):
+        load_variants(kernel)  # a name that does not exist is an error on every device
     operand = how.b(b)
     opened = _opened(device)
     if not isinstance(opened, NpuDevice) or b.size == 0:

@@ -142,6 +142,25 @@ def test_int8_refuses_what_it_lacks_and_the_next_call_works(device: str) -> None
 
 
 @every_device
+@pytest.mark.parametrize("kind", [np.float32, np.float16, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_out_is_untouched_where_int8_refuses(device: str, kind: Any, value: float) -> None:
+    """Also what comes before the row that is refused, and whether or not B is packed."""
+    a, b = normals(1, 200, 24).astype(kind), normals(2, 24, 40).astype(kind)
+    weights = pack_b(b, precision="int8", device=device)
+    bad_a, bad_b = a.copy(), b.copy()
+    bad_a[-1, 3], bad_b[3, -1] = value, value
+    out = np.full((200, 40), 7, np.float32)
+    for operands in ((bad_a, weights), (bad_a, b), (a, bad_b), (a[np.newaxis], bad_b[np.newaxis])):
+        into = out if operands[0].ndim == 2 else out[np.newaxis]
+        with pytest.raises(QuantiseError):
+            npu_matmul(*operands, into, dtype=np.float32, precision="int8", device=device)
+        assert (out == 7).all()
+    npu_matmul(a, weights, out, dtype=np.float32)
+    assert_equal_bits(out, npu_matmul(a, b, dtype=np.float32, precision="int8", device=device))
+
+
+@every_device
 def test_the_place_that_int8_refuses_is_that_in_the_callers_array(device: str) -> None:
     """Which is not the place in the one matrix that a stack or a row is turned into."""
     stack, matrix, row = normals(1, 2, 3, 4), normals(2, 4, 5), normals(3, 4)
@@ -236,18 +255,16 @@ def test_shapes_out_and_dtype_are_numpys(device: str) -> None:
 def test_any_byte_order_of_any_float_gives_the_same(
     device: str, precision: str, dtype: str
 ) -> None:
-    """Among them a float64 that float32 would round to a tie, beyond which bf16 lies."""
+    """Also numbers that float32 would round to the middle of two bf16 numbers, or to infinity."""
     a, b = normals(1, 20, 17).astype(dtype), normals(2, 17, 12).astype(dtype)
-    a[0, 0], b[0, 0] = 1 + 2**-8 + 2**-40, 1 + 2**-8 + 2**-40
-    a[1, 1] = 6e4 if dtype == "f2" else 1e39  # beyond float32
+    a[0, 0] = b[0, 0] = 1 + 2**-8 + 2**-40
     if dtype == "f8" and precision != "int8":
-        a[1, 1] = np.inf
-    options = {"precision": precision, "device": device, "dtype": np.float32}
+        a[1, 1] = 1e39
+    options: dict[str, Any] = {"precision": precision, "device": device, "dtype": np.float32}
     want = npu_matmul(a, b, **options)
     other = a.astype(">" + dtype), b.astype(">" + dtype)
     for left, right in [(other[0], b), (a, other[1]), other]:
         assert_equal_bits(npu_matmul(left, right, **options), want)
-    assert_equal_bits(npu_matmul(other[0], pack_b(b, precision=precision, device=device), dtype=np.float32), want)
 
 
 @every_device

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from npu_matmul import PackedMatrix, choose, last_call, npu_matmul, open_device, pack_b
-from npu_matmul.device import NpuDevice
+from npu_matmul.device import DeviceError, NpuDevice
 from npu_matmul.kernel import KernelNotBuilt, UnknownKernel, load_kernel
 from npu_matmul.strategies import STRATEGIES
 
@@ -411,6 +411,20 @@ def test_a_kernel_that_does_not_exist_is_an_error_on_every_device(device: str) -
     a = random_int8(1, 4, 4)
     with pytest.raises(UnknownKernel, match="'nothing'"):
         npu_matmul(a, a, device=device, kernel="nothing")
+    for b in (a, a[:0], a[:, :0]):
+        with pytest.raises(UnknownKernel, match="'nothing'"):
+            pack_b(b, device=device, kernel="nothing")
+
+
+@every_device
+def test_a_closed_device_neither_packs_nor_multiplies(device: str) -> None:
+    a, opened = random_int8(1, 4, 4), open_device(device)
+    opened.close()
+    words = rf"was closed; open it again: open_device\('{device}'"
+    for use in (pack_b, lambda b, device: npu_matmul(a, b, device=device)):
+        with pytest.raises(DeviceError, match=words):
+            use(a, device=opened)
+    assert_equal_bits(npu_matmul(a, a, device=device), clipped(a, a))
 
 
 def test_what_was_packed_for_a_closed_device_says_so() -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from npu_matmul.accumulate import accumulate
 from npu_matmul.device.base import HostDevice
 from npu_matmul.host import product
+from npu_matmul.host.convert import type_name
 from npu_matmul.host.paths import PORTABLE, choose_path
 from npu_matmul.host.pointers import aligned_empty
 from npu_matmul.host.product import HostMatrix, Panels
@@ -38,6 +39,7 @@ class CpuDevice(HostDevice):
 
     def pack(self, b: Operand) -> HostMatrix:
         """A converted B in the form that products want; it shares nothing with ``b``."""
+        self.require_open()
         path = self.paths[b.matrix.dtype.name]
         if path.name == PORTABLE or not product.suits(b.matrix, path):
             return HostMatrix(np.array(b.matrix, order="C"), b.scale)
@@ -64,12 +66,15 @@ class CpuDevice(HostDevice):
         >>> cpu.multiply(a, b, EXACT, np.dtype(np.int32))[0]
         array([[16390]], dtype=int32)
         """
+        self.require_open()
+        if out is not None and how.name == "int8":
+            how.a(a)  # which refuses what int8 lacks before any of ``out`` is written
         if isinstance(b.content, Panels):
             summed = result if how is EXACT else FLOAT32
             target = out if out is not None and summed == result else None
             if target is None:
                 target = aligned_empty((a.shape[0], b.content.columns), summed)
-            if self._in_one_pass(a, b, how, result, target):
+            if self._in_one_pass(a, b, how, target):
                 path = b.content.path.name
                 return _as(target, result, out), f"{_SUMS[how.accumulator]} ({path})"
         left = how.a(a)
@@ -86,7 +91,6 @@ class CpuDevice(HostDevice):
         a: NDArray[Any],
         b: HostMatrix,
         how: Precision,
-        result: np.dtype[Any],
         target: NDArray[Any],
     ) -> bool:
         """Convert, multiply and scale a block of rows at a time; False where that cannot be: for
@@ -94,7 +98,8 @@ class CpuDevice(HostDevice):
         assert isinstance(b.content, Panels)
         if how is EXACT or (a.dtype == BF16 and how.name == "bf16"):
             return product.product(a, b.content, target)
-        if np.float64 in (a.dtype, result) or (how.element == "int8" and b.panel_scale is None):
+        quantised = how.element == "int8"
+        if type_name(a.dtype) == "float64" or (quantised and b.panel_scale is None):
             return False
         return product.product(a.astype(np.float32, copy=False), b.content, target, b.panel_scale)
 
