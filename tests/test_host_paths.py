@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
-from numba.core import config
 
 from npu_matmul.host import paths
 from npu_matmul.host.paths import PATH_VARIABLE, PORTABLE, choose_path, usable_paths
@@ -69,14 +71,39 @@ def test_a_path_that_does_not_exist_or_that_the_cpu_lacks_is_refused(
 
 
 @pytest.mark.parametrize(
-    ("features", "expected"), [(None, set()), ("", set()), ("+avx2,-avx512f", {"avx2"})]
+    "settings",
+    [
+        {"NUMBA_CPU_NAME": "generic"},
+        {"NUMBA_CPU_NAME": "znver4"},
+        {"NUMBA_CPU_FEATURES": ""},
+        {"NUMBA_CPU_FEATURES": "+avx2,+avx512f,-avx512f"},
+        {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "+avx2"},
+        {"NUMBA_ENABLE_AVX": "0"},
+        {},
+    ],
 )
-def test_a_cpu_that_numba_was_told_to_compile_for_has_only_what_it_was_told(
-    monkeypatch: pytest.MonkeyPatch, features: str | None, expected: set[str]
-) -> None:
-    monkeypatch.setattr(config, "CPU_NAME", "generic")
-    monkeypatch.setattr(config, "CPU_FEATURES", features)
-    assert paths.cpu_features.__wrapped__() == expected
+def test_the_features_are_those_that_numba_compiles_for(settings: dict[str, str]) -> None:
+    """As numba's own code generator says; a path for others would end in an instruction that LLVM
+    cannot select."""
+    program = (
+        "from numba.core.registry import cpu_target\n"
+        "from npu_matmul.host.paths import cpu_features\n"
+        "listed = cpu_target.target_context.codegen()._get_host_cpu_features().split(',')\n"
+        "taken = {word[1:] for word in listed if word[:1] == '-'}\n"
+        "assert cpu_features() == {word[1:] for word in listed if word[:1] == '+'} - taken\n"
+        "print(*sorted(cpu_features()))\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("NUMBA_CPU")}
+    environment |= {"PYTHONPATH": os.pathsep.join(sys.path), **settings}
+    words = subprocess.run(
+        [sys.executable, "-c", program], env=environment, check=True, capture_output=True, text=True
+    ).stdout.split()
+    if "NUMBA_CPU_FEATURES" in settings:
+        assert words == [word for word in ("avx2",) if word in settings["NUMBA_CPU_FEATURES"]]
+    elif settings.get("NUMBA_CPU_NAME") == "generic" or "NUMBA_ENABLE_AVX" in settings:
+        assert not [word for word in words if word.startswith("avx")]
+    else:
+        assert set(words) == paths.cpu_features()
 
 
 def test_what_llvm_says_of_this_cpu_is_what_the_system_says() -> None:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 PATH_VARIABLE = "NPU_MATMUL_CPU_PATH"
 
@@ -51,16 +50,16 @@ PATHS = (
 
 @lru_cache(maxsize=1)
 def cpu_features() -> frozenset[str]:
-    """What numba compiles for, by LLVM's names: all that the CPU has, unless ``NUMBA_CPU_NAME``
-    says another one."""
-    from llvmlite import binding
-    from numba.core import config as typed_config
+    """What numba compiles for, by LLVM's names: all that the CPU has, less what
+    ``NUMBA_ENABLE_AVX=0`` takes away, or just what ``NUMBA_CPU_FEATURES`` lists."""
+    from numba.core import codegen, config
 
-    config: Any = typed_config  # whose settings numba adds at run time
-    if config.CPU_NAME is None:
-        return frozenset(name for name, has in binding.get_host_cpu_features().items() if has)
-    asked = (config.CPU_FEATURES or "").split(",")
-    return frozenset(name[1:] for name in asked if name.startswith("+"))
+    asked: str | None = config.CPU_FEATURES  # type: ignore[attr-defined]  # set at run time
+    listed = codegen.get_host_cpu_features() if asked is None else asked
+    found: set[str] = set()
+    for feature in listed.split(","):
+        (found.add if feature.startswith("+") else found.discard)(feature[1:])
+    return frozenset(found)
 
 
 def usable_paths(element: str) -> list[Path]:
