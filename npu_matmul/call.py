@@ -89,10 +89,13 @@ class Call:
         """Whether packing such a product would cost more than computing it; a packed B is
         packed."""
         assert isinstance(self.device, NpuDevice)
-        work, limit = a.size * b.shape[-1], self.device.host_below
+        work, limit = math.prod(_problem(a.shape, b.shape)), self.device.host_below
         self.on_host = not isinstance(b, PackedMatrix) and work < limit
         if self.on_host:
-            self.reason = f"computed on the CPU: {work:,} multiplications, host_below={limit:,}"
+            each = "" if b.ndim == 2 else " each"
+            self.reason = (
+                f"computed on the CPU: {work:,} multiplications{each}, host_below={limit:,}"
+            )
         return self.on_host
 
     def product(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any]:
