@@ -158,18 +158,36 @@ def test_the_rule_decides_where_nothing_is_told(cpu: Device) -> None:
         return "device"
 
     encoder = AudioEncoder(TENSORS, device=cpu, precision="int8", rule=rule)
-    assert asked == [("cpu", 30, 64, "bf16")] and encoder.attention == "device"
-    assert AudioEncoder(TENSORS, device=cpu, attention="host", rule=rule).attention == "host"
+    assert asked == [("cpu", 30, 64, "bf16")] and encoder.places == ["device"] * 2
+    told = AudioEncoder(TENSORS, device=cpu, attention="host", rule=rule)
+    assert told.places == ["host"] * 2 and "attention on host>" in repr(told)
     assert len(asked) == 1
+    mixed = {"*": "bf16", "blocks.1.attn.wv": "bf16x3"}
+    AudioEncoder(TENSORS, device=cpu, precision=mixed, rule=rule)
+    assert [precision for *_, precision in asked[1:]] == ["bf16", "bf16x3"]
     with pytest.raises(ValueError, match="attention is 'gpu'; allowed are auto, host, device"):
         AudioEncoder(TENSORS, device=cpu, attention="gpu")
     with pytest.raises(ValueError, match="attention is 'auto'"):
         AudioEncoder(TENSORS, device=cpu, rule=lambda *_: "auto")
 
 
-def test_attention_pays_on_a_cpu_for_int8_only(cpu: Device) -> None:
-    assert attention_rule(cpu, 1500, 64, "int8") == "device"
-    assert attention_rule(cpu, 1500, 64, "bf16") == "host"
+@pytest.mark.parametrize("part", ["qk", "wv"])
+def test_int8_inside_attention_is_computed_on_the_device_of_its_layer(
+    cpu: Device, part: str
+) -> None:
+    choice = {"*": "bf16", f"blocks.1.attn.{part}": "int8"}
+    encoder = AudioEncoder(TENSORS, device=cpu, precision=choice)
+    with record() as book:
+        encoder(MEL)
+    inside = {name: report.precision for name, report in book.reports.items() if "attn" in name}
+    assert inside[f"blocks.1.attn.{part}"] == encoder.precisions[f"blocks.1.attn.{part}"] == "int8"
+    assert encoder.places == ["host", "device"] and "blocks.0.attn.qk" not in inside
+    with pytest.raises(ValueError, match=r"blocks\.1\.attn\.qk or .*wv is int8, which the host"):
+        AudioEncoder(TENSORS, device=cpu, precision=choice, attention="host")
+
+
+def test_attention_without_int8_is_the_hosts_where_that_is_the_device(cpu: Device) -> None:
+    assert AudioEncoder(TENSORS, device=cpu, precision="int8").places == ["host"] * 2
     assert attention_rule(cpu, 1500, 64, "bf16x3") == "host"
 
 

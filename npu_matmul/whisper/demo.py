@@ -104,7 +104,7 @@ def _projection(name: str, encoder: AudioEncoder, ledger: Ledger) -> Projection:
 
 
 def _first_block(encoder: AudioEncoder, given: Floats) -> Floats:
-    return encoder.blocks[0](given.copy(), encoder.dims.n_audio_ctx, on_device=False)
+    return encoder.blocks[0](given.copy(), encoder.dims.n_audio_ctx)
 
 
 def _within_first_layer(name: str) -> bool:

@@ -11,6 +11,7 @@ one window after another.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -31,9 +32,9 @@ from npu_matmul.whisper.dimensions import (
 from npu_matmul.whisper.elementwise import Floats
 from npu_matmul.whisper.placement import (
     DEFAULT_PRECISION,
-    PLACES,
     AttentionRule,
     PrecisionChoice,
+    attention_places,
     attention_rule,
     precisions,
 )
@@ -107,8 +108,10 @@ class LayerNorm:
 class MultiHeadAttention:
     """Self-attention; queries, keys and values are one product where their precisions are one."""
 
-    def __init__(self, tensors: Tensors, name: str, device: Device, how: Mapping[str, str]) -> None:
-        self.name, self.device, self.how = name, device, how
+    def __init__(
+        self, tensors: Tensors, name: str, device: Device, how: Mapping[str, str], place: str
+    ) -> None:
+        self.name, self.device, self.how, self.place = name, device, how, place
         parts = [f"{name}.{part}" for part in ("query", "key", "value")]
         self.qkv = [
             _linear(tensors, tuple(same), device, precision)
@@ -116,7 +119,7 @@ class MultiHeadAttention:
         ]
         self.out = _linear(tensors, (f"{name}.out",), device, how[f"{name}.out"])
 
-    def __call__(self, x: Floats, tokens: int, on_device: bool) -> Floats:
+    def __call__(self, x: Floats, tokens: int) -> Floats:
         """``x``: rows of windows of ``tokens`` each. Returns the rows before ``out``'s bias."""
         projected = [linear(x) for linear in self.qkv]
         with ledger.stage("bias"):
@@ -125,19 +128,19 @@ class MultiHeadAttention:
         qkv = projected[0] if len(projected) == 1 else np.concatenate(projected, axis=1)
         mixed: Floats = np.empty_like(x)
         query, key, value = np.split(qkv, 3, axis=1)
-        self._attend(query, key, value, mixed, tokens, on_device)
+        self._attend(query, key, value, mixed, tokens)
         return self.out(mixed)
 
     def _attend(
-        self, query: Floats, key: Floats, value: Floats, mixed: Floats, tokens: int, on_device: bool
+        self, query: Floats, key: Floats, value: Floats, mixed: Floats, tokens: int
     ) -> None:
-        if not on_device and self._in_bf16():
+        if self.place == "host" and self._in_bf16():
             with ledger.stage("attention"):
                 attention(query, key, value, mixed, tokens, HEAD_WIDTH)
             ledger.host_products("host bf16", 2 * mixed.size // (tokens * HEAD_WIDTH))
             return
         scores: Floats = np.empty((tokens, tokens), np.float32)  # of one head at a time
-        multiply = self._on_device if on_device else self._on_host
+        multiply = self._on_host if self.place == "host" else self._on_device
         for start in range(0, len(mixed), tokens):
             window = slice(start, start + tokens)
             for left in range(0, mixed.shape[1], HEAD_WIDTH):
@@ -165,8 +168,10 @@ class MultiHeadAttention:
 class ResidualAttentionBlock:
     """Attention and a two-layer perceptron, each on normalised rows, each added to what came in."""
 
-    def __init__(self, tensors: Tensors, name: str, device: Device, how: Mapping[str, str]) -> None:
-        self.attn = MultiHeadAttention(tensors, f"{name}.attn", device, how)
+    def __init__(
+        self, tensors: Tensors, name: str, device: Device, how: Mapping[str, str], place: str
+    ) -> None:
+        self.attn = MultiHeadAttention(tensors, f"{name}.attn", device, how, place)
         self.attn_ln = LayerNorm(tensors, f"{name}.attn_ln")
         self.mlp = [
             _linear(tensors, (part,), device, how[part])
@@ -174,9 +179,9 @@ class ResidualAttentionBlock:
         ]
         self.mlp_ln = LayerNorm(tensors, f"{name}.mlp_ln")
 
-    def __call__(self, x: Floats, tokens: int, on_device: bool) -> Floats:
+    def __call__(self, x: Floats, tokens: int) -> Floats:
         """``x`` itself, in place."""
-        mixed = self.attn(self.attn_ln(x), tokens, on_device)
+        mixed = self.attn(self.attn_ln(x), tokens)
         with ledger.stage("residual"):
             elementwise.add(x, mixed, self.attn.out.bias)
         widen, narrow = self.mlp
@@ -198,13 +203,16 @@ class AudioEncoder:
             their names to precisions (:func:`npu_matmul.whisper.placement.precisions`).
         attention: where the products inside attention are computed: "host" (in bf16 where that is
             their precision and the CPU has instructions for it, else np.matmul in float32),
-            "device" (``npu_matmul``), or "auto", which asks ``rule``.
+            "device" (``npu_matmul``), or "auto": on the device in layers where one of them is
+            int8, which the host has not; in the others as ``rule`` says.
         rule: ``rule(device, tokens, head_width, precision)`` gives "host" or "device" for "auto";
-            ``precision`` is that of the first layer's queries with keys.
+            ``precision`` is "bf16", or "bf16x3" where one of a layer's two products is. It is
+            asked once for each. ``places`` has the answers by layer.
 
     Raises:
         CheckpointError: a tensor is missing or has another shape; the message names it.
-        ValueError: an unknown precision, pattern, device or place.
+        ValueError: an unknown precision, pattern, device or place; int8 inside attention on the
+            host.
 
     >>> from npu_matmul.whisper.dimensions import Dimensions, random_tensors
     >>> sizes = Dimensions(8, n_audio_ctx=6, n_audio_state=64, n_audio_head=1, n_audio_layer=1)
@@ -227,7 +235,8 @@ class AudioEncoder:
         self.dims: Dimensions = read_dimensions(shapes, source)
         self.device = device if isinstance(device, Device) else open_device(device or "auto")
         self.precisions = precisions(precision, product_names(self.dims))
-        self.attention = self._place(attention, rule)
+        ask = partial(rule, self.device, self.dims.n_audio_ctx, HEAD_WIDTH)
+        self.places = attention_places(self.precisions, attention, ask)
         how = self.precisions
         self.conv1 = Conv1d("conv1", *_pair(tensors, "conv1"), self.device, how["conv1"])
         self.conv2 = Conv1d("conv2", *_pair(tensors, "conv2"), self.device, how["conv2"], STRIDE)
@@ -235,8 +244,8 @@ class AudioEncoder:
             tensors["positional_embedding"], np.float32
         )
         self.blocks = [
-            ResidualAttentionBlock(tensors, f"blocks.{layer}", self.device, how)
-            for layer in range(self.dims.n_audio_layer)
+            ResidualAttentionBlock(tensors, f"blocks.{layer}", self.device, how, place)
+            for layer, place in enumerate(self.places)
         ]
         self.ln_post = LayerNorm(tensors, "ln_post")
 
@@ -261,7 +270,7 @@ class AudioEncoder:
             )
         x = np.concatenate([self.front_end(window) for window in batch])
         for done, block in enumerate(self.blocks, start=1):
-            x = block(x, self.dims.n_audio_ctx, self.attention == "device")
+            x = block(x, self.dims.n_audio_ctx)
             on_layer(done)
         return self.ln_post(x).reshape(*mel.shape[:-2], -1, self.dims.n_audio_state)
 
@@ -278,17 +287,9 @@ class AudioEncoder:
         with ledger.stage("gelu"):
             return elementwise.gelu(rows, after.bias)
 
-    def _place(self, attention: str, rule: AttentionRule) -> str:
-        place = attention
-        if attention == "auto":
-            how = self.precisions["blocks.0.attn.qk"]
-            place = rule(self.device, self.dims.n_audio_ctx, HEAD_WIDTH, how)
-        if attention not in PLACES or place not in PLACES[1:]:
-            raise ValueError(f"attention is {place!r}; allowed are {', '.join(PLACES)}")
-        return place
-
     def __repr__(self) -> str:
-        return f"<AudioEncoder {self.dims} on {self.device.name!r}, attention on {self.attention}>"
+        where = " and ".join(sorted(set(self.places)))
+        return f"<AudioEncoder {self.dims} on {self.device.name!r}, attention on {where}>"
 
 
 def compile_all(encoder: AudioEncoder) -> None:
@@ -304,7 +305,7 @@ def compile_all(encoder: AudioEncoder) -> None:
     tensors = random_tensors(small)
     for precision in sorted(set(encoder.precisions.values())):
         alike = AudioEncoder(
-            tensors, device=encoder.device, precision=precision, attention=encoder.attention
+            tensors, device=encoder.device, precision=precision, attention=encoder.places[0]
         )
         alike(np.zeros((small.n_mels, small.frames)))
 

@@ -11,12 +11,12 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
 from npu_matmul.choose import choose
-from npu_matmul.device import Device, HostDevice, NpuDevice
+from npu_matmul.device import Device, NpuDevice
 from npu_matmul.host.attention import attention, usable
 from npu_matmul.kernel import UnknownKernel
 from npu_matmul.performance.host import REPEATS, measure_host
@@ -83,6 +83,43 @@ def _examples(names: list[str]) -> list[str]:
     return [name for name in names if not name.startswith("blocks.") or ".0." in name]
 
 
+def attention_places(
+    how: Mapping[str, str], attention: str, ask: Callable[[str], str]
+) -> list[str]:
+    """Where the products inside attention are computed, "host" or "device", layer by layer.
+
+    ``how`` has the precision of each product of an encoder. ``attention`` is a place for all, or
+    "auto": on the device in layers where one of the two is int8, which the host has not, else as
+    ``ask`` says, once for "bf16x3" (one of the two is) and once for "bf16".
+
+    Raises:
+        ValueError: no such place, or int8 on the host.
+
+    >>> how = {"blocks.0.attn.qk": "int8", "blocks.0.attn.wv": "bf16"}
+    >>> attention_places(how, "auto", lambda precision: "host")
+    ['device']
+    """
+    ask = cache(ask)
+    first, second = ATTENTION_PRODUCTS
+    layers = [name.removesuffix(first) for name in how if name.endswith(first)]
+    places = []
+    for layer in layers:
+        found = {how[f"{layer}{first}"], how[f"{layer}{second}"]}
+        place = attention
+        if "int8" in found and attention == "host":
+            raise ValueError(
+                f"{layer}{first} or {second} is int8, which the host has not inside attention: "
+                "choose another precision there, or attention 'device'"
+            )
+        if attention == "auto":
+            asked = "bf16x3" if "bf16x3" in found else "bf16"
+            place = "device" if "int8" in found else ask(asked)
+        if place not in PLACES[1:]:
+            raise ValueError(f"attention is {place!r}; allowed are {', '.join(PLACES)}")
+        places.append(place)
+    return places
+
+
 def attention_rule(device: Device, tokens: int, head_width: int, precision: str) -> str:
     """ "device" where the two products of a head pay on ``device``, else "host"; for
     ``attention="auto"``.
@@ -91,13 +128,13 @@ def attention_rule(device: Device, tokens: int, head_width: int, precision: str)
     they take there even if the model errs by as much as published measurements do: which K = 64
     rarely makes so, as the first writes 4 bytes for every 64 multiplications and the second reads
     what the first wrote. The host, also what it does around launches, is measured once per process.
-    On the CPU they pay only where int8 was asked for, in which the host has no attention of its
-    own: that keeps in the cache what a device writes to memory.
+    On the CPU they do not: the host's own attention keeps in the cache what a device writes to
+    memory.
     """
     if isinstance(device, NpuDevice):
         on_npu_s = MOST_RATIO * modelled_head_s(device, tokens, head_width, precision)
         return "device" if on_npu_s < measured_head_s(tokens, head_width, precision) else "host"
-    return "device" if isinstance(device, HostDevice) and precision == "int8" else "host"
+    return "host"
 
 
 def modelled_head_s(device: NpuDevice, tokens: int, head_width: int, precision: str) -> float:
