@@ -144,6 +144,11 @@ def test_names_of_hugging_face_are_translated(theirs: str, ours: str | None) -> 
 # What cannot
 
 
+def without_positions(state: State) -> None:
+    del state["model.encoder.embed_positions.weight"]
+    state["model.encoder.conv2.weight"] = np.zeros((7, 64, 3), np.float32)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -161,15 +166,20 @@ def test_names_of_hugging_face_are_translated(theirs: str, ours: str | None) -> 
         ),
         (
             lambda s: s["model.encoder.layers.0.fc2.bias"].__setitem__(5, np.nan),
-            "tensor 'blocks.0.mlp.2.bias' holds NaN or infinity",
+            "tensor 'encoder.blocks.0.mlp.2.bias' holds NaN or infinity",
         ),
         (
             lambda s: s.update({"model.encoder.adapter": np.zeros(3, np.float32)}),
             "the first is 'adapter'",
         ),
         (lambda s: s.clear(), "tensor 'conv1.weight' is missing: this is no Whisper"),
+        (
+            lambda s: s.update({"model.encoder.layer_norm.bias": np.full(64, 1e300)}),
+            "tensor 'encoder.ln_post.bias' holds NaN or infinity",
+        ),
+        (without_positions, "tensor 'conv2.weight' has 7 outputs"),
     ],
-    ids=["missing", "shape", "quantised", "NaN", "too many", "none"],
+    ids=["missing", "shape", "quantised", "NaN", "too many", "none", "too large", "positions"],
 )
 def test_a_wrong_tensor_is_named(
     tmp_path: Path, change: Callable[[State], None], words: str
@@ -188,6 +198,34 @@ def test_a_file_cut_short_says_within_which_tensor(tmp_path: Path, kept: float) 
     file.write_bytes(content[: int(len(content) * kept)])
     words = "cut short within tensor '(model|proj_out)" if kept >= 0.5 else "no safetensors file"
     with pytest.raises(CheckpointError, match=words):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ([1], "no safetensors file"),
+        ({"a": 1}, "entry 'a' is 1"),
+        ({"a": {"dtype": "F32", "shape": [1]}}, "entry 'a' is .*data_offsets"),
+        ({"a": {"dtype": "F32", "data_offsets": 4}}, "entry 'a' is .*data_offsets"),
+        ({"a": {"dtype": 1, "shape": [1], "data_offsets": [0, 4]}}, "header"),
+        ({"a": {"dtype": "F32", "shape": "x", "data_offsets": [0, 4]}}, "header"),
+        ({"a": {"dtype": "F32", "shape": [9], "data_offsets": [0, 4]}}, "header"),
+    ],
+)
+def test_a_damaged_header_is_refused(tmp_path: Path, header: Any, words: str) -> None:
+    file = write(tmp_path, hugging_face()) / "model.safetensors"
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(CheckpointError, match=rf"model\.safetensors: .*{words}"):
+        load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": ["a"]}, {"weight_map": {"a": 1}}])
+def test_a_damaged_index_is_refused(tmp_path: Path, index: Any) -> None:
+    path = write(tmp_path, hugging_face()) / "model.safetensors.index.json"
+    path.write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"index\.json: weight_map must name the file of"):
         load_encoder(tmp_path)
 
 

@@ -17,6 +17,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.whisper.dimensions import (
+    POSITIONS,
     CheckpointError,
-    Dimensions,
     read_dimensions,
     sinusoids,
 )
@@ -55,18 +56,78 @@ DECODER_MODULES = {**MODULES, r"^layer_norm\.": "ln."}
 
 # What config.json calls the sizes.
 CONFIGURED = {
-    "num_mel_bins": "n_mels",
-    "max_source_positions": "n_audio_ctx",
-    "d_model": "n_audio_state",
-    "encoder_attention_heads": "n_audio_head",
-    "encoder_layers": "n_audio_layer",
+    "n_mels": "num_mel_bins",
+    "n_audio_ctx": "max_source_positions",
+    "n_audio_state": "d_model",
+    "n_audio_head": "encoder_attention_heads",
+    "n_audio_layer": "encoder_layers",
+    "n_vocab": "vocab_size",
+    "n_text_ctx": "max_target_positions",
+    "n_text_state": "d_model",
+    "n_text_head": "decoder_attention_heads",
+    "n_text_layer": "decoder_layers",
 }
+# Element types that can be read, as safetensors and as torch call them.
+FLOATS = ("F16", "F32", "F64", "BF16", "float16", "float32", "float64", "bfloat16")
 HOW_TO_GET = (
     "give a Hugging Face directory (hf download openai/whisper-base --local-dir whisper-base) "
     "or an openai-whisper .pt file; nothing is downloaded here"
 )
 
 Tensors = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by openai-whisper's names, and the sizes that the file gives itself: by
+    openai-whisper's names of them, where it says so and what."""
+
+    source: str
+    tensors: Tensors
+    sizes: Mapping[str, tuple[str, Any]]
+
+    def encoder(self) -> Tensors:
+        """The encoder's tensors, float32, each checked; the positions computed where they are not
+        stored.
+
+        Raises:
+            CheckpointError: a tensor is missing, of a wrong shape or not finite; names it.
+        """
+        tensors = self.part("encoder.")
+        second = tensors.get("conv2.weight")
+        if "positional_embedding" not in tensors and second is not None and second.ndim == 3:
+            tensors["positional_embedding"] = self._positions(second.shape[0])
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        self.check_sizes(vars(read_dimensions(shapes, self.source)))
+        return tensors
+
+    def part(self, prefix: str) -> Tensors:
+        """Tensors whose names begin with ``prefix``, which is left out: float32, each finite."""
+        part: Tensors = {}
+        for name, tensor in self.tensors.items():
+            if name.startswith(prefix):
+                with np.errstate(over="ignore"):  # is refused with the next line
+                    part[name.removeprefix(prefix)] = found = np.asarray(tensor, np.float32)
+                if not np.isfinite(found).all():
+                    raise CheckpointError(f"{self.source}: tensor {name!r} holds NaN or infinity")
+        return part
+
+    def check_sizes(self, found: Mapping[str, int]) -> None:
+        """Hold the sizes that tensors have against those that the file gives itself."""
+        for name, has in found.items():
+            where, said = self.sizes.get(name, ("", has))
+            if said != has:
+                raise CheckpointError(
+                    f"{where} is {said!r}, the tensors have {has}: they are of another model"
+                )
+
+    def _positions(self, states: int) -> NDArray[np.float32]:
+        try:
+            return sinusoids(POSITIONS, states)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{self.source}: tensor 'conv2.weight' has {states} outputs ({error})"
+            ) from error
 
 
 def load_encoder(path: str | os.PathLike[str], **options: Any) -> AudioEncoder:
@@ -81,49 +142,24 @@ def load_encoder(path: str | os.PathLike[str], **options: Any) -> AudioEncoder:
 
 def load_tensors(path: str | os.PathLike[str]) -> Tensors:
     """The encoder's tensors by openai-whisper's names, float32, each checked."""
+    return read_checkpoint(path, "encoder.").encoder()
+
+
+def read_checkpoint(path: str | os.PathLike[str], prefix: str = "") -> Checkpoint:
+    """A checkpoint's tensors whose openai-whisper names begin with ``prefix``; the others are not
+    read. Names begin with ``encoder.`` or ``decoder.``."""
     place = Path(path)
-    tensors = encoder_tensors(load_state(place, "encoder."))
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    found = read_dimensions(shapes, os.fspath(path))
     if place.is_dir():
-        _check_configuration(place, found)
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor).all():
-            raise CheckpointError(f"{path}: tensor {name!r} holds NaN or infinity")
-    return tensors
-
-
-def load_state(path: Path, prefix: str = "") -> Tensors:
-    """The tensors of a checkpoint whose openai-whisper names begin with ``prefix``; the others are
-    not read. Names begin with ``encoder.`` or ``decoder.``."""
-    if path.is_dir():
-        state: Tensors = {}
-        for file in _directory_files(path):
-            state |= _read_safetensors(file, prefix)
-        return state
-    if not path.is_file():
+        return _read_directory(place, prefix)
+    if not place.is_file():
         raise CheckpointError(f"{path}: there is no such file or directory; {HOW_TO_GET}")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path, prefix)
-    if path.suffix == ".pt":
-        return _read_pt(path, prefix)
+    if place.suffix == ".safetensors":
+        return Checkpoint(os.fspath(path), _read_safetensors(place, prefix), {})
+    if place.suffix == ".pt":
+        return _read_pt(place, prefix)
     raise CheckpointError(
         f"{path}: a file that ends in .pt or .safetensors is needed; {HOW_TO_GET}"
     )
-
-
-def encoder_tensors(state: Mapping[str, NDArray[Any]]) -> Tensors:
-    """The encoder's part of a state, float32, its positions computed where they are not stored."""
-    prefix = "encoder."
-    tensors = {
-        name.removeprefix(prefix): np.asarray(tensor, np.float32)
-        for name, tensor in state.items()
-        if name.startswith(prefix)
-    }
-    first = tensors.get("conv2.weight")
-    if "positional_embedding" not in tensors and first is not None and first.ndim == 3:
-        tensors["positional_embedding"] = sinusoids(1500, first.shape[0])
-    return tensors
 
 
 def openai_name(name: str) -> str | None:
@@ -145,15 +181,33 @@ def openai_name(name: str) -> str | None:
     return f"{part}.{rest}"
 
 
+def _read_directory(path: Path, prefix: str) -> Checkpoint:
+    """A Hugging Face directory."""
+    file = path / "config.json"
+    configuration = _configuration(file)
+    kind = configuration.get("model_type")
+    if kind != "whisper":
+        raise CheckpointError(f"{file}: model_type is {kind!r}, not 'whisper'")
+    tensors: Tensors = {}
+    for part in _directory_files(path):
+        tensors |= _read_safetensors(part, prefix)
+    sizes = {
+        ours: (f"{file}: {theirs}", configuration[theirs])
+        for ours, theirs in CONFIGURED.items()
+        if theirs in configuration
+    }
+    return Checkpoint(os.fspath(path), tensors, sizes)
+
+
 def _directory_files(path: Path) -> list[Path]:
     """The safetensors files of a Hugging Face directory: one, or as its index says."""
-    kind = _configuration(path).get("model_type")
-    if kind != "whisper":
-        raise CheckpointError(f"{path / 'config.json'}: model_type is {kind!r}, not 'whisper'")
     index = path / "model.safetensors.index.json"
     names = ["model.safetensors"]
     if index.is_file():
-        names = sorted(set(_json(index).get("weight_map", {}).values()))
+        files = _json(index).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(n, str) for n in files.values()):
+            raise CheckpointError(f"{index}: weight_map must name the file of each tensor")
+        names = sorted(set(files.values()))
     for name in names:
         if not (path / name).is_file():
             raise CheckpointError(f"{path / name}: the file is missing; {HOW_TO_GET}")
@@ -161,9 +215,9 @@ def _directory_files(path: Path) -> list[Path]:
 
 
 def _configuration(path: Path) -> dict[str, Any]:
-    if not (path / "config.json").is_file():
-        raise CheckpointError(f"{path / 'config.json'}: the file is missing; {HOW_TO_GET}")
-    return _json(path / "config.json")
+    if not path.is_file():
+        raise CheckpointError(f"{path}: the file is missing; {HOW_TO_GET}")
+    return _json(path)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -174,17 +228,6 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: a JSON object is needed")
     return content
-
-
-def _check_configuration(path: Path, found: Dimensions) -> None:
-    configuration = _configuration(path)
-    for theirs, ours in CONFIGURED.items():
-        has = getattr(found, ours)
-        if configuration.get(theirs, has) != has:
-            raise CheckpointError(
-                f"{path / 'config.json'}: {theirs} is {configuration[theirs]}, the tensors "
-                f"have {has}: 'encoder.conv1.weight' and the others are of another model"
-            )
 
 
 def _read_safetensors(path: Path, prefix: str) -> Tensors:
@@ -203,12 +246,16 @@ def _read_safetensors(path: Path, prefix: str) -> Tensors:
 
 
 def _tensor(path: Path, file: Any, name: str, header: Mapping[str, Any]) -> NDArray[Any]:
-    if header[name]["dtype"] not in ("F16", "F32", "F64", "BF16"):
-        raise CheckpointError(
-            f"{path}: tensor {name!r} is {header[name]['dtype']}; float tensors are needed: "
-            "quantised checkpoints cannot be read"
-        )
+    _check_type(path, name, header[name]["dtype"])
     return np.asarray(file.get_tensor(name))
+
+
+def _check_type(path: Path, name: str, dtype: str) -> None:
+    if dtype not in FLOATS:
+        raise CheckpointError(
+            f"{path}: tensor {name!r} is {dtype}; float tensors are needed: quantised checkpoints "
+            "cannot be read"
+        )
 
 
 def _header(path: Path) -> Mapping[str, Any]:
@@ -222,18 +269,32 @@ def _header(path: Path) -> Mapping[str, Any]:
         header = json.loads(text)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path}: no safetensors file, or cut short ({size} B)") from error
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    for name, entry in sorted(tensors.items(), key=lambda item: item[1]["data_offsets"]):
-        needed = 8 + length + entry["data_offsets"][1]
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path}: no safetensors file: its header is no JSON object")
+    header.pop("__metadata__", None)
+    ends = {name: _end(path, name, entry) for name, entry in header.items()}
+    for name, end in sorted(ends.items(), key=lambda item: item[1]):
+        needed = 8 + length + end
         if needed > size:
             raise CheckpointError(
                 f"{path}: cut short within tensor {name!r}: {size} B, {needed} B are needed up "
                 "to its end; copy or download the file again"
             )
-    return tensors
+    return header
 
 
-def _read_pt(path: Path, prefix: str) -> Tensors:
+def _end(path: Path, name: str, entry: Any) -> int:
+    """Where a tensor's bytes end, counted from the end of the header."""
+    match entry:
+        case {"data_offsets": [int(), int(end)]}:
+            return end
+    raise CheckpointError(
+        f"{path}: the header's entry {name!r} is {entry!r:.80}; two data_offsets are needed: copy "
+        "or download the file again"
+    )
+
+
+def _read_pt(path: Path, prefix: str) -> Checkpoint:
     try:
         import torch
     except ModuleNotFoundError as error:
@@ -249,12 +310,20 @@ def _read_pt(path: Path, prefix: str) -> Tensors:
             f"{path}: no openai-whisper checkpoint, cut short, or not of tensors only "
             f"({first_line})"
         ) from error
-    if not isinstance(content, dict) or not {"dims", "model_state_dict"} <= set(content):
-        raise CheckpointError(
-            f"{path}: no openai-whisper checkpoint: 'dims' and 'model_state_dict' are needed"
-        )
-    state = content["model_state_dict"]
-    return {n: tensor.float().numpy() for n, tensor in state.items() if n.startswith(prefix)}
+    match content:
+        case {"dims": dict(dims), "model_state_dict": Mapping() as state}:
+            sizes = {name: (f"{path}: dims: {name}", said) for name, said in dims.items()}
+        case _:
+            raise CheckpointError(
+                f"{path}: no openai-whisper checkpoint: 'dims' and 'model_state_dict' are needed"
+            )
+    tensors: Tensors = {}
+    for name, tensor in state.items():
+        if str(name).startswith(prefix):
+            kind = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            _check_type(path, name, str(kind).removeprefix("torch."))
+            tensors[name] = tensor.detach().float().numpy()
+    return Checkpoint(os.fspath(path), tensors, sizes)
 
 
 def _safetensors() -> tuple[Callable[..., Any], type[Exception]]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 HEAD_WIDTH = 64  # in every Whisper size; no tensor's shape shows it
 KERNEL_WIDTH = 3  # frames that a convolution of the front end sees
 MLP_FACTOR = 4
+POSITIONS = 1500  # of a window of 30 s, the rows of its features
 STRIDE = 2  # of the second convolution: two mel frames become one
 
 
@@ -76,7 +77,7 @@ class Dimensions:
 
 
 def _size(state: int, layers: int, n_mels: int = 80) -> Dimensions:
-    return Dimensions(n_mels, 1500, state, state // HEAD_WIDTH, layers)
+    return Dimensions(n_mels, POSITIONS, state, state // HEAD_WIDTH, layers)
 
 
 # A. Radford et al., "Robust Speech Recognition via Large-Scale Weak Supervision", 2022, table 1;

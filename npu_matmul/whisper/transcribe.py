@@ -9,13 +9,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.whisper.checkpoint import encoder_tensors, load_state
+from npu_matmul.whisper.checkpoint import read_checkpoint
 from npu_matmul.whisper.dimensions import HEAD_WIDTH, CheckpointError
 from npu_matmul.whisper.files import open_audio
 from npu_matmul.whisper.model import AudioEncoder
@@ -41,19 +40,17 @@ def load_model(path: str | os.PathLike[str], **options: Any) -> Any:
     from npu_matmul.integrations.torch import EncoderModule
 
     source = os.fspath(path)
-    state = load_state(Path(path))
-    encoder = AudioEncoder(encoder_tensors(state), source=source, **options)
-    prefix = "decoder."
-    decoder = {n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)}
+    checkpoint = read_checkpoint(path)
+    encoder = AudioEncoder(checkpoint.encoder(), source=source, **options)
+    decoder = checkpoint.part("decoder.")
     text = _text_dimensions(decoder, source)
+    checkpoint.check_sizes(text)
     dims = ModelDimensions(**{**vars(encoder.dims), **text})
     model = Whisper(ModelDimensions(**{**vars(dims), "n_audio_layer": 0}))
     model.dims = dims
     model.encoder = EncoderModule(encoder)
     _check_decoder(decoder, model.decoder.state_dict(), source)
-    model.decoder.load_state_dict(
-        {name: torch.from_numpy(np.asarray(tensor, np.float32)) for name, tensor in decoder.items()}
-    )
+    model.decoder.load_state_dict({n: torch.from_numpy(t) for n, t in decoder.items()})
     return model.eval()
 
 
@@ -73,6 +70,11 @@ def _text_dimensions(decoder: Mapping[str, NDArray[Any]], source: str) -> dict[s
     for name in ("token_embedding.weight", "positional_embedding"):
         if name not in decoder:
             raise CheckpointError(f"{source}: tensor 'decoder.{name}' is missing")
+        if decoder[name].ndim != 2:
+            raise CheckpointError(
+                f"{source}: tensor 'decoder.{name}' has shape {decoder[name].shape}; two "
+                "dimensions are needed"
+            )
     vocabulary, state = decoder["token_embedding.weight"].shape
     layers = {int(n.split(".")[1]) for n in decoder if re.match(r"blocks\.\d+\.", n)}
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -71,3 +72,9 @@ def transformers_features(model: Any, mel: NDArray[np.float32]) -> NDArray[np.fl
 def openai_tensors(model: Any) -> dict[str, NDArray[np.float32]]:
     """The encoder's tensors, as our own encoder takes them."""
     return {name: tensor.numpy() for name, tensor in model.encoder.state_dict().items()}
+
+
+def save_pt(path: Path, model: Any) -> Path:
+    """As openai-whisper publishes its models."""
+    torch.save({"dims": vars(model.dims), "model_state_dict": model.state_dict()}, path)
+    return path

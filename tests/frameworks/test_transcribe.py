@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from models import openai_model, transformers_model
+from models import openai_model, save_pt, transformers_model
 
 from npu_matmul import cli
 from npu_matmul.whisper.audio import speech_sample
@@ -29,11 +29,6 @@ FEW = {"language": "en", "temperature": 0.0, "sample_len": 8, "condition_on_prev
 def speech(tmp_path: Path) -> Path:
     path = tmp_path / "speech.flac"
     soundfile.write(path, speech_sample(), 16_000)
-    return path
-
-
-def save_pt(path: Path, model: Any) -> Path:
-    torch.save({"dims": vars(model.dims), "model_state_dict": model.state_dict()}, path)
     return path
 
 
@@ -60,6 +55,14 @@ def test_a_directory_of_hugging_face_transcribes_too(speech: Path, tmp_path: Pat
     assert transcribe(ours, speech, **FEW)["text"]
 
 
+def test_the_configuration_must_be_of_this_decoder(tmp_path: Path) -> None:
+    theirs = transformers_model("tiny", layers=1)
+    theirs.config.decoder_attention_heads = 12
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"json: decoder_attention_heads is 12, .* have 6"):
+        load_model(tmp_path, device="cpu")
+
+
 def test_a_wrong_decoder_tensor_is_named(tmp_path: Path) -> None:
     model = openai_model("tiny", layers=1)
     state = model.state_dict()
@@ -68,11 +71,16 @@ def test_a_wrong_decoder_tensor_is_named(tmp_path: Path) -> None:
     for tensor, words in (
         (None, f"tensor '{name}' is missing"),
         (torch.zeros(3, 384), rf"tensor '{name}' has shape \(3, 384\), \(384, 384\) is needed"),
+        (torch.full((384, 384), torch.inf), f"tensor '{name}' holds NaN or infinity"),
     ):
         broken = {n: t for n, t in {**state, name: tensor}.items() if t is not None}
         torch.save({"dims": vars(model.dims), "model_state_dict": broken}, path)
         with pytest.raises(CheckpointError, match=words):
             load_model(path, device="cpu")
+    flat = {**state, "decoder.token_embedding.weight": torch.zeros(384)}
+    torch.save({"dims": vars(model.dims), "model_state_dict": flat}, path)
+    with pytest.raises(CheckpointError, match=r"embedding\.weight' has shape \(384,\); two dim"):
+        load_model(path, device="cpu")
     encoder_only = {n: t for n, t in state.items() if n.startswith("encoder.")}
     torch.save({"dims": vars(model.dims), "model_state_dict": encoder_only}, path)
     with pytest.raises(CheckpointError, match=r"'decoder\.token_embedding\.weight' is missing"):
