@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import io
 import json
+import math
 import os
 import platform
 import subprocess
@@ -18,7 +19,17 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from npu_matmul.bench import contenders, plots, run, session, shapes, tables, targets, timing
+from npu_matmul.bench import (
+    accuracy,
+    contenders,
+    plots,
+    run,
+    session,
+    shapes,
+    tables,
+    targets,
+    timing,
+)
 from npu_matmul.bench import environment as env
 from npu_matmul.bench.contenders import BASELINE, OWN_AVX2, OWN_DYNAMIC, OWN_INT8, MissingExtra
 from npu_matmul.bench.session import Plan, Results
@@ -62,8 +73,8 @@ def product_row(
         "threads": threads,
         "operations": operations,
         "operand_bytes": form.operand_bytes(shape),
-        "accuracy": exact if form.kind == "int8" else {"relative_error": 2.3e-3},
-        "arithmetic": f"INT32, exact, {form.path or 'vnni'}" if library == "npu_matmul" else None,
+        "accuracy": exact if form.kind == "int8" else {"relative_error": 2.3e-3, "at_most": 6.8e-3},
+        "arithmetic": f"INT32, exact ({form.path or 'avx512vnni'})" if "npu" in library else None,
         "seconds": seconds,
         "steady": name != contenders.TORCH_F32,
         "gops": operations / seconds / 1e9,
@@ -111,7 +122,7 @@ def results_of(rates: dict[str, float] = RATES, of: Any = NAMED["whisper-base"])
     return results
 
 
-@pytest.mark.parametrize("module", [shapes, tables, targets, timing])
+@pytest.mark.parametrize("module", [accuracy, session, shapes, tables, targets, timing])
 def test_examples_in_docstrings_hold(module: Any) -> None:
     ran = doctest.testmod(module)
     assert ran.attempted and not ran.failed
@@ -154,16 +165,29 @@ def test_a_missing_extra_is_refused_with_the_command_that_installs_it(
     assert run.plan_of([], None, "1", False).against == ["numpy"]  # by default what is there
 
 
-def test_other_libraries_threads_and_files_are_refused_before_measuring(tmp_path: Path) -> None:
+def test_other_libraries_threads_and_files_are_refused_before_measuring(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "usable_cpus", lambda: [4, 5, 6])
     with pytest.raises(ValueError, match="allowed are numpy, torch, ort"):
         run.plan_of([], "numpy,jax", "1", False)
-    for threads in ("0", "two", "1,-1"):
-        with pytest.raises(ValueError, match="whole numbers from 1"):
+    for threads in ("0", "two", "1,-1", "1,4"):
+        with pytest.raises(
+            ValueError, match="whole numbers from 1 to 3, the CPUs that this process"
+        ):
             run.plan_of([], "numpy", threads, False)
     with pytest.raises(ValueError, match="a folder that exists"):
         run.check_outputs(None, tmp_path / "absent" / "b.json")
     with pytest.raises(ValueError, match="--json"):
         run.check_outputs(None, tmp_path)
+
+
+def test_threads_are_by_default_one_and_two_as_far_as_there_are_cpus(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for cpus, threads in ([7], [1]), ([0, 1], [1, 2]), ([0, 1, 2], [1, 2]):
+        monkeypatch.setattr(run, "usable_cpus", lambda cpus=cpus: cpus)
+        assert run.plan_of([], "numpy", None, False).threads == threads
 
 
 def test_the_baseline_is_measured_whatever_it_is_compared_with() -> None:
@@ -320,21 +344,93 @@ def test_the_cpu_allows_its_peak_over_the_baseline() -> None:
     assert target(results, "int8, two threads")["worst"] == pytest.approx(1.9)
 
 
+def test_the_shape_and_the_peak_that_allow_least_decide() -> None:
+    results = results_of()
+    baseline = [row for row in results.rows if row["product"] == BASELINE and row["threads"] == 1]
+    baseline[1]["gops"] *= 1.25
+    assert target(results, "int8 / np f32")["allowed"] == pytest.approx(4.70 / 1.25)
+    for row in results.peaks:
+        if row["threads"] == 2:  # of the two threads one was late, but in the probe of f32 alone
+            row["gops"] *= 0.5 if row["kind"] == "f32" else 1.0
+            row["gops"] *= 0.9 if (row["kind"], row["shape"][2]) == ("int8", 2048) else 1.0
+    assert target(results, "int8, two threads")["allowed"] == pytest.approx(1.8)
+    assert target(results, "bf16, two threads")["allowed"] == pytest.approx(2.0)
+    assert target(results, "dynamic int8, two threads")["allowed"] == pytest.approx(1.8)
+
+
+@pytest.mark.parametrize(
+    ("product", "accuracy"),
+    [
+        (OWN_INT8, {"wrong_values": 1, "values": 768_000}),
+        (contenders.TORCH_INT8, {"wrong_values": 768_000, "values": 768_000}),
+    ],
+)
+def test_no_target_is_reached_by_wrong_results(product: str, accuracy: Row) -> None:
+    results = results_of({**RATES, OWN_INT8: 4000.0})
+    assert target(results, "int8 / torch._int_mm")["reached"] is True
+    first = next(row for row in results.rows if row["product"] == product)
+    first["accuracy"] = accuracy
+    row = target(results, "int8 / torch._int_mm")
+    assert row["reached"] is False and row["note"] == "a result is wrong"
+    assert tables.verdict(row) == "wrong result"
+    assert target(results, "int8 / its peak")["reached"] is (product != OWN_INT8)
+    assert target(results, "dynamic int8 / ort dynamic")["reached"] is True
+
+
+def test_an_error_beyond_its_bound_is_wrong_too() -> None:
+    results = results_of()
+    for row in results.rows:
+        if row["product"] == contenders.OWN_BF16 and row["threads"] == 2:
+            row["accuracy"] = {"relative_error": 1.0, "at_most": 6.8e-3}
+    assert target(results, "bf16, two threads / one")["note"] == "a result is wrong"
+    assert target(results, "bf16 / torch bf16")["reached"] is True  # of one core
+    for row in results.small:
+        row["accuracy"] = {"wrong_values": 4096, "values": 4096}
+    assert [target(results, f"int8, {what}")["reached"] for what in ("16", "small")] == [False] * 2
+
+
+def test_each_wrong_result_is_said_with_what_it_is_of() -> None:
+    results = results_of()
+    assert session.inaccurate(results) == []
+    results.rows[0]["accuracy"] = {"wrong_values": 3, "values": 768_000}
+    results.small[0]["accuracy"] = {"wrong_values": 9, "values": 4096}
+    wrong = {"accuracy": {"relative_error": 0.5, "at_most": 1e-6}, "threads": 2}
+    results.encoders = [{"encoder": "bf16", "size": "tiny", **wrong}]
+    results.functions = [{"library": "torch", "function": "gelu 3x4", **wrong}]
+    error = "its error is 5.0e-01, which should be at most 1.0e-06"
+    assert session.inaccurate(results) == [
+        "npu_matmul int8, 1500x512x512, one core: 3 of 768,000 values are wrong",
+        "npu_matmul int8, 16x16x16, one core: 9 of 4,096 values are wrong",
+        f"bf16, tiny encoder, 2 threads: {error}",
+        f"torch gelu 3x4, 2 threads: {error}",
+    ]
+
+
+def test_the_worst_accuracy_is_kept_and_nan_is_worse_than_any() -> None:
+    few, many = ({"wrong_values": count, "values": 9} for count in (1, 2))
+    assert accuracy.worst([few, many, few]) is many
+    found = [{"relative_error": error, "at_most": 1.0} for error in (0.1, math.nan, 10.0)]
+    assert accuracy.worst(found) is found[1]
+
+
 def test_what_was_not_measured_is_neither_reached_nor_not() -> None:
     rates = {name: rate for name, rate in RATES.items() if "torch" not in name}
     row = target(results_of(rates), "int8 / torch._int_mm")
     assert row["reached"] is None and "no torch._int_mm on one core in this run" in row["note"]
     others = targets.judge(results_of(of=[(64, 64, 64)]))
     assert [row["reached"] for row in others[:10]] == [None] * 10
+    (line,) = run._not_measured(others)
+    assert line.startswith("not measured, needs --shapes whisper-base: int8 / np f32; int8 / torch")
 
 
 def test_a_forced_path_counts_only_when_the_call_says_it_was_taken() -> None:
     results = results_of()
     assert target(results, "int8 AVX2")["reached"] is True
-    for row in results.rows:
-        row["arithmetic"] = "INT32, exact"
-    row = target(results, "int8 AVX2")
-    assert row["reached"] is None and "arithmetic" in row["note"]
+    for said in ("INT32, exact (portable)", "INT32, exact"):
+        forced = next(row for row in results.rows if row["path"] == "avx2")
+        forced["arithmetic"] = said
+        row = target(results, "int8 AVX2")
+        assert row["reached"] is None and "arithmetic" in row["note"]
 
 
 def test_times_of_small_products_must_be_at_most_what_is_asked() -> None:

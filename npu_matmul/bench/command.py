@@ -16,7 +16,7 @@ from rich.console import Console
 @click.argument("more", nargs=-1, metavar="[SHAPES]...")
 @click.option("--against", default=None, help="Of numpy,torch,ort; default: those installed.")
 @click.option("--encoders", metavar="SIZES", help="Whisper encoders, such as tiny,base.")
-@click.option("--threads", default="1,2", show_default=True, help="Numbers of threads.")
+@click.option("--threads", default=None, help="Numbers of threads; default: 1,2.")
 @click.option("--in-cache", is_flag=True, help="One set of operands, not more than caches hold.")
 @click.option("--plot", type=click.Path(path_type=Path), help="A folder for pictures.")
 @click.option("--json", type=click.Path(path_type=Path), help="A file for all rows.")
@@ -25,7 +25,7 @@ def bench(
     more: tuple[str, ...],
     against: str | None,
     encoders: str | None,
-    threads: str,
+    threads: str | None,
     in_cache: bool,
     plot: Path | None,
     json: Path | None,
@@ -34,7 +34,8 @@ def bench(
 
     Speed stands beside accuracy and this CPU's probed peak, on one core and on two threads. Several
     shapes can follow --shapes. --encoders compares whole Whisper encoders, and the functions
-    between their products, with those of openai-whisper and transformers.
+    between their products, with those of openai-whisper and transformers. Exit code 1: a result is
+    wrong, or not all could be measured.
     """
     from npu_matmul.bench import run
 
@@ -42,7 +43,9 @@ def bench(
     plan = run.plan_of((*named, *more), against, threads, in_cache, encoders)
     run.check_outputs(plot, json)
     try:
-        run.run(plan, plot, json, console)
+        done = run.run(plan, plot, json, console)
     except KeyboardInterrupt:
         console.print("interrupted: nothing was written half")
         sys.exit(130)
+    if not done:
+        sys.exit(1)

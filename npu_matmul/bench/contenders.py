@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -18,6 +18,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.bench.accuracy import Accuracy, count_wrong, error_bound, relative_error
 from npu_matmul.bench.shapes import Shape
 
 BASELINE = "np.matmul f32"
@@ -56,20 +57,27 @@ class Problem:
             random.standard_normal((K, N), dtype=np.float32),
         )
 
-    def accuracy(self, kind: str, result: NDArray[Any]) -> dict[str, Any]:
-        """Of int8 the values that differ from the exact product, else the error's norm over that of
-        the float64 product of the float32 operands."""
+    def accuracy(self, kind: str, result: NDArray[Any]) -> Accuracy:
+        """Of int8 the values that differ from the exact product, else the error against the float64
+        product of the float32 operands."""
         if kind == "int8":
-            exact = (self.a_int8.astype(float) @ self.b_int8.astype(float)).astype(np.int64)
-            return {"wrong_values": int(np.count_nonzero(result != exact)), "values": result.size}
-        exact_float = self.a_f32.astype(float) @ self.b_f32.astype(float)
-        error = np.linalg.norm(result.astype(float) - exact_float)
-        return {"relative_error": float(error / np.linalg.norm(exact_float))}
+            return count_wrong(result, self._exact)
+        bound = error_bound(kind, self.a_f32.shape[1])
+        return relative_error(result, self._float64, bound)
+
+    @cached_property
+    def _exact(self) -> NDArray[np.int64]:
+        return np.asarray((self.a_int8.astype(float) @ self.b_int8.astype(float)).astype(np.int64))
+
+    @cached_property
+    def _float64(self) -> NDArray[np.float64]:
+        return np.asarray(self.a_f32.astype(float) @ self.b_f32.astype(float))
 
 
 @dataclass(frozen=True)
 class Ready:
-    """One call, and what it computed as an array (M, N)."""
+    """One call, and what the last one computed: of a product (M, N), the memory that each call
+    fills."""
 
     work: Callable[[], Any]
     result: Callable[[], NDArray[Any]]
@@ -155,7 +163,8 @@ def _torch_float(problem: Problem, bf16: bool) -> Ready:
     kind = torch.bfloat16 if bf16 else torch.float32
     a, b = (torch.from_numpy(x.copy()).to(kind) for x in (problem.a_f32, problem.b_f32))
     out = torch.empty((a.shape[0], b.shape[1]), dtype=kind)
-    return Ready(partial(torch.matmul, a, b, out=out), lambda: out.float().numpy())
+    memory = out.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if bf16 else out.numpy()
+    return Ready(partial(torch.matmul, a, b, out=out), lambda: memory)
 
 
 def _ort_int8(problem: Problem) -> Ready:
@@ -202,11 +211,12 @@ def _ort(
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
-    values = [onnxruntime.OrtValue.ortvalue_from_numpy(x) for x in (a, np.empty(shape, result))]
+    memory = a.copy(), np.empty(shape, result)  # which OrtValues of the CPU share
+    values = [onnxruntime.OrtValue.ortvalue_from_numpy(x) for x in memory]
     binding = session.io_binding()
     binding.bind_ortvalue_input("a", values[0])
     binding.bind_ortvalue_output("c", values[1])
-    return Ready(partial(session.run_with_iobinding, binding), values[1].numpy)
+    return Ready(partial(session.run_with_iobinding, binding), lambda: memory[1])
 
 
 def _threads() -> int:

@@ -9,7 +9,15 @@ from tempfile import TemporaryDirectory
 
 from npu_matmul.bench import timing
 from npu_matmul.bench.encoders import ENCODERS, OPENAI, TRANSFORMERS
-from npu_matmul.bench.session import Plan, Results, Row, Show, threads_text, timing_of
+from npu_matmul.bench.session import (
+    Plan,
+    Results,
+    Row,
+    Show,
+    rechecked,
+    threads_text,
+    timing_of,
+)
 from npu_matmul.bench.workers import Process, processes
 
 Finished = Callable[[list[Row]], None]
@@ -42,15 +50,20 @@ def _encoders(
     if not want.exists():
         show(0)
         _torch(started).ask("encoder_reference", size=size, path=str(want))
-    rows, turns = [], {}
+    rows, turns, makers = [], {}, {}
     for process in started:
         told = process.ask("encoders", size=size, want=str(want), turn_s=timing.TURN_S)
         rows += told
         turns.update({row["encoder"]: partial(process.turn, row["encoder"]) for row in told})
+        makers.update({row["encoder"]: process for row in told})
     samples = timing.take_turns(turns, show)
     threads = started[0].threads
     rows = [
-        {"size": size, "threads": threads, **row, **timing_of(samples[row["encoder"]], threads)}
+        {
+            **{"size": size, "threads": threads, **row},
+            **timing_of(samples[row["encoder"]], threads),
+            "accuracy": rechecked(row, makers[row["encoder"]], row["encoder"]),
+        }
         for row in rows
     ]
     torch_s = min(row["seconds"] for row in rows if row["encoder"] in (OPENAI, TRANSFORMERS))
@@ -59,8 +72,9 @@ def _encoders(
 
 def _functions(started: list[Process], show: Callable[[int], None]) -> list[Row]:
     """Each function of ours with torch's beside it."""
-    rows, turns = {}, {}
+    rows, turns, makers = {}, {}, {}
     for process in started:
+        makers[process.library] = process
         for row in process.ask("functions", turn_s=timing.TURN_S):
             rows[process.library, row["function"]] = row
             name = f"{process.library} {row['function']}"
@@ -71,7 +85,9 @@ def _functions(started: list[Process], show: Callable[[int], None]) -> list[Row]
         timed = timing_of(samples[f"{library} {name}"], threads)
         torch_s = samples[f"torch {name}"].median
         ratio = torch_s / timed["seconds"]
-        found.append({"threads": threads, "library": library, **row, **timed, "times_torch": ratio})
+        accuracy = rechecked(row, makers[library], name)
+        common = {"threads": threads, "library": library, **row}
+        found.append({**common, **timed, "accuracy": accuracy, "times_torch": ratio})
     return found
 
 

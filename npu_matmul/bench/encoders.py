@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.bench.accuracy import Accuracy, relative_error
 from npu_matmul.bench.contenders import MissingExtra, Ready
 
 SEED = 2024
@@ -22,6 +23,11 @@ PRECISIONS = ("int8", "bf16", "bf16x3")
 OPENAI, TRANSFORMERS = "openai-whisper", "transformers"
 ENCODERS = {"npu_matmul": PRECISIONS, "torch": (OPENAI, TRANSFORMERS)}  # by process
 PACKAGES = {"torch": "torch", "whisper": OPENAI, "transformers": TRANSFORMERS}
+LAYER_ERRORS = {  # about twice what tiny has, per layer, each squared
+    **{"int8": 2e-2, "bf16": 5e-3, "bf16x3": 1e-5},
+    **{OPENAI: 1e-6, TRANSFORMERS: 1e-6},
+}
+FUNCTION_ERROR, FUNCTION_ERROR_BF16 = 1e-6, 1e-2  # the second where operands are rounded to bf16
 ROWS, COLUMNS, HEADS = 1500, 512, 8  # of the base encoder
 
 Features = NDArray[np.float32]
@@ -66,14 +72,18 @@ def reference(size: str) -> NDArray[np.float64]:
     return np.asarray(_torch_features(module, speech_mel(size).astype(np.float64)))
 
 
-def accuracy(got: NDArray[Any], want: NDArray[np.float64]) -> dict[str, float]:
-    """The error's norm over that of what is wanted, and the cosine of the angle between both."""
+def accuracy(got: NDArray[Any], want: NDArray[np.float64], at_most: float) -> Accuracy:
+    """The relative error, and the cosine of the angle between both."""
     wide = got.astype(np.float64)
     norms = np.linalg.norm(wide) * np.linalg.norm(want)
-    return {
-        "relative_error": float(np.linalg.norm(wide - want) / np.linalg.norm(want)),
-        "cosine": float(np.vdot(wide, want) / norms),
-    }
+    return {**relative_error(wide, want, at_most), "cosine": float(np.vdot(wide, want) / norms)}
+
+
+def encoder_bound(name: str, size: str) -> float:
+    """The relative error of an encoder's features at most: those of its layers are independent."""
+    from npu_matmul.whisper.dimensions import SIZES
+
+    return LAYER_ERRORS[name] * math.sqrt(SIZES[size].n_audio_layer)
 
 
 def speech_mel(size: str) -> Features:
@@ -84,10 +94,12 @@ def speech_mel(size: str) -> Features:
     return host_log_mel_spectrogram(pad_or_trim(speech_sample()), SIZES[size].n_mels)
 
 
-def functions(library: str) -> dict[str, tuple[Ready, NDArray[np.float64]]]:
-    """What is not a product with weights, by name, and what each should be, in float64.
+def functions(library: str) -> dict[str, tuple[Ready, NDArray[np.float64], float]]:
+    """What is not a product with weights, by name; what each should be, in float64, and by how much
+    it may differ.
 
-    Of ours, gelu and softmax work in place: on what they made, after the first time.
+    Both libraries do the same with memory. gelu and softmax work in place, on the input that NumPy
+    has just copied there; layer_norm and attention make a new result.
     """
     random = np.random.default_rng(SEED)
     x = random.standard_normal((ROWS, COLUMNS), np.float32)
@@ -104,7 +116,16 @@ def functions(library: str) -> dict[str, tuple[Ready, NDArray[np.float64]]]:
         f"attention {HEADS}x{ROWS}x{COLUMNS // HEADS}": _attention(qkv.astype(np.float64)),
     }
     made = make(x, weight, bias, scores, qkv)
-    return {name: (ready, wanted[name]) for name, ready in zip(wanted, made, strict=True) if ready}
+    return {
+        name: (ready, wanted[name], _function_bound(library, name))
+        for name, ready in zip(wanted, made, strict=True)
+        if ready
+    }
+
+
+def _function_bound(library: str, name: str) -> float:
+    rounded = library == "npu_matmul" and name.startswith("attention")
+    return FUNCTION_ERROR_BF16 if rounded else FUNCTION_ERROR
 
 
 def _our_functions(
@@ -113,17 +134,19 @@ def _our_functions(
     from npu_matmul.host.attention import attention, usable
     from npu_matmul.whisper import elementwise
 
-    y, z, w = x.copy(), x.copy(), scores.copy()
-    mixed = np.empty_like(x)
     query, key, value = np.split(qkv, 3, axis=1)
-    heads = partial(attention, query, key, value, mixed, ROWS, COLUMNS // HEADS)
-    norm = partial(elementwise.layer_norm, x, weight, bias)
+
+    def mix() -> Features:
+        mixed = np.empty_like(x)
+        attention(query, key, value, mixed, ROWS, COLUMNS // HEADS)
+        return mixed
+
     return [
-        Ready(partial(elementwise.gelu, y, bias), lambda: y),
-        Ready(norm, norm),
-        Ready(partial(elementwise.softmax, z), lambda: z),
-        Ready(partial(elementwise.softmax, w), lambda: w),
-        Ready(heads, lambda: mixed) if usable() else None,
+        _in_place(x, lambda y: elementwise.gelu(y, bias)),
+        _anew(partial(elementwise.layer_norm, x, weight, bias)),
+        _in_place(x, elementwise.softmax),
+        _in_place(scores, elementwise.softmax),
+        _anew(mix) if usable() else None,
     ]
 
 
@@ -134,21 +157,34 @@ def _torch_functions(
     import torch
     from torch.nn import functional
 
-    t, w, b, s = (torch.from_numpy(array) for array in (x, weight, bias, scores))
+    t, w, b = (torch.from_numpy(array) for array in (x, weight, bias))
     heads = torch.from_numpy(qkv).view(ROWS, 3, HEADS, -1).permute(1, 2, 0, 3).unsqueeze(1)
-    given = t + b
-
-    def ready(work: Callable[[], Any]) -> Ready:
-        return Ready(work, lambda: work().numpy())
-
     mix = partial(functional.scaled_dot_product_attention, *heads)
+
+    def in_place(source: Features, work: Callable[[Any], Any]) -> Ready:
+        return _in_place(source, lambda y: work(torch.from_numpy(y)))
+
     return [
-        ready(lambda: functional.gelu(given)),
-        ready(lambda: functional.layer_norm(t, w.shape, w, b)),
-        ready(lambda: functional.softmax(t, -1)),
-        ready(lambda: functional.softmax(s, -1)),
+        in_place(x + bias, torch.ops.aten.gelu_),
+        _anew(lambda: functional.layer_norm(t, w.shape, w, b)),
+        in_place(x, lambda y: torch.softmax(y, -1, out=y)),
+        in_place(scores, lambda y: torch.softmax(y, -1, out=y)),
         Ready(mix, lambda: mix()[0].transpose(0, 1).reshape(ROWS, -1).numpy()),
     ]
+
+
+def _in_place(source: Features, work: Callable[[Features], Any]) -> Ready:
+    memory = np.empty_like(source)
+
+    def copy_and_work() -> None:
+        np.copyto(memory, source)
+        work(memory)
+
+    return Ready(copy_and_work, lambda: memory)
+
+
+def _anew(work: Callable[[], Any]) -> Ready:
+    return Ready(work, lambda: np.asarray(work()))
 
 
 def _gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:

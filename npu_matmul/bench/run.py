@@ -12,10 +12,11 @@ from rich.console import Console
 from npu_matmul.bench import contenders, encoders, plots, tables
 from npu_matmul.bench.emulated import run as run_strategies
 from npu_matmul.bench.encoder_session import measure_encoders
-from npu_matmul.bench.environment import summary
-from npu_matmul.bench.session import Plan, Results, measure
+from npu_matmul.bench.environment import summary, usable_cpus
+from npu_matmul.bench.session import Plan, Results, Show, inaccurate, measure, results_for
 from npu_matmul.bench.shapes import parse_shapes
 from npu_matmul.bench.targets import judge
+from npu_matmul.bench.workers import WorkerFailed
 from npu_matmul.whisper.dimensions import SIZES
 from npu_matmul.writing import write_json
 
@@ -26,7 +27,7 @@ DEFAULT_SHAPES = ("whisper-base",)
 def plan_of(
     shapes: Sequence[str],
     against: str | None,
-    threads: str,
+    threads: str | None,
     in_cache: bool,
     sizes: str | None = None,
 ) -> Plan:
@@ -47,21 +48,14 @@ def check_outputs(plot: Path | None, json: Path | None) -> None:
         raise ValueError(f"--json {json}: give a file in a folder that exists")
 
 
-def run(plan: Plan, plot: Path | None, json: Path | None, console: Console) -> None:
-    """Measure the plan, print its tables, then write the files, each whole or not at all."""
+def run(plan: Plan, plot: Path | None, json: Path | None, console: Console) -> bool:
+    """Measure the plan, print its tables, then write the files, each whole or not at all.
+
+    Returns whether all of it was measured and every result is right; what is not is printed.
+    """
+    results = results_for(plan)
     with console.status("starting") as status:
-        results = measure(
-            plan,
-            status.update,
-            lambda rows, peaks: console.print(tables.products_table(rows, peaks)),
-        )
-        measure_encoders(
-            plan,
-            results,
-            status.update,
-            lambda rows: console.print(tables.encoder_table(rows)),
-            lambda rows: console.print(tables.function_table(rows)),
-        )
+        failures = _measure(plan, results, status.update, console)
         strategies = run_strategies(show=status.update) if plot is not None else []
     show(results, plan, console)
     if json is not None:
@@ -70,6 +64,33 @@ def run(plan: Plan, plot: Path | None, json: Path | None, console: Console) -> N
     if plot is not None:
         for path in plots.draw(plot, results, strategies):
             console.print(f"written: {path}", highlight=False, soft_wrap=True)
+    failures += inaccurate(results)
+    unequal = [row for row in strategies if not row["equal"]]
+    failures += [f"{row['name']}, {row['strategy']}: values are wrong" for row in unequal]
+    for line in failures:
+        console.print(f"error: {line}", style="red", highlight=False, markup=False)
+    return not failures
+
+
+def _measure(plan: Plan, results: Results, tell: Show, console: Console) -> list[str]:
+    """Print tables as they become ready; what ended the measurement before its end, in words."""
+    try:
+        measure(
+            plan,
+            results,
+            tell,
+            lambda rows, peaks: console.print(tables.products_table(rows, peaks)),
+        )
+        measure_encoders(
+            plan,
+            results,
+            tell,
+            lambda rows: console.print(tables.encoder_table(rows)),
+            lambda rows: console.print(tables.function_table(rows)),
+        )
+    except WorkerFailed as error:
+        return [f"{error}; nothing more was measured"]
+    return []
 
 
 def content(results: Results, strategies: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -92,7 +113,7 @@ def _notes(results: Results, plan: Plan, targets: Sequence[dict[str, Any]]) -> l
     notes = [f"{summary(results.environment)}.", f"{results.rule}."]
     notes += results.skipped
     if any(row["reached"] is not None for row in targets):
-        notes += [f"{row['target']}: {row['note']}" for row in targets if row["reached"] is None]
+        notes += _not_measured(targets)
     if any(tables.verdict(row).endswith("*") for row in targets):
         notes.append("* beyond what this CPU's probed peak allows against this baseline")
     measured = *results.rows, *results.peaks, *results.small, *results.encoders, *results.functions
@@ -105,6 +126,15 @@ def _notes(results: Results, plan: Plan, targets: Sequence[dict[str, Any]]) -> l
             f"not compared: {', '.join(absent)}; pip install 'npu-matmul[bench]' and --against"
         )
     return [*notes, *([disturbed] if disturbed else [])]
+
+
+def _not_measured(targets: Sequence[dict[str, Any]]) -> list[str]:
+    """A line for each reason, with the targets that it holds for."""
+    reasons: dict[str, list[str]] = {}
+    for row in targets:
+        if row["reached"] is None:
+            reasons.setdefault(row["note"], []).append(row["target"])
+    return [f"not measured, {why}: {'; '.join(names)}" for why, names in reasons.items()]
 
 
 def _libraries(against: str | None) -> list[str]:
@@ -141,14 +171,18 @@ def _is_installed(name: str) -> bool:
     return True
 
 
-def _threads(text: str) -> list[int]:
-    from npu_matmul.bench.environment import usable_cpus
-
+def _threads(text: str | None) -> list[int]:
+    """By default one and two, as far as there are CPUs."""
     allowed = len(usable_cpus())
+    if text is None:
+        return [1, 2][:allowed]
     try:
         counts = list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         counts = [0]
-    if not all(count >= 1 for count in counts):
-        raise ValueError(f"--threads {text!r}: allowed are whole numbers from 1, such as 1,2")
-    return [count for count in counts if count <= allowed] or [allowed]
+    if not all(1 <= count <= allowed for count in counts):
+        raise ValueError(
+            f"--threads {text!r}: allowed are whole numbers from 1 to {allowed}, the CPUs that "
+            "this process may use, separated by commas"
+        )
+    return counts

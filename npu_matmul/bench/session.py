@@ -3,13 +3,14 @@ turn with the probed peaks; then small products, and where a call's time goes.""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from npu_matmul.bench import timing
-from npu_matmul.bench.contenders import BASELINE, OWN_AVX2, OWN_INT8
+from npu_matmul.bench.accuracy import is_right, worst, wrong_text
+from npu_matmul.bench.contenders import BASELINE, OWN_INT8
 from npu_matmul.bench.environment import environment, last_level_cache_bytes
 from npu_matmul.bench.peak import skipped_probes
 from npu_matmul.bench.shapes import SMALL_CUBES, Shape, shape_text
@@ -63,13 +64,20 @@ class Results:
     skipped: list[str] = field(default_factory=list)
 
 
-def measure(
-    plan: Plan, show: Show = lambda _: None, finished: Finished = lambda *_: None
-) -> Results:
-    """The products of the plan; ``show`` is told what is being done, ``finished`` gets the rows and
-    peaks of each shape."""
+def results_for(plan: Plan) -> Results:
+    """Nothing measured yet, in the environment of now."""
     held = "in cache" if plan.in_cache else f"{plan.pool_bytes >> 20} MiB in turn"
-    results = Results(environment(), timing.RULE, held)
+    return Results(environment(), timing.RULE, held)
+
+
+def measure(
+    plan: Plan,
+    results: Results,
+    show: Show = lambda _: None,
+    finished: Finished = lambda *_: None,
+) -> None:
+    """Fill the results with the plan's products; ``show`` is told what is being done, ``finished``
+    gets the rows and peaks of each shape."""
     results.skipped += skipped_probes()
     for threads in plan.threads if plan.shapes else ():
         show(f"starting processes, {threads_text(threads)}")
@@ -83,7 +91,6 @@ def measure(
                     _stages(results, started, shape)
             if threads == 1:
                 _small(results, plan, started, show)
-    return results
 
 
 def threads_text(threads: int) -> str:
@@ -127,29 +134,50 @@ def _products(
     show: Callable[[int], None],
 ) -> tuple[list[Row], list[Row]]:
     """All products of one shape and the peaks, in the same turns."""
-    peaks, products, turns = [], [], {}
-    for process in started:
-        if process.library == "peak":
-            peaks = process.ask("peaks", turn_s=timing.TURN_S)
-            turns.update({row["peak"]: partial(process.turn, row["peak"]) for row in peaks})
-            continue
-        rows = process.ask(
-            "products", shape=shape, pool_bytes=plan.pool_bytes, turn_s=timing.TURN_S
-        )
-        _skip(results, rows)
-        done = [row for row in rows if "error" not in row]
-        products += done
-        turns.update({row["product"]: partial(process.turn, row["product"]) for row in done})
-    samples = timing.take_turns(turns, show)
     common = {"shape": list(shape), "threads": started[0].threads}
+    libraries = [process for process in started if process.library != "peak"]
+    prober = _one_of(started, "peak")
+    peaks = prober.ask("peaks", turn_s=timing.TURN_S)
+    probes = {row["peak"]: partial(prober.turn, row["peak"]) for row in peaks}
+    asked = {"shape": shape, "pool_bytes": plan.pool_bytes}
+    products, samples = _in_turn(results, libraries, asked, common, show, probes)
     peaks = [{**common, **row, **timed(row, samples[row["peak"]], common)} for row in peaks]
-    products = [
-        {**common, **row, **timed(row, samples[row["product"]], common)} for row in products
-    ]
     _compare(products, peaks, results.environment["blas"]["kernel"])
     results.peaks += peaks
     results.rows += products
     return products, peaks
+
+
+def _in_turn(
+    results: Results,
+    libraries: list[Process],
+    asked: Row,
+    common: Row,
+    show: Callable[[int], None],
+    others: Mapping[str, Callable[[], float]],
+) -> tuple[list[Row], dict[str, Sample]]:
+    """Rows of the products that the processes are asked for, and the samples of all that had a
+    turn."""
+    makers: dict[str, Process] = {}
+    rows: list[Row] = []
+    for process in libraries:
+        answer = process.ask("products", turn_s=timing.TURN_S, **asked)
+        _skip(results, answer)
+        done = [row for row in answer if "error" not in row]
+        makers.update({row["product"]: process for row in done})
+        rows += done
+    turns = {name: partial(process.turn, name) for name, process in makers.items()}
+    samples = timing.take_turns({**turns, **others}, show)
+    for row in rows:
+        name = row["product"]
+        row["accuracy"] = rechecked(row, makers[name], name)
+        row |= {**common, **timed(row, samples[name], common)}
+    return rows, samples
+
+
+def rechecked(row: Row, process: Process, name: str) -> Row:
+    """The accuracy before its turns or after them, whichever is worse."""
+    return worst([row["accuracy"], process.ask("check", name=name)])
 
 
 def _compare(products: list[Row], peaks: list[Row], blas_kernel: str) -> None:
@@ -214,26 +242,40 @@ def _small(results: Results, plan: Plan, started: list[Process], show: Show) -> 
     """Cubes through the public function, operands in cache, against np.matmul with ``out=``."""
     contestants = [_one_of(started, "npu_matmul"), _one_of(started, "numpy")]
     for size in plan.small_cubes:
-        turns, rows = {}, []
-        for process in contestants:
-            rows += process.ask(
-                "products",
-                shape=[size] * 3,
-                pool_bytes=0,
-                turn_s=timing.TURN_S,
-                only=[OWN_INT8, BASELINE],
-            )
-            turns[rows[-1]["product"]] = partial(process.turn, rows[-1]["product"])
-        samples = timing.take_turns(turns, partial(_round, show, f"{size} cube, one core"))
-        common = {"size": size, "threads": 1}
-        rows = [{**common, **row, **timed(row, samples[row["product"]], common)} for row in rows]
-        _compare(rows, [], results.environment["blas"]["kernel"])
-        results.small += rows
+        asked = {"shape": [size] * 3, "pool_bytes": 0, "only": [OWN_INT8, BASELINE]}
+        common = {"size": size, "shape": [size] * 3, "threads": 1}
+        told = partial(_round, show, f"{size} cube, one core")
+        rows, _ = _in_turn(results, contestants, asked, common, told, {})
+        if len(rows) == len(contestants):
+            _compare(rows, [], results.environment["blas"]["kernel"])
+            results.small += rows
 
 
-def path_is_confirmed(rows: Sequence[Row]) -> bool:
-    """Whether ``last_call().arithmetic`` tells that the forced path was taken: by its name, or by
-    differing from what is said without force."""
-    forced = {row["arithmetic"] for row in rows if row["product"] == OWN_AVX2}
-    free = {row["arithmetic"] for row in rows if row["product"] == OWN_INT8}
-    return bool(forced) and (not forced & free or all("avx2" in text.lower() for text in forced))
+def path_is_confirmed(rows: Sequence[Row], path: str) -> bool:
+    """Whether ``last_call().arithmetic`` of each row that was forced to a path names that path."""
+    forced = [row["arithmetic"] for row in rows if row["path"] == path]
+    return bool(forced) and all(f"({path})" in text for text in forced)
+
+
+def inaccurate(results: Results) -> list[str]:
+    """A line for each thing that was measured and is not right."""
+    rows = *results.rows, *results.small, *results.encoders, *results.functions
+    return [
+        f"{_what(row)}: {wrong_text(row['accuracy'])}"
+        for row in rows
+        if not is_right(row["accuracy"])
+    ]
+
+
+def _what(row: Row) -> str:
+    """
+    >>> _what({"product": "npu_matmul int8", "shape": [5, 6, 7], "threads": 1})
+    'npu_matmul int8, 5x6x7, one core'
+    """
+    if "product" in row:
+        name = f"{row['product']}, {shape_text(row['shape'])}"
+    elif "encoder" in row:
+        name = f"{row['encoder']}, {row['size']} encoder"
+    else:
+        name = f"{row['library']} {row['function']}"
+    return f"{name}, {threads_text(row['threads'])}"

@@ -16,6 +16,10 @@ from npu_matmul.bench.targets import formatter
 
 Row = dict[str, Any]
 KINDS = ("int8", "dynamic int8", "bf16", "f32")
+FUNCTIONS_CAPTION = (
+    "Of both: gelu and softmax work in place after a copy of their input, which is timed, too; "
+    "layer_norm and attention make a new result. torch's gelu is without the bias of ours."
+)
 UNSTEADY = "~ its median was not steady; the machine was busy, or slow to settle"
 
 
@@ -82,6 +86,7 @@ def encoder_table(rows: Sequence[Row]) -> Table:
 def function_table(rows: Sequence[Row]) -> Table:
     """What is not a product with weights, ours beside torch's in float32."""
     table = _table(f"between the products, {threads_text(rows[0]['threads'])}")
+    table.caption, table.caption_justify = FUNCTIONS_CAPTION, "left"
     table.add_column("function")
     for heading in ("us", "error", "torch, us", "error", "x torch"):
         table.add_column(heading, justify="right")
@@ -116,6 +121,8 @@ def verdict(row: Row) -> str:
         return "not measured"
     if row["reached"]:
         return "reached"
+    if row["note"]:
+        return "wrong result"
     beyond = row["allowed"] is not None and row["allowed"] < row["asked"]
     return "not reached" + ("*" if beyond else "")
 

@@ -1,9 +1,9 @@
 """The project's speed targets, held against a measurement and against what the CPU allows.
 
 A target is a ratio at every one of the Whisper-base projection shapes on one core, so the worst
-shape decides. What a CPU allows is its probed peak over the baseline's own speed: a target beyond
-it cannot be reached there by any code, for example where the baseline's BLAS uses the CPU's
-widest instructions, too.
+shape decides, and it is not reached where any result is wrong. What a CPU allows is its probed peak
+over the baseline's own speed, where that is least: a target beyond it cannot be reached there by
+any code, for example where the baseline's BLAS uses the CPU's widest instructions, too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from npu_matmul.bench.accuracy import is_right
 from npu_matmul.bench.contenders import (
     BASELINE,
     ORT_DYNAMIC,
@@ -21,6 +22,7 @@ from npu_matmul.bench.contenders import (
     TORCH_BF16,
     TORCH_INT8,
 )
+from npu_matmul.bench.encoders import OPENAI, TRANSFORMERS
 from npu_matmul.bench.session import Results, path_is_confirmed
 from npu_matmul.bench.shapes import NAMED
 
@@ -40,11 +42,14 @@ TWO_THREADS = 1.85
 SMALL_US = {16: 2.0, 64: 3.0}
 ENCODER = "base"
 ENCODER_RATIOS = {"int8": 3.0, "bf16": 2.0}  # times the faster one of torch's, on two threads
+NEEDS_SHAPES, NEEDS_ONE = "needs --shapes whisper-base", "needs --threads 1"
+WRONG = "a result is wrong"
 
 
 def judge(results: Results) -> list[Row]:
     """A row per target: what is asked, the worst and best measured, what the CPU allows, and
-    whether it is reached; None where it was not measured, with a note that says why."""
+    whether it is reached; None where it was not measured. A note says why it was not measured, or
+    that what was measured is wrong."""
     products = _of_products(results) if results.rows else []
     return [*products, *(_of_encoders(results.encoders) if results.encoders else [])]
 
@@ -66,17 +71,14 @@ def _of_products(results: Results) -> list[Row]:
 
 def _of_encoders(rows: list[Row]) -> list[Row]:
     found = {row["encoder"]: row for row in rows if (row["size"], row["threads"]) == (ENCODER, 2)}
-    return [
-        _row(
-            f"{ENCODER} encoder {precision} / torch f32, two threads",
-            asked,
-            "x",
-            [found[precision]["times_torch"]] if found else [],
-            None,
-            f"needs --encoders {ENCODER} and two threads",
-        )
-        for precision, asked in ENCODER_RATIOS.items()
-    ]
+    judged = []
+    for precision, asked in ENCODER_RATIOS.items():
+        name = f"{ENCODER} encoder {precision} / torch f32, two threads"
+        ratios = [found[precision]["times_torch"]] if found else []
+        note = f"needs --encoders {ENCODER} and two threads"
+        compared = [found[each] for each in (precision, OPENAI, TRANSFORMERS)] if found else []
+        judged.append(_row(name, asked, "x", ratios, compared, note))
+    return judged
 
 
 def _ratio(rows: list[Row], peaks: list[Row], product: str, over: str, asked: float) -> Row:
@@ -84,61 +86,78 @@ def _ratio(rows: list[Row], peaks: list[Row], product: str, over: str, asked: fl
     shared = [shape for shape in mine if shape in theirs]
     kernel = f" ({theirs[shared[0]]['blas_kernel']})" if shared and over == BASELINE else ""
     name = f"{_short(product)} / {_short(over)}{kernel}"
-    if product == OWN_AVX2 and mine and not path_is_confirmed(rows):
-        return _row(name, asked, "x", [], None, "last_call().arithmetic tells no AVX2 path")
-    ratios = [theirs[shape]["seconds"] / mine[shape]["seconds"] for shape in shared]
+    if product == OWN_AVX2 and mine and not path_is_confirmed(rows, "avx2"):
+        return _row(name, asked, "x", [], [], "last_call().arithmetic tells no AVX2 path")
     ceilings = _ceilings(peaks, 1)
     allowed = [
         ceilings[shape, mine[shape]["peak"]] / theirs[shape]["gops"]
         for shape in shared
         if (shape, mine[shape]["peak"]) in ceilings
     ]
-    missing = product if not mine else over
     return _row(
         name,
         asked,
         "x",
-        ratios,
-        max(allowed, default=None),
-        f"no {missing} on one core in this run",
+        [theirs[shape]["seconds"] / mine[shape]["seconds"] for shape in shared],
+        [each[shape] for shape in shared for each in (mine, theirs)],
+        _missing(rows, product if not mine else over),
+        min(allowed, default=None),
     )
 
 
 def _of_peak(rows: list[Row]) -> Row:
-    mine = _by_shape(rows, OWN_INT8, 1).values()
-    shares = [row["of_peak"] for row in mine if row["peak"] == "int8"]
-    return _row("int8 / its peak", OF_PEAK, "%", shares, 1.0, "no peak was probed")
+    mine = [row for row in _by_shape(rows, OWN_INT8, 1).values() if row["peak"] == "int8"]
+    note = _missing(rows, "peak int8")
+    return _row("int8 / its peak", OF_PEAK, "%", [row["of_peak"] for row in mine], mine, note, 1.0)
 
 
 def _threads(rows: list[Row], peaks: list[Row], product: str) -> Row:
     one, two = _by_shape(rows, product, 1), _by_shape(rows, product, 2)
     shared = [shape for shape in one if shape in two]
-    ratios = [one[shape]["seconds"] / two[shape]["seconds"] for shape in shared]
     single, double = _ceilings(peaks, 1), _ceilings(peaks, 2)
-    allowed = [double[key] / single[key] for key in single if key in double]
-    name = f"{_short(product)}, two threads / one"
+    keys = [(shape, one[shape]["peak"]) for shape in shared]
     return _row(
-        name, TWO_THREADS, "x", ratios, max(allowed, default=None), "needs one core and two threads"
+        f"{_short(product)}, two threads / one",
+        TWO_THREADS,
+        "x",
+        [one[shape]["seconds"] / two[shape]["seconds"] for shape in shared],
+        [each[shape] for shape in shared for each in (one, two)],
+        "needs one core and two threads" if rows else NEEDS_SHAPES,
+        min((double[key] / single[key] for key in keys if key in double), default=None),
     )
 
 
 def _small_us(small: list[Row], size: int) -> Row:
-    took = [r["seconds"] * 1e6 for r in small if r["size"] == size and r["product"] == OWN_INT8]
-    return _row(f"int8, {size} cube, whole call", SMALL_US[size], "us", took, None, "not measured")
+    mine = [row for row in small if row["size"] == size and row["product"] == OWN_INT8]
+    took = [row["seconds"] * 1e6 for row in mine]
+    return _row(f"int8, {size} cube, whole call", SMALL_US[size], "us", took, mine, NEEDS_ONE)
 
 
 def _small_ratio(small: list[Row]) -> Row:
     ratios = [row["times_np_f32"] for row in small if row["product"] == OWN_INT8]
-    return _row("int8, small cubes / np f32", 1.0, "x", ratios, None, "not measured")
+    return _row("int8, small cubes / np f32", 1.0, "x", ratios, small, NEEDS_ONE)
+
+
+def _missing(rows: list[Row], what: str) -> str:
+    return f"no {what} on one core in this run" if rows else NEEDS_SHAPES
 
 
 def _row(
-    name: str, asked: float, unit: str, found: Sequence[float], allowed: float | None, note: str
+    name: str,
+    asked: float,
+    unit: str,
+    found: Sequence[float],
+    compared: Sequence[Row],
+    note: str,
+    allowed: float | None = None,
 ) -> Row:
+    """``found`` is measured on the rows ``compared``, which must be right; ``note`` tells why
+    nothing was found."""
     at_most = unit == "us"
     worst = (max if at_most else min)(found, default=None)
     best = (min if at_most else max)(found, default=None)
-    reached = None if worst is None else (worst <= asked if at_most else worst >= asked)
+    right = all(is_right(row["accuracy"]) for row in compared)
+    reached = None if worst is None else right and (worst <= asked if at_most else worst >= asked)
     return {
         "target": name,
         "unit": unit,
@@ -147,7 +166,7 @@ def _row(
         "best": best,
         "allowed": allowed if found else None,
         "reached": reached,
-        "note": "" if found else note,
+        "note": note if not found else "" if right else WRONG,
     }
 
 

@@ -13,8 +13,12 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import cycle
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from npu_matmul.bench.accuracy import Accuracy
 
 MOST_SETS = 256  # of operands, where products are so small that they never fill a cache
 STAGE_CALLS = 21
@@ -22,11 +26,12 @@ STAGE_CALLS = 21
 
 class Worker:
     """The answers to each request, by the request's name. ``alternatives`` can be timed: a call and
-    how many make a turn."""
+    how many make a turn; ``checks`` say how accurate what they compute is."""
 
     def __init__(self, library: str, path: str | None, threads: int) -> None:
         self.library, self.path, self.threads = library, path, threads
         self.alternatives: dict[str, tuple[Callable[[], Any], int]] = {}
+        self.checks: dict[str, Callable[[], Accuracy]] = {}
         self.pool = ThreadPoolExecutor(threads) if threads > 1 else None
         if library == "torch":
             import torch
@@ -58,7 +63,7 @@ class Worker:
         from npu_matmul.bench.contenders import Problem, forms
 
         M, K, N = shape
-        self.alternatives = {}
+        self.alternatives, self.checks = {}, {}
         problem = Problem.random((M, K, N))
         wanted = [f for f in forms(self.library, self.path) if only is None or f.name in only]
         return [self._product(form, problem, (M, K, N), pool_bytes, turn_s) for form in wanted]
@@ -78,19 +83,23 @@ class Worker:
             "operations": 2 * M * K * N,
             "operand_bytes": set_bytes,
         }
+        count = min(max(1, -(-pool_bytes // set_bytes)), MOST_SETS)
         try:
-            sets = [form.prepare(problem)]
-            sets[0].work()
-            row["accuracy"] = problem.accuracy(form.kind, sets[0].result())
+            sets = [form.prepare(problem) for _ in range(count)]
+            check = partial(_computed_anew, sets, partial(problem.accuracy, form.kind))
+            row["accuracy"] = check()
             row["arithmetic"] = self._arithmetic()
-            count = min(max(1, -(-pool_bytes // set_bytes)), MOST_SETS)
-            sets += [form.prepare(problem) for _ in range(count - 1)]
         except (RuntimeError, ValueError, TypeError, NotImplementedError, ImportError) as error:
             return {**row, "error": _one_line(error)}
         row["sets"] = count
         work = sets[0].work if count == 1 else _rotating([each.work for each in sets])
         self.alternatives[form.name] = work, calls_per_turn(work, turn_s)
+        self.checks[form.name] = check
         return row
+
+    def check(self, name: str) -> Accuracy:
+        """How accurate what was timed is now."""
+        return self.checks[name]()
 
     def _arithmetic(self) -> str | None:
         if self.library != "npu_matmul":
@@ -113,11 +122,12 @@ class Worker:
 
         from npu_matmul.bench import encoders
 
-        self.alternatives = {}
+        self.alternatives, self.checks = {}, {}
         wanted = np.load(want)
         made = {name: encoders.prepared(name, size) for name in encoders.ENCODERS[self.library]}
+        bounds = {name: encoders.encoder_bound(name, size) for name in made}
         return [
-            {"encoder": name, "accuracy": self._ready(name, ready, wanted, turn_s)}
+            {"encoder": name, "accuracy": self._ready(name, ready, wanted, bounds[name], turn_s)}
             for name, ready in made.items()
         ]
 
@@ -125,19 +135,20 @@ class Worker:
         """Prepare this library's functions between products."""
         from npu_matmul.bench import encoders
 
-        self.alternatives = {}
+        self.alternatives, self.checks = {}, {}
         return [
-            {"function": name, "accuracy": self._ready(name, ready, wanted, turn_s)}
-            for name, (ready, wanted) in encoders.functions(self.library).items()
+            {"function": name, "accuracy": self._ready(name, ready, wanted, bound, turn_s)}
+            for name, (ready, wanted, bound) in encoders.functions(self.library).items()
         ]
 
-    def _ready(self, name: str, ready: Any, want: Any, turn_s: float) -> dict[str, float]:
+    def _ready(self, name: str, ready: Any, want: Any, bound: float, turn_s: float) -> Accuracy:
         """Of what is to be timed from now on: how accurate its first call is."""
         from npu_matmul.bench.encoders import accuracy
         from npu_matmul.bench.timing import calls_per_turn
 
         ready.work()
-        found = accuracy(ready.result(), want)
+        self.checks[name] = lambda: accuracy(ready.result(), want, bound)
+        found = self.checks[name]()
         self.alternatives[name] = ready.work, calls_per_turn(ready.work, turn_s)
         return found
 
@@ -186,6 +197,17 @@ class Worker:
             stages.append(last_call().seconds)
         by_stage = {key: statistics.median(call[key] for call in stages) for key in stages[0]}
         return {"wall_s": statistics.median(walls), "seconds": by_stage}
+
+
+def _computed_anew(sets: list[Any], accuracy: Callable[[Any], Accuracy]) -> Accuracy:
+    """The worst of all sets, whose memory was cleared before: what is there was just computed."""
+    from npu_matmul.bench.accuracy import worst
+
+    for each in sets:
+        each.result()[...] = 0
+    for each in sets:
+        each.work()
+    return worst(accuracy(each.result()) for each in sets)
 
 
 def _rotating(works: list[Callable[[], Any]]) -> Callable[[], Any]:
