@@ -6,12 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import trace_format
 from click.testing import CliRunner, Result
 
-from npu_matmul import cli, strategies
+from npu_matmul import cli
 from npu_matmul.design import design_text
 from npu_matmul.instructions import assemble, decode
 from npu_matmul.kernel import load_kernel
@@ -21,7 +20,6 @@ from npu_matmul.schedule import cover
 from npu_matmul.sequence import SYNTAXES
 from npu_matmul.streams import launch_stream
 from npu_matmul.tiler import TileGrid
-from npu_matmul.whisper.dimensions import Dimensions
 
 SHAPE = ["-m", "100", "-k", "70", "-n", "50"]
 
@@ -144,39 +142,6 @@ def test_want_of_memory_is_one_line_too(
         cli.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: there is not enough memory\n"
-
-
-def test_demo_counts_and_exits_with_0_when_all_values_are_equal(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    small = Dimensions(80, 1500, n_audio_state=64, n_audio_head=1, n_audio_layer=1)
-    monkeypatch.setattr("npu_matmul.whisper.demo.SIZES", {"base": small})
-    result = run("demo")
-    assert result.exit_code == 0, result.output
-    words = " ".join(result.output.split())
-    assert "kernel matmul_16x16, device emulated" in words
-    assert "launches 48,384 2,016 4" in words
-    assert "syncs to device 48,384 4 4" in words
-    assert "kernel matmul_64x512, device emulated" in words
-    assert "launches 48 8 4" in words
-    assert words.count("equal to np.matmul yes yes yes") == 2
-    assert "Making an encoder of base size" in words
-    assert "all 96,000 values equal those of the CPU, bit for bit" in words
-
-
-def test_demo_exits_with_1_when_one_value_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = strategies.STRATEGIES["batched"]
-
-    def one_off(product: strategies.Product) -> np.ndarray:
-        result = honest(product)
-        result[-1, -1] += 1
-        return result
-
-    monkeypatch.setitem(strategies.STRATEGIES, "sequential", honest)
-    monkeypatch.setitem(strategies.STRATEGIES, "batched", one_off)
-    result = run("demo", "--kernel", "matmul_64x512")
-    assert result.exit_code == 1
-    assert "4 of 1,520,640 values differ" in result.output
 
 
 @pytest.mark.parametrize("name", cli.app.commands)

@@ -16,13 +16,9 @@ pytest.importorskip("safetensors")
 
 from whisper_files import SMALL, write_audio, write_checkpoint
 
-from npu_matmul import cli, strategies
-from npu_matmul.demo import command as demo_command
+from npu_matmul import cli
 from npu_matmul.host.attention import usable
-from npu_matmul.performance.product import predict
-from npu_matmul.strategies import expected
-from npu_matmul.tiler import TileGrid
-from npu_matmul.whisper import commands, demo, encode, spread
+from npu_matmul.whisper import commands, encode, spread
 from npu_matmul.whisper.commands import _kind, _short
 
 
@@ -219,69 +215,3 @@ def test_names_are_shortened_to_fit_a_terminal() -> None:
     assert _short("/a/b/short.wav") == "short.wav"
     assert _short("a-very-long-name-of-a-recording.flac") == "a-very-long-…ng.flac"
     assert _kind("blocks.11.mlp.0") == "mlp.0" and _kind("mel.bank") == "mel.bank"
-
-
-# The demonstration's second part
-
-
-@pytest.fixture(scope="module")
-def shown() -> demo.Shown:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demo, "SIZE", "tiny")
-        return demo.run("cpu")
-
-
-def test_the_demonstration_compares_a_layer_and_counts_its_products(shown: demo.Shown) -> None:
-    assert shown.features == (1500, 384)
-    assert (shown.layer_values, shown.layer_wrong) == (1500 * 384, 0)
-    assert [one.name for one in shown.projections] == list(demo.PROJECTIONS)
-    for one in shown.projections:
-        counts = one.sequential
-        wrapper = TileGrid(demo.load_kernel("matmul_16x16"), *one.shape)
-        assert counts == expected("sequential", wrapper)
-        assert one.batched.launches == 1 and one.batched.device == "emulated"
-        assert one.sequential_s == predict(wrapper, "sequential").device_s
-        kernel = demo.load_kernel("matmul_64x512", "int8")
-        batched = predict(TileGrid(kernel, *one.shape), resident=True)
-        assert one.batched_s == batched.device_s
-        assert one.batched.bytes_to_device == batched.counts.bytes_to_device
-
-
-def test_the_demonstration_sees_one_sum_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = strategies.STRATEGIES["batched"]
-
-    def one_off(product: strategies.Product) -> np.ndarray:
-        result = honest(product)
-        result[-1, -1] += 1
-        return result
-
-    monkeypatch.setattr(demo, "SIZE", "tiny")
-    monkeypatch.setattr(demo, "SIZES", {"tiny": SMALL})
-    assert demo.run("cpu").layer_wrong == 0
-    monkeypatch.setitem(strategies.STRATEGIES, "batched", one_off)
-    assert 0 < demo.run("cpu").layer_wrong < 1500 * 64
-
-
-def test_the_demonstration_fails_when_a_layer_differs(
-    shown: demo.Shown, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(demo, "run", lambda device: shown)
-    assert demo_command._encoder_is_right()
-    monkeypatch.setattr(demo, "run", lambda device: replace(shown, layer_wrong=1))
-    assert not demo_command._encoder_is_right()
-
-
-def test_the_demonstration_says_that_times_are_modelled_and_what_differs(
-    shown: demo.Shown, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from rich.console import Console
-
-    demo.show(shown, Console(width=80))
-    said = " ".join(capsys.readouterr().out.split())
-    assert (
-        "modelled: device time as npu-matmul plan models it" in said and "real-time factor" in said
-    )
-    assert "sequential 216,576" in said and "batched 1" in said
-    assert "all 576,000 values equal those of the CPU, bit for bit" in said
-    demo.show(replace(shown, layer_wrong=3), Console(width=80))
-    assert "3 of 576,000 values differ" in " ".join(capsys.readouterr().out.split())

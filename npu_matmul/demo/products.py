@@ -1,9 +1,9 @@
-"""The first part of the demonstration: speech through the projections of a Whisper-tiny layer, by
-all three strategies.
+"""The first part of the demonstration: speech through the projections of a Whisper-tiny layer, on
+an NPU by all three strategies.
 
-The recording's log-mel features pass a convolution front end on the host, are quantised to int8,
-and are multiplied with the query, key, value and output weights of one encoder layer. Weights are
-seeded random numbers of the real shapes: the products are real, what they mean is not.
+The recording's log-mel features pass the convolutions on the host, are quantised to int8, and are
+multiplied with the query, key, value and output weights of one encoder layer. Weights are seeded
+random numbers of the real shapes: the products are real, what they mean is not.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.choose import kernels_for
+from npu_matmul.device import Device, NpuDevice, open_device
 from npu_matmul.matmul import npu_matmul
 from npu_matmul.precision import EXACT
 from npu_matmul.report import CallReport, last_call
 from npu_matmul.strategies import STRATEGIES
 from npu_matmul.whisper.audio import speech_sample
+from npu_matmul.whisper.dimensions import SEED, SIZES, STRIDE, random_tensors
+from npu_matmul.whisper.elementwise import gelu
 from npu_matmul.whisper.mel import host_log_mel_spectrogram
+from npu_matmul.whisper.model import Conv1d
 
-STATE = 384  # n_audio_state of Whisper tiny
-MELS = 80
+SIZE = "tiny"
 PROJECTIONS = ("query", "key", "value", "out")
-SEED = 2024
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,10 @@ class Inputs:
 
 @dataclass
 class Outcome:
-    """What one strategy took for all projections, and how many values differ from np.matmul."""
+    """What all projections took by one strategy, or on a device that has none, and how many values
+    differ from np.matmul."""
 
-    strategy: str
+    how: str
     counts: Counter[str] = field(default_factory=Counter)
     seconds: Counter[str] = field(default_factory=Counter)
     wall_s: float = 0.0
@@ -51,6 +55,7 @@ class Outcome:
     wrong: int = 0
     padding: float = 0.0
     kernel: str | None = None
+    arithmetic: str = ""
 
     def add(self, report: CallReport, wall_s: float, got: NDArray[Any], want: NDArray[Any]) -> None:
         """Count one product in."""
@@ -63,69 +68,60 @@ class Outcome:
         self.values += want.size
         self.wrong += int(np.count_nonzero(got != want))
         self.padding, self.kernel = report.padding, report.kernel
+        self.arithmetic = report.arithmetic
 
 
 def make_inputs() -> Inputs:
     """The shipped recording's features as int8 activations, and seeded weights."""
-    random = np.random.default_rng(SEED)
-    mel = host_log_mel_spectrogram(speech_sample(), MELS)
-    first = random.normal(0, (3 * MELS) ** -0.5, (3 * MELS, STATE))
-    second = random.normal(0, (3 * STATE) ** -0.5, (3 * STATE, STATE))
-    hidden = _gelu(_windows(mel.T, step=1) @ first)
-    hidden = _gelu(_windows(hidden, step=2) @ second)
-    weights = {name: _quantise(random.normal(0, 1, (STATE, STATE))) for name in PROJECTIONS}
-    return Inputs(_quantise(hidden), weights)
+    tensors, cpu = random_tensors(SIZES[SIZE], SEED), open_device("cpu")
+    hidden = host_log_mel_spectrogram(speech_sample(), SIZES[SIZE].n_mels).T
+    for name, stride in (("conv1", 1), ("conv2", STRIDE)):
+        weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+        convolve = Conv1d(name, weight, bias, cpu, "bf16x3", stride)
+        hidden = gelu(convolve(hidden), convolve.bias)
+    weights = {name: tensors[f"blocks.0.attn.{name}.weight"].T for name in PROJECTIONS}
+    return Inputs(_quantise(hidden), {name: _quantise(weight) for name, weight in weights.items()})
 
 
-def kernels() -> list[str]:
-    """The kernels that can compute these products."""
-    return [kernel.name for kernel in kernels_for(EXACT.types)]
+def kernels(device: NpuDevice) -> list[str]:
+    """The kernels that can compute these products there; where none is built, all that could."""
+    found = kernels_for(EXACT.types, device.target)
+    return [kernel.name for kernel in list(filter(device.can_load, found)) or found]
 
 
 def run(
     inputs: Inputs,
-    device: str,
+    device: Device,
     kernel: str | None = None,
     show: Callable[[str, int], None] = lambda *_: None,
 ) -> list[Outcome]:
-    """Every projection by every strategy on ``device``; ``show`` is told how many products are
-    done."""
+    """Every projection on ``device``, on an NPU by every strategy; ``show`` is told how many
+    products are done."""
     activations = inputs.activations
-    for strategy in STRATEGIES:  # compiles the host loops, so that no strategy's seconds hold that
-        warm = activations[:1, :1]
-        npu_matmul(warm, warm, device=device, kernel=kernel, strategy=strategy)
+    strategies = list(STRATEGIES) if isinstance(device, NpuDevice) else [None]
     wanted = {
         name: np.matmul(activations.astype(np.int32), weight.astype(np.int32))
         for name, weight in inputs.weights.items()
     }
     outcomes = []
-    for strategy in STRATEGIES:
-        outcome = Outcome(strategy)
-        show(strategy, 0)
+    for strategy in strategies:
+        multiply = partial(
+            npu_matmul, dtype=np.int32, device=device, kernel=kernel, strategy=strategy
+        )
+        one = activations[:1, :1]
+        multiply(one, one)  # compiles the host loops, so that no seconds below hold that
+        outcome = Outcome(strategy or device.name)
+        show(outcome.how, 0)
         for done, (name, weight) in enumerate(inputs.weights.items(), start=1):
             start = time.perf_counter()
-            got = npu_matmul(
-                activations, weight, dtype=np.int32, device=device, kernel=kernel, strategy=strategy
-            )
+            got = multiply(activations, weight)
             outcome.add(last_call(), time.perf_counter() - start, got, wanted[name])
-            show(strategy, done)
+            show(outcome.how, done)
         outcomes.append(outcome)
     return outcomes
 
 
-def _windows(frames: NDArray[Any], step: int) -> NDArray[np.float64]:
-    """Rows of three neighbouring frames each, zeros beyond the ends: a convolution as a product."""
-    padded = np.pad(frames.astype(np.float64), ((1, 1), (0, 0)))
-    return np.concatenate([padded[i : len(padded) - 2 + i : step] for i in range(3)], axis=1)
-
-
-def _gelu(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """GELU in its tanh form: Hendrycks and Gimpel, 2016, equation 2."""
-    inner = np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)
-    return np.asarray(0.5 * x * (1 + np.tanh(inner)))
-
-
-def _quantise(x: NDArray[np.float64]) -> NDArray[np.int8]:
+def _quantise(x: NDArray[np.float32]) -> NDArray[np.int8]:
     """Symmetric int8 with one scale: the largest magnitude becomes 127."""
-    scaled: NDArray[np.float64] = np.rint(x * (127 / np.abs(x).max()))
+    scaled: NDArray[np.float32] = np.rint(x * (127 / np.abs(x).max()))
     return scaled.astype(np.int8)

@@ -95,8 +95,9 @@ def _make(name: str) -> Device:
 
 
 def auto_choice() -> str:
-    """The device that ``"auto"`` stands for on this machine."""
-    return _auto()[0]
+    """The device that ``"auto"`` stands for on this machine, without the notice."""
+    name = os.environ.get(DEVICE_VARIABLE) or "auto"
+    return _auto()[0] if name == "auto" else name
 
 
 def npu_nodes() -> list[Path]:

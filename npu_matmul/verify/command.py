@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from npu_matmul.progress import progress_bars
 
 
 @click.command(short_help="Run a design, or what the toolchain made of it.")
@@ -97,14 +98,7 @@ class _Bar:
 
     def __init__(self, console: Console) -> None:
         self.done = self.total = 0
-        self._progress = Progress(
-            TextColumn("{task.description:18}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("schedules"),
-            TimeElapsedColumn(),
-            console=console,
-        )
+        self._progress = progress_bars(console, "schedules")
         self._task = self._progress.add_task("", total=None)
 
     def advanced(self, done: int, total: int, schedule: str) -> None:

@@ -6,7 +6,6 @@ import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,17 +13,11 @@ import click
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import Progress, TaskID
 from rich.table import Table
 
 from npu_matmul.device import DEVICES, open_device
+from npu_matmul.progress import progress_bars
 from npu_matmul.whisper.dimensions import SIZES
 
 if TYPE_CHECKING:
@@ -225,7 +218,7 @@ def _in_turn(settings: Settings, jobs: list[Job]) -> Iterator[FileReport]:
 
     with console.status("packing the weights"):
         made = pipeline(settings)
-    with _progress() as bars:
+    with progress_bars(console) as bars:
         layers = bars.add_task("layers", total=made.encoder.dims.n_audio_layer)
         for job in jobs:
             windows = bars.add_task(escape(_short(job.audio)), total=None)
@@ -239,25 +232,13 @@ def _updates(bars: Progress, task: TaskID) -> Callable[[int, int | None], None]:
 
 def _with_bar(reports: Iterator[FileReport], count: int) -> Iterator[FileReport]:
     """Of files that other processes encode: a bar over files, and a line for each as it is done."""
-    with _progress() as bars:
+    with progress_bars(console) as bars:
         files = bars.add_task("files", total=count)
         for report in reports:
             bars.update(files, advance=1)
             state = "[red]failed[/red]" if report.error else f"{report.wall_s:.1f} s"
             bars.console.print(f"{escape(report.audio)}: {state}", highlight=False, soft_wrap=True)
             yield report
-
-
-@contextmanager
-def _progress() -> Iterator[Progress]:
-    with Progress(
-        TextColumn("{task.description:20}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    ) as bars:
-        yield bars
 
 
 def show(reports: list[FileReport], to: Console) -> None:

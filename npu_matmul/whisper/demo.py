@@ -1,36 +1,38 @@
 """The second part of the demonstration: speech through an encoder of base size.
 
-All of it on a fast device; one layer also on the emulated NPU, where its counts are taken and its
-result compared. Weights are seeded random numbers of the real shapes: the products are real, what
-they mean is not.
+All of it on a fast device; its first layer also on the emulated NPU, where its counts are taken
+and its result compared. Weights are seeded random numbers of the real shapes: the products are
+real, what they mean is not.
 """
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from npu_matmul.choose import choose_kernel
+from npu_matmul.choose import choose_kernel, kernels_for
+from npu_matmul.device import Device, NpuDevice, auto_choice, open_device
 from npu_matmul.kernel import load_kernel
 from npu_matmul.performance.product import predict
-from npu_matmul.precision import EXACT
+from npu_matmul.precision import EXACT, PRECISIONS
 from npu_matmul.report import CallReport
 from npu_matmul.strategies import Counts
 from npu_matmul.tiler import TileGrid
 from npu_matmul.whisper.audio import SAMPLE_RATE_HZ, pad_or_trim, speech_sample
-from npu_matmul.whisper.dimensions import SIZES, random_tensors
+from npu_matmul.whisper.dimensions import SEED, SIZES, random_tensors
 from npu_matmul.whisper.elementwise import Floats
 from npu_matmul.whisper.ledger import Ledger, places, record
 from npu_matmul.whisper.mel import LogMel
 from npu_matmul.whisper.model import AudioEncoder, compile_all
 
 SIZE = "base"
-SEED = 2024
+PRECISION, MEL_PRECISION = "int8", "bf16x3"
 PROJECTIONS = ("attn.qkv", "attn.out", "mlp.0", "mlp.2")
 WRAPPER_KERNEL = "matmul_16x16"  # of the tile-by-tile wrapper
 
@@ -52,6 +54,7 @@ class Projection:
 class Shown:
     """What the demonstration found."""
 
+    device: str
     audio_s: float
     wall_s: float
     ledger: Ledger
@@ -61,12 +64,30 @@ class Shown:
     projections: list[Projection]
 
 
-def run(device: str = "cpu") -> Shown:
+def fast_device(asked: Device) -> tuple[Device, str]:
+    """Where the encoder is computed: on the device that was asked for, or for an emulated one what
+    "auto" stands for here. On the CPU in place of another emulated one, or of an NPU whose kernels
+    are not built; why, in words."""
+    device = asked if asked.name != "emulated" else open_device(auto_choice())
+    if device.name == "emulated":
+        return open_device("cpu"), "an emulated NPU is no fast device"
+    if isinstance(device, NpuDevice):
+        for precision in (PRECISION, MEL_PRECISION):
+            kernels = kernels_for(PRECISIONS[precision].types, device.target)
+            if not any(map(device.can_load, kernels)):
+                missing = f"no kernel for {precision} is built for the NPU here"
+                return open_device("cpu"), f"{missing}: npu-matmul build"
+    return device, ""
+
+
+def run(device: Device) -> Shown:
     """The recording through the encoder on ``device``, and its first layer on the emulated NPU."""
     samples = speech_sample()
     tensors = random_tensors(SIZES[SIZE], SEED)
-    encoder = AudioEncoder(tensors, device=device, precision="int8")
-    log_mel = LogMel(encoder.dims.n_mels, device=device)
+    # attention on the host, also of an NPU, so that both compute it alike
+    options: dict[str, Any] = {"precision": PRECISION, "attention": "host"}
+    encoder = AudioEncoder(tensors, device=device, **options)
+    log_mel = LogMel(encoder.dims.n_mels, device=device, precision=MEL_PRECISION)
     compile_all(encoder)
     start = time.perf_counter()
     with record() as ledger:
@@ -74,12 +95,13 @@ def run(device: str = "cpu") -> Shown:
         features = encoder(mel)
     wall_s = time.perf_counter() - start
     one_layer = {name: t for name, t in tensors.items() if _within_first_layer(name)}
-    emulated = AudioEncoder(one_layer, device="emulated", precision="int8", attention="host")
+    emulated = AudioEncoder(one_layer, device="emulated", **options)
     given = encoder.front_end(mel)
     want = _first_block(encoder, given)
     with record() as counted:
         got = _first_block(emulated, given)
     return Shown(
+        device=device.name,
         audio_s=len(samples) / SAMPLE_RATE_HZ,
         wall_s=wall_s,
         ledger=ledger,
@@ -133,7 +155,7 @@ def show(shown: Shown, console: Console) -> None:
         return
     console.print(
         f"[green]layer 0 on the emulated NPU: all {shown.layer_values:,} values equal those of "
-        "the CPU, bit for bit[/green]"
+        f"device {shown.device}, bit for bit[/green]"
     )
 
 
@@ -148,25 +170,13 @@ def _projection_table(projections: list[Projection]) -> Table:
     for heading in ("", "launches", "MB in", "MB out", "modelled"):
         table.add_column(heading, justify="right" if heading else "left")
     for one in projections:
-        name = f"{one.name}\n{'x'.join(map(str, one.shape))}"
-        rows = (
-            ("sequential", one.sequential, f"{one.sequential_s:,.1f} s"),
-            ("batched", one.batched, f"{one.batched_s * 1e3:.2f} ms"),
-        )
-        columns = list(
-            zip(
-                *(
-                    (
-                        label,
-                        f"{counted.launches:,}",
-                        f"{counted.bytes_to_device / 1e6:,.2f}",
-                        f"{counted.bytes_from_device / 1e6:,.2f}",
-                        modelled,
-                    )
-                    for label, counted, modelled in rows
-                ),
-                strict=True,
-            )
-        )
-        table.add_row(name, *("\n".join(cells) for cells in columns), end_section=True)
+        modelled = f"{one.sequential_s:,.1f} s"
+        table.add_row(one.name, "sequential", *_counts(one.sequential), modelled)
+        shape, modelled = "x".join(map(str, one.shape)), f"{one.batched_s * 1e3:.2f} ms"
+        table.add_row(shape, "batched", *_counts(one.batched), modelled, end_section=True)
     return table
+
+
+def _counts(counted: Counts | CallReport) -> tuple[str, str, str]:
+    megabytes = counted.bytes_to_device / 1e6, counted.bytes_from_device / 1e6
+    return f"{counted.launches:,}", f"{megabytes[0]:,.2f}", f"{megabytes[1]:,.2f}"

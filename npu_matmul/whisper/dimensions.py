@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 HEAD_WIDTH = 64  # in every Whisper size; no tensor's shape shows it
 KERNEL_WIDTH = 3  # frames that a convolution of the front end sees
 MLP_FACTOR = 4
+SEED = 2024  # of every encoder of random weights that the package makes
 POSITIONS = 1500  # of a window of 30 s, the rows of its features
 STRIDE = 2  # of the second convolution: two mel frames become one
 

@@ -25,12 +25,10 @@ from npu_matmul.device import open_device
 from npu_matmul.whisper import ledger
 from npu_matmul.whisper.audio import SAMPLE_RATE_HZ
 from npu_matmul.whisper.checkpoint import load_tensors
-from npu_matmul.whisper.dimensions import SIZES, random_tensors
+from npu_matmul.whisper.dimensions import SEED, SIZES, random_tensors
 from npu_matmul.whisper.files import open_audio, windows
 from npu_matmul.whisper.mel import LogMel
 from npu_matmul.whisper.model import AudioEncoder, compile_all
-
-SEED = 2024
 
 
 @dataclass(frozen=True)
