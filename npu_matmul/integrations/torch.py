@@ -1,32 +1,46 @@
 """``accelerate``: the Linear and Conv1d layers of any torch module, computed by ``npu_matmul``.
 
-Layers stay the objects that they were, with their parameters, names, hooks and buffers; only their
-class changes, and with it ``forward``. Tensors are shared with NumPy, not copied; results have the
-type that they had before. For inference without gradients, on CPU tensors.
+Layers stay the objects that they were, with their parameters, names, hooks, buffers and methods;
+only ``forward`` changes. Tensors are shared with NumPy, not copied; results have the type that
+they had before. For inference without gradients, on CPU tensors.
 
 A parameter that was changed or replaced is packed again at the next call. The trap: torch does not
 count changes through ``parameter.data``, so that they go unseen; use ``parameter.copy_`` under
-``torch.no_grad()``, or ``load_state_dict``.
+``torch.no_grad()``, or ``load_state_dict``. Of parameters that were made in inference mode torch
+counts no changes at all; these are compared with a copy at each call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
 
-import ml_dtypes
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
+from torch.nn.utils import parametrize
 
 from npu_matmul.device import Device, open_device
-from npu_matmul.matmul import npu_matmul, pack_b
-from npu_matmul.packed import PackedMatrix
+from npu_matmul.integrations.torch_layers import (
+    FLOATS,
+    Accelerated,
+    GradientsNotSupported,
+    Resident,
+    accelerated,
+    checked,
+)
 from npu_matmul.precision import PRECISIONS
 from npu_matmul.whisper.model import AudioEncoder
+
+__all__ = [
+    "Acceleration",
+    "EncoderModule",
+    "GradientsNotSupported",
+    "accelerate",
+    "convolution_pays",
+    "restore",
+]
 
 # Subclasses whose forward is that of the class they are derived from, and casts weights to the type
 # of what comes in, as the layers here do too.
@@ -39,12 +53,6 @@ CONVOLUTION_MIN_K = 128
 # Modules that hand the weights of their layers to functions of torch's, without calling the layers.
 READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
-FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-class GradientsNotSupported(RuntimeError):
-    """An accelerated layer was called where torch would have recorded gradients."""
-
 
 @dataclass
 class Acceleration:
@@ -55,20 +63,50 @@ class Acceleration:
 
     names: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
-    _originals: list[tuple[nn.Module, type[nn.Module]]] = field(default_factory=list, repr=False)
+    _layers: list[tuple[nn.Module, Resident]] = field(default_factory=list, repr=False)
 
     def restore(self) -> None:
-        """Undo the change; a second call does nothing."""
-        for module, original in self._originals:
-            module.__class__ = original
-            del module.__dict__["_resident"]
-        self._originals.clear()
+        """Undo the change; a second call does nothing. Raises as :func:`restore` does."""
+        _restore([layer for layer, mine in self._layers if vars(layer).get("_resident") is mine])
+        self._layers.clear()
 
     def __enter__(self) -> Acceleration:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.restore()
+
+
+def restore(module: nn.Module) -> int:
+    """Undo every :func:`accelerate` within ``module``, which may be a copy of the module that was
+    accelerated, or come out of a file; returns how many layers were accelerated.
+
+    Raises:
+        RuntimeError: a layer's class was changed since, as parametrizations do; none is restored.
+
+    >>> import copy
+    >>> layer = nn.Linear(3, 2)
+    >>> with accelerate(layer, device="cpu"):
+    ...     replica = copy.deepcopy(layer)
+    >>> restore(replica), type(replica) is nn.Linear
+    (1, True)
+    """
+    layers = [layer for layer in module.modules() if isinstance(layer, Accelerated)]
+    _restore(layers)
+    return len(layers)
+
+
+def _restore(layers: list[Accelerated]) -> None:
+    for layer in layers:
+        if "_original" not in vars(type(layer)):
+            raise RuntimeError(
+                f"the class of a layer is now {type(layer).__name__}, which was derived after "
+                "accelerate: undo that before restore(), for parametrizations with "
+                "torch.nn.utils.parametrize.remove_parametrizations"
+            )
+    for layer in layers:
+        layer.__class__ = layer._original
+        del layer.__dict__["_resident"]
 
 
 def accelerate(
@@ -106,23 +144,18 @@ def accelerate(
         raise ValueError(f"there is no precision {precision!r}; known are: {', '.join(PRECISIONS)}")
     opened = device if isinstance(device, Device) else open_device(device or "auto")
     done = Acceleration()
-    uncalled = _uncalled(module)
     try:
-        for name, layer in module.named_modules():
-            if not isinstance(layer, nn.Linear | nn.Conv1d) or not fnmatchcase(name, match):
-                continue
-            if id(layer) in uncalled:
-                done.skipped[name] = f"{uncalled[id(layer)]} reads its weight without calling it"
+        for name, layer, why_not in _layers(module, match, pays or convolution_pays):
+            if why_not:
+                done.skipped[name] = why_not
             else:
-                _accelerate_layer(name, layer, opened, precision, pays or convolution_pays, done)
+                done._layers.append((layer, _accelerate(layer, opened, precision)))
+                done.names.append(name)
+        if not done.names:
+            raise _nothing(module, match, done.skipped)
     except BaseException:
         done.restore()
         raise
-    if not done.names:
-        why = "".join(f"; {name or 'it'}: {reason}" for name, reason in done.skipped.items())
-        raise ValueError(
-            f"nothing to accelerate in {type(module).__name__} with match={match!r}{why}"
-        )
     return done
 
 
@@ -135,156 +168,71 @@ def convolution_pays(layer: nn.Conv1d) -> bool:
     return layer.in_channels * layer.kernel_size[0] >= CONVOLUTION_MIN_K
 
 
-def _uncalled(module: nn.Module) -> dict[int, str]:
-    """By identity, the modules within ``READ_WEIGHTS``, and the class that each is within."""
-    readers = (parent for parent in module.modules() if isinstance(parent, READ_WEIGHTS))
-    return {id(child): type(reader).__name__ for reader in readers for child in reader.children()}
-
-
-def _accelerate_layer(
-    name: str,
-    layer: nn.Linear | nn.Conv1d,
-    device: Device,
-    precision: str,
-    pays: Callable[[nn.Conv1d], bool],
-    done: Acceleration,
-) -> None:
-    base = nn.Linear if isinstance(layer, nn.Linear) else nn.Conv1d
-    why_not = _why_not(layer, base, pays)
-    if why_not:
-        done.skipped[name] = why_not
-        return
+def _accelerate(layer: nn.Module, device: Device, precision: str) -> Resident:
     resident = Resident(device, precision)
     resident.packed(layer.weight)
-    original = type(layer)
+    layer.__class__ = accelerated(type(layer))
     layer.__dict__["_resident"] = resident
-    layer.__class__ = AcceleratedLinear if base is nn.Linear else AcceleratedConv1d
-    done._originals.append((layer, original))
-    done.names.append(name)
+    return resident
 
 
-def _why_not(
-    layer: nn.Linear | nn.Conv1d, base: type[nn.Module], pays: Callable[[nn.Conv1d], bool]
-) -> str:
-    kind = type(layer)
-    if "_resident" in layer.__dict__:
+def _nothing(module: nn.Module, match: str, skipped: dict[str, str]) -> ValueError:
+    why = "".join(f"; {name or 'it'}: {reason}" for name, reason in skipped.items())
+    return ValueError(f"nothing to accelerate in {type(module).__name__} with match={match!r}{why}")
+
+
+def _layers(
+    module: nn.Module, match: str, pays: Callable[[nn.Conv1d], bool]
+) -> Iterator[tuple[str, nn.Linear | nn.Conv1d, str]]:
+    """Each layer whose name matches, and why it cannot be accelerated, or "" if it can."""
+    readers = [parent for parent in module.modules() if isinstance(parent, READ_WEIGHTS)]
+    uncalled = {child: type(reader).__name__ for reader in readers for child in reader.children()}
+    for name, layer in module.named_modules():
+        if not isinstance(layer, nn.Linear | nn.Conv1d) or not fnmatchcase(name, match):
+            continue
+        if layer in uncalled:
+            yield name, layer, f"{uncalled[layer]} reads its weight without calling it"
+        else:
+            yield name, layer, _why_not(layer) or _why_not_convolution(layer, pays)
+
+
+def _why_not(layer: nn.Linear | nn.Conv1d) -> str:
+    if isinstance(layer, Accelerated):
         return "is accelerated already: restore it first"
-    known = (kind.__module__, kind.__qualname__) in KNOWN
-    if not known and (kind.forward is not base.forward or _has_own_convolution(kind)):
-        return f"{kind.__qualname__} has a forward of its own"
-    if layer._parameters.get("weight") is None:
-        return "its weight is no parameter, but computed before each call"
-    if layer.weight.device.type != "cpu":
-        return f"its weight is on {layer.weight.device}: move the module to the CPU first"
-    if layer.weight.dtype not in FLOATS:
-        return f"its weight is {layer.weight.dtype}"
-    if isinstance(layer, nn.Conv1d):
-        if layer.groups != 1 or layer.padding_mode != "zeros":
-            return "grouped, or padded with other than zeros: not one product"
-        if not pays(layer):
-            return "too few multiplications for each value that is copied"
+    if _has_own_forward(layer):
+        return f"{type(layer).__qualname__} has a forward of its own"
+    weight = layer._parameters.get("weight")
+    if weight is None or parametrize.is_parametrized(layer):
+        return "its weight or bias is no parameter, but computed before each call"
+    if isinstance(weight, UninitializedParameter):
+        return "its weight has no values yet: call the module once before"
+    if type(weight) not in (nn.Parameter, Tensor):
+        return f"its weight is a {type(weight).__name__}, whose numbers are known to it alone"
+    if weight.device.type != "cpu":
+        return f"its weight is on {weight.device}: move the module to the CPU first"
+    if weight.dtype not in FLOATS:
+        return f"its weight is {weight.dtype}"
     return ""
 
 
-def _has_own_convolution(kind: type[nn.Module]) -> bool:
-    return issubclass(kind, nn.Conv1d) and kind._conv_forward is not nn.Conv1d._conv_forward
+def _has_own_forward(layer: nn.Linear | nn.Conv1d) -> bool:
+    if "forward" in vars(layer):  # put on the object, as some libraries do for their hooks
+        return True
+    kind = type(layer)
+    if (kind.__module__, kind.__qualname__) in KNOWN:
+        return False
+    if isinstance(layer, nn.Linear):
+        return kind.forward is not nn.Linear.forward
+    own = kind.forward, kind._conv_forward
+    return own != (nn.Conv1d.forward, nn.Conv1d._conv_forward)
 
 
-class Resident:
-    """A layer's weight on its device, packed again when the parameter has changed."""
-
-    def __init__(self, device: Device, precision: str) -> None:
-        self.device, self.precision = device, precision
-        self._packed: PackedMatrix | None = None
-        self._version: tuple[int, int] = (-1, -1)
-        self._source: Tensor | None = None  # held, so that no other tensor comes to lie there
-
-    def packed(self, weight: Tensor) -> PackedMatrix:
-        """``weight`` (out, in) or (out, in, width) as the matrix B of a product."""
-        # tensors made in inference mode count no versions, and cannot be changed outside it
-        version = weight.data_ptr(), 0 if weight.is_inference() else weight._version
-        if self._packed is None or version != self._version:
-            self._source = flat = weight.detach()
-            if flat.ndim == 3:  # a row of the left operand is frame after frame
-                flat = flat.permute(0, 2, 1).reshape(flat.shape[0], -1)
-            matrix = _as_array(flat).T.astype(np.float32)
-            self._packed = pack_b(matrix, device=self.device, precision=self.precision)
-            self._version = version
-        return self._packed
-
-    def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """``rows`` (..., K) times the weight, plus the bias, in the type that torch's has."""
-        result = torch.empty((*rows.shape[:-1], weight.shape[0]), dtype=_result_type(rows))
-        out = _as_array(result)
-        npu_matmul(_as_array(rows), self.packed(weight), out=out, dtype=out.dtype)
-        return result if bias is None else result.add_(bias.detach().to(result.dtype))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Resident:
-        return Resident(self.device, self.precision)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _resident_on, (self.device.name, self.precision)
-
-
-def _resident_on(device: str, precision: str) -> Resident:
-    return Resident(open_device(device), precision)
-
-
-class AcceleratedLinear(nn.Linear):
-    """A Linear layer whose product is ``npu_matmul``'s."""
-
-    _resident: Resident
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        rows = _checked(self, input)
-        return self._resident.product(rows, self.weight, self.bias)
-
-
-class AcceleratedConv1d(nn.Conv1d):
-    """A convolution over time as one product: rows are windows of the padded input."""
-
-    _resident: Resident
-
-    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
-        given = _checked(self, input)
-        batch = given if given.ndim == 3 else given.unsqueeze(0)
-        padded = nn.functional.pad(batch, self._reversed_padding_repeated_twice)
-        reach = self.dilation[0] * (self.kernel_size[0] - 1) + 1
-        windows = padded.unfold(2, reach, self.stride[0])[..., :: self.dilation[0]]
-        rows = windows.permute(0, 2, 3, 1).flatten(2)
-        result = self._resident.product(rows, self.weight, self.bias).transpose(1, 2)
-        return result if given.ndim == 3 else result.squeeze(0)
-
-
-def _result_type(rows: Tensor) -> torch.dtype:
-    """The type of torch's own product of such rows: their own, unless autocast says another."""
-    nothing = rows.new_empty((0, 0))
-    return torch.mm(nothing, nothing).dtype
-
-
-def _checked(layer: nn.Linear | nn.Conv1d, given: Tensor) -> Tensor:
-    if torch.is_grad_enabled() and (given.requires_grad or layer.weight.requires_grad):
-        mode = "training" if layer.training else "evaluation"
-        raise GradientsNotSupported(
-            f"{type(layer).__name__} computes without gradients, and was called in {mode} with "
-            "gradients enabled: call the model within torch.no_grad() or "
-            "torch.inference_mode(), or restore() it to train"
-        )
-    if given.device.type != "cpu":
-        raise ValueError(
-            f"{type(layer).__name__} was given a tensor on {given.device}; its input must be on "
-            "the CPU"
-        )
-    return given.detach()
-
-
-def _as_array(tensor: Tensor) -> NDArray[Any]:
-    """The tensor's memory as an array; NumPy has bf16 from ml_dtypes, which torch does not know."""
-    if tensor.dtype == torch.bfloat16:
-        words: NDArray[Any] = tensor.view(torch.int16).numpy()
-        return words.view(ml_dtypes.bfloat16)
-    array: NDArray[Any] = tensor.numpy()
-    return array
+def _why_not_convolution(layer: nn.Linear | nn.Conv1d, pays: Callable[[nn.Conv1d], bool]) -> str:
+    if not isinstance(layer, nn.Conv1d):
+        return ""
+    if layer.groups != 1 or layer.padding_mode != "zeros":
+        return "grouped, or padded with other than zeros: not one product"
+    return "" if pays(layer) else "too few multiplications for each value that is copied"
 
 
 class EncoderModule(nn.Module):
@@ -301,5 +249,5 @@ class EncoderModule(nn.Module):
         self.encoder = encoder
 
     def forward(self, mel: Tensor) -> Tensor:
-        features = self.encoder(mel.detach().float().numpy())
+        features = self.encoder(checked(self, mel).float().numpy())
         return torch.from_numpy(features).to(mel.dtype)
