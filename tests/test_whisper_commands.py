@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import pytest
@@ -163,6 +166,39 @@ def test_files_are_encoded_in_several_processes(weights: str, tmp_path: Path) ->
     assert np.array_equal(*features)
 
 
+def peaks_bytes(audio: list[str], output: str) -> list[int]:
+    """In a process of its own: the most memory that it ever had, after encoding each file."""
+    encode.SIZES["tiny"] = replace(SMALL, n_mels=1, n_audio_layer=1)
+    # half of the time; a window's features know of no other window
+    encode.LogMel = lambda *_, **__: lambda samples: samples[:3000][np.newaxis]
+    options = ["--random", "tiny", "--precision", "int8", "--device", "cpu", "-o", output]
+    found = []
+    for path in audio:
+        cli.app(["encode", path, *options], standalone_mode=False)
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        found.append(1024 * int(status.split("VmHWM:")[1].split()[0]))
+    return found
+
+
+def test_three_hours_are_encoded_in_the_memory_of_two_minutes(tmp_path: Path) -> None:
+    import soundfile
+
+    audio, output = [str(tmp_path / f"{minutes}.flac") for minutes in (2, 180)], tmp_path / "f.npz"
+    for path in audio:
+        with soundfile.SoundFile(path, "w", 8_000, 1) as file:
+            for _ in range(int(Path(path).stem)):
+                file.write(np.zeros(8_000 * 60, np.int16))
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        short, long = pool.submit(peaks_bytes, audio, str(output)).result()
+    with ZipFile(output) as archive, archive.open("features.npy") as features:
+        assert np.lib.format.read_magic(features) == (1, 0)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(features)
+    output.unlink()
+    assert (shape, dtype) == ((360, 1500, 64), np.float32)
+    # all samples would be 691 MB, all features 138 MB
+    assert long - short < 20_000_000, (short, long)
+
+
 def test_no_device_is_opened_here_for_a_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     def over_dask(settings: encode.Settings, jobs: list[encode.Job], _: str) -> object:
         assert settings.device == "auto"  # each worker's own
@@ -204,6 +240,7 @@ def test_what_nothing_can_be_encoded_with_is_one_line_and_exit_code_2(tmp_path: 
         (["encode", audio, "--random", "huge"], "'huge' is not one of 'tiny', 'base'"),
         (["encode", audio, "--weights", "no", "--precision", "conv1=int9"], "no precision 'int9'"),
         (["transcribe", audio, "--weights", "x", "-o", "x.doc"], "ends in .txt, .srt, .vtt"),
+        (["transcribe", audio, "--weights", "x", "-o", "no/x.txt"], "no: there is no such direct"),
     ):
         done = main(*arguments)
         assert done.returncode == 2

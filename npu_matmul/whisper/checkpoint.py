@@ -79,8 +79,8 @@ Tensors = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by openai-whisper's names, and the sizes that the file gives itself: by
-    openai-whisper's names of them, where it says so and what."""
+    """Tensors and sizes by openai-whisper's names. ``sizes`` are those that a file gives itself:
+    where it says so (for messages), and what it says."""
 
     source: str
     tensors: Tensors

@@ -135,7 +135,8 @@ def transcribe(
 ) -> None:
     """Text of an audio file, with openai-whisper's decoder on the host.
 
-    Needs the package openai-whisper.
+    Needs the package openai-whisper, which takes a file as a whole: about 2 GB of memory for each
+    hour.
     """
     from npu_matmul.whisper.ledger import places, record
     from npu_matmul.whisper.transcribe import load_model
@@ -144,6 +145,8 @@ def transcribe(
     kinds = (".txt", ".srt", ".vtt", ".tsv", ".json")
     if output is not None and output.suffix not in kinds:
         raise click.UsageError(f"{output}: a name that ends in {', '.join(kinds)} is needed")
+    if output is not None:
+        _check_folder(output)
     options = {"device": device, "precision": _precision_pairs(precision)}
     model = load_model(weights, attention=attention, **options)
     with record() as book, console.status("transcribing"):
@@ -178,8 +181,7 @@ def _jobs(audio: tuple[str, ...], output: Path | None) -> list[Job]:
     if len(audio) == 1 and not output.is_dir():
         if output.suffix != ".npz":
             raise click.UsageError(f"{output}: a name that ends in .npz, or a directory, is needed")
-        if not output.parent.is_dir():
-            raise click.UsageError(f"{output.parent}: there is no such directory")
+        _check_folder(output)
         return [Job(audio[0], str(output))]
     if output.suffix == ".npz":
         raise click.UsageError(f"{output}: for several AUDIO, -o is a directory")
@@ -189,6 +191,12 @@ def _jobs(audio: tuple[str, ...], output: Path | None) -> list[Job]:
     if twice:
         raise click.UsageError(f"two AUDIO would be written to {twice[0]}; rename one")
     return [Job(path, target) for path, target in zip(audio, targets, strict=True)]
+
+
+def _check_folder(output: Path) -> None:
+    """Before hours of work, not after."""
+    if not output.parent.is_dir():
+        raise click.UsageError(f"{output.parent}: there is no such directory")
 
 
 def _default_processes(device: str, jobs: list[Job]) -> int:

@@ -58,6 +58,8 @@ def transcribe(model: Any, audio: str | os.PathLike[str], **options: Any) -> dic
     """openai-whisper's result for an audio file: ``text``, ``segments``, ``language``. ``options``
     are those of ``whisper.transcribe``.
 
+    openai-whisper makes features of a whole file at once: about 2 GB of memory for each hour.
+
     Raises:
         AudioError, OSError: the file cannot be used.
     """
