@@ -22,6 +22,7 @@ from rich.table import Table
 from npu_matmul.bench import (
     accuracy,
     contenders,
+    peak,
     plots,
     run,
     session,
@@ -31,7 +32,14 @@ from npu_matmul.bench import (
     timing,
 )
 from npu_matmul.bench import environment as env
-from npu_matmul.bench.contenders import BASELINE, OWN_AVX2, OWN_DYNAMIC, OWN_INT8, MissingExtra
+from npu_matmul.bench.contenders import (
+    BASELINE,
+    OWN_AVX2,
+    OWN_DYNAMIC,
+    OWN_INT8,
+    OWN_PACKING,
+    MissingExtra,
+)
 from npu_matmul.bench.session import Plan, Results
 from npu_matmul.bench.shapes import NAMED, parse_shapes
 from npu_matmul.writing import whole_file, write_json
@@ -39,6 +47,7 @@ from npu_matmul.writing import whole_file, write_json
 Row = dict[str, Any]
 RATES = {  # G op/s of one core at every shape
     OWN_INT8: 400.0,
+    OWN_PACKING: 330.0,
     contenders.OWN_BF16: 200.0,
     OWN_DYNAMIC: 350.0,
     OWN_AVX2: 185.0,
@@ -69,6 +78,7 @@ def product_row(
         "library": library,
         "kind": form.kind,
         "path": form.path,
+        "weights": form.weights,
         "shape": list(shape),
         "threads": threads,
         "operations": operations,
@@ -230,8 +240,10 @@ def test_the_environment_tells_machine_libraries_and_blas_kernel(
     assert not any("SECRET" in name for name in found["settings"])
     assert found["blas"]["name"] and found["blas"]["kernel"]
     json.dumps(found)
-    line = env.summary(found)
+    line = env.summary({**found, "flags": ["avx2", "avx512_vnni"], "threads": [1, 2]})
     assert found["cpu"] in line and f"{found['blas']['kernel']} kernel" in line
+    assert "cores: avx2 avx512_vnni; 1 and 2 threads; Python" in line
+    assert "; 1 thread; " in env.summary({**found, "threads": [1]})
     for load, said in ((None, False), (0.1, False), (3.2, True)):
         assert ("load average 3.2" in env.summary({**found, "load_average": load})) == said
 
@@ -246,6 +258,32 @@ def test_fewer_cpus_than_there_are_can_be_chosen() -> None:
     one = env.fastest_cpus(1)
     assert len(one) == 1 and set(one) <= set(env.usable_cpus())
     assert sorted(env.fastest_cpus(10_000)) == env.usable_cpus()
+
+
+def test_each_thread_gets_a_core_of_its_own_and_the_fastest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CPUs 0, 1 and 2, 3 are a fast core each, the others slow ones; CPU 8 does not tell."""
+
+    def read(path: Path) -> str | None:
+        cpu = int(path.parts[5].removeprefix("cpu"))
+        if path.name == "thread_siblings_list":
+            return None if cpu == 8 else f"{cpu & ~1},{cpu | 1}" if cpu < 4 else str(cpu)
+        return "5000000" if cpu < 4 else "3000000"
+
+    monkeypatch.setattr(env, "_read", read)
+    monkeypatch.setattr(env, "usable_cpus", lambda: list(range(9)))
+    assert env.fastest_cpus(2) == [3, 1]
+    assert env.fastest_cpus(4) == [3, 1, 8, 7]
+    assert env.fastest_cpus(9) == [3, 1, 8, 7, 6, 5, 4, 2, 0]
+
+
+def test_copies_beyond_the_cache_are_four_times_its_size_however_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(peak, "last_level_cache_bytes", lambda: 1 << 30)
+    monkeypatch.setattr(peak, "_copy", lambda size, pool, threads: size)
+    assert peak.copy_works(None, 1)["memory"] == (4 << 30, 2 << 30)
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -299,6 +337,11 @@ def test_products_stand_with_their_accuracy_and_the_peaks_in_80_columns() -> Non
     assert "np.matmul f32 (SkylakeX)" in text
     assert "peak int8, vpdpbusd" in text and "470.0" in words and "4.70" in words
     line = next(line.split() for line in text.splitlines() if contenders.TORCH_INT8 in line)
+    note = tables.weights_note(rows)
+    assert note == (
+        "B is packed before its turns: npu_matmul, ort; packed in each call: "
+        '"npu_matmul int8, packing B"; given as it is: numpy, torch'
+    )
     assert line == ["torch._int_mm", "7.67", "410.0", "4.10", "87%", "exact"]
     line = next(line for line in text.splitlines() if contenders.TORCH_F32 in line)
     assert "~" in line  # not steady

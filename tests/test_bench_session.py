@@ -315,7 +315,13 @@ def a_row(values: int, wrong: int) -> dict[str, Any]:
     return {
         **{"product": BASELINE, "library": "numpy", "kind": "f32", "shape": [9, 8, 7]},
         **{"threads": 1, "seconds": 1e-3, "gops": 1.0, "steady": True, "path": None},
-        **{"times_np_f32": 1.0, "of_peak": None, "peak": None, "blas_kernel": "SkylakeX"},
+        **{
+            "weights": contenders.AS_GIVEN,
+            "times_np_f32": 1.0,
+            "of_peak": None,
+            "peak": None,
+            "blas_kernel": "SkylakeX",
+        },
         "accuracy": {"wrong_values": wrong, "values": values},
     }
 

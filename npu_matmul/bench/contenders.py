@@ -1,8 +1,9 @@
 """The products that are compared: ours, and those of NumPy, PyTorch and ONNX Runtime.
 
 A form takes one problem and returns a call without arguments that computes it into memory of its
-own, as an application in a loop would: constant weights B prepared once, the memory of the first
-result reused.
+own, as an application in a loop would: the memory of the first result is reused, and constant
+weights B are packed once where the library can keep them so (ONNX Runtime packs a model's
+constants). NumPy and PyTorch are given B as it is on every call.
 Libraries are imported only by the forms' makers, which run in a process of that library alone.
 """
 
@@ -23,12 +24,13 @@ from npu_matmul.bench.shapes import Shape
 
 BASELINE = "np.matmul f32"
 OWN_INT8, OWN_BF16, OWN_DYNAMIC = "npu_matmul int8", "npu_matmul bf16", "npu_matmul dynamic int8"
-OWN_AVX2 = "npu_matmul int8, AVX2 only"
+OWN_AVX2, OWN_PACKING = "npu_matmul int8, AVX2 only", "npu_matmul int8, packing B"
 TORCH_INT8, TORCH_BF16, TORCH_F32 = "torch._int_mm", "torch bf16", "torch f32"
 ORT_INT8, ORT_DYNAMIC = "ort MatMulInteger u8s8", "ort DynamicQuantizeMatMul"
 
 OPTIONAL = {"torch": ("torch",), "ort": ("onnxruntime", "onnx")}  # packages by --against's word
 OPSET = 13
+PACKED, PACKING, AS_GIVEN = "packed before its turns", "packed in each call", "given as it is"
 IR_VERSION = 8  # ONNX 1.10: every ONNX Runtime of the last years reads it
 
 
@@ -86,13 +88,15 @@ class Ready:
 @dataclass(frozen=True)
 class Form:
     """``kind`` is "int8" (exact), "dynamic int8" (float32 in and out), "bf16" or "f32";
-    ``element_bytes`` are those of A, B and C, ``path`` the instructions it was forced to."""
+    ``element_bytes`` are those of A, B and C, ``path`` the instructions it was forced to,
+    ``weights`` says what becomes of B."""
 
     name: str
     kind: str
     element_bytes: tuple[int, int, int]
     prepare: Callable[[Problem], Ready]
     path: str | None = None
+    weights: str = AS_GIVEN
 
     def operand_bytes(self, shape: Shape) -> int:
         M, K, N = shape
@@ -114,7 +118,7 @@ def check_installed(library: str) -> None:
 def forms(library: str, path: str | None = None) -> list[Form]:
     """What a library's process measures; ``path`` is what ``$NPU_MATMUL_CPU_PATH`` forces."""
     if path is not None:
-        return [Form(OWN_AVX2, "int8", (1, 1, 4), _own_int8, path)]
+        return [Form(OWN_AVX2, "int8", (1, 1, 4), _own_int8, path, weights=PACKED)]
     return _FORMS[library]
 
 
@@ -124,6 +128,14 @@ def _own_int8(problem: Problem) -> Ready:
     a, b = problem.a_int8.copy(), pack_b(problem.b_int8, device="cpu")
     out = npu_matmul(a, b, dtype=np.int32)
     return Ready(partial(npu_matmul, a, b, out=out, dtype=np.int32), lambda: out)
+
+
+def _own_packing(problem: Problem) -> Ready:
+    from npu_matmul import npu_matmul
+
+    a, b = problem.a_int8.copy(), problem.b_int8.copy()
+    out = np.empty((a.shape[0], b.shape[1]), np.int32)
+    return Ready(partial(npu_matmul, a, b, out=out, dtype=np.int32, device="cpu"), lambda: out)
 
 
 def _own_bf16(problem: Problem) -> Ready:
@@ -228,9 +240,10 @@ def _threads() -> int:
 
 _FORMS = {
     "npu_matmul": [
-        Form(OWN_INT8, "int8", (1, 1, 4), _own_int8),
-        Form(OWN_BF16, "bf16", (2, 2, 4), _own_bf16),
-        Form(OWN_DYNAMIC, "dynamic int8", (4, 1, 4), _own_dynamic),
+        Form(OWN_INT8, "int8", (1, 1, 4), _own_int8, weights=PACKED),
+        Form(OWN_PACKING, "int8", (1, 1, 4), _own_packing, weights=PACKING),
+        Form(OWN_BF16, "bf16", (2, 2, 4), _own_bf16, weights=PACKED),
+        Form(OWN_DYNAMIC, "dynamic int8", (4, 1, 4), _own_dynamic, weights=PACKED),
     ],
     "numpy": [Form(BASELINE, "f32", (4, 4, 4), _numpy_f32)],
     "torch": [
@@ -239,7 +252,7 @@ _FORMS = {
         Form(TORCH_F32, "f32", (4, 4, 4), partial(_torch_float, bf16=False)),
     ],
     "ort": [
-        Form(ORT_INT8, "int8", (1, 1, 4), _ort_int8),
-        Form(ORT_DYNAMIC, "dynamic int8", (4, 1, 4), _ort_dynamic),
+        Form(ORT_INT8, "int8", (1, 1, 4), _ort_int8, weights=PACKED),
+        Form(ORT_DYNAMIC, "dynamic int8", (4, 1, 4), _ort_dynamic, weights=PACKED),
     ],
 }

@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from npu_matmul.host.threads import thread_count
+
 LIBRARIES = ("numpy", "numba", "llvmlite", "xdsl", "ml_dtypes", "torch", "onnxruntime", "onnx")
 FLAGS = (  # how products can be computed, as Linux names it
     *("fma", "avx2", "avx_vnni", "avx_vnni_int8", "avx512f", "avx512bw", "avx512vl"),
@@ -30,12 +32,14 @@ DEFAULT_CACHE_BYTES = 32 << 20  # where the system does not tell
 
 
 def environment() -> dict[str, Any]:
-    """Machine, libraries and settings; the BLAS and its kernel are those of this process."""
+    """Machine, libraries and settings; the BLAS and its kernel are those of this process, and so
+    are the threads of a product."""
     return {
         "cpu": _cpu_line("model name") or platform.processor() or platform.machine(),
         "flags": [flag for flag in FLAGS if flag in (_cpu_line("flags") or "").split()],
         "cores": os.cpu_count(),
         "usable_cpus": usable_cpus(),
+        "threads": [thread_count()],
         "caches": caches(),
         "governor": _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         "load_average": _load_average(),
@@ -74,13 +78,24 @@ def usable_cpus() -> list[int]:
 
 
 def fastest_cpus(count: int) -> list[int]:
-    """So many of them, the fastest first: some CPUs have cores of two kinds."""
+    """So many of them, each on a core of its own as far as there are cores, the fastest first: some
+    CPUs have cores of two kinds, and many show two CPUs for each core."""
+    cpus = sorted(usable_cpus(), key=_speed, reverse=True)
+    firsts: dict[str, int] = {}
+    for cpu in cpus:
+        firsts.setdefault(_siblings(cpu), cpu)
+    return sorted(cpus, key=lambda cpu: cpu not in firsts.values())[:count]
 
-    def speed(cpu: int) -> tuple[int, int]:
-        path = Path(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq")
-        return int(_read(path) or 0), cpu  # the last of equals: CPU 0 serves most interrupts
 
-    return sorted(usable_cpus(), key=speed, reverse=True)[:count]
+def _speed(cpu: int) -> tuple[int, int]:
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/cpufreq/cpuinfo_max_freq")
+    return int(_read(path) or 0), cpu  # the last of equals: CPU 0 serves most interrupts
+
+
+def _siblings(cpu: int) -> str:
+    """The CPUs that share a core with it, itself among them."""
+    path = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    return _read(path) or str(cpu)
 
 
 def caches() -> dict[str, int]:
@@ -104,10 +119,16 @@ def summary(found: dict[str, Any]) -> str:
         for name in ("numpy", "numba", "torch", "onnxruntime")
         if name in found["libraries"]
     )
-    blas = f"{found['blas']['name']} with its {found['blas']['kernel']} kernel"
+    threads = " and ".join(map(str, found["threads"]))
+    parts = (
+        f"{found['cpu']}, {found['cores']} cores: {' '.join(found['flags'])}",
+        f"{threads} thread" if threads == "1" else f"{threads} threads",
+        f"Python {found['python']}, {used}",
+        f"{found['blas']['name']} with its {found['blas']['kernel']} kernel",
+    )
     load = found["load_average"]
     busy = f"; load average {load} at the start" if load and load >= BUSY else ""
-    return f"{found['cpu']}, {found['cores']} cores; {used}; {blas}; Python {found['python']}{busy}"
+    return "; ".join(parts) + busy
 
 
 def _openblas_kernel() -> str | None:

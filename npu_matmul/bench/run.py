@@ -111,11 +111,12 @@ def show(results: Results, plan: Plan, console: Console) -> None:
 
 def _notes(results: Results, plan: Plan, targets: Sequence[dict[str, Any]]) -> list[str]:
     notes = [f"{summary(results.environment)}.", f"{results.rule}."]
+    notes += [f"{tables.weights_note(results.rows)}."] if results.rows else []
     notes += results.skipped
     if any(row["reached"] is not None for row in targets):
         notes += _not_measured(targets)
     if any(tables.verdict(row).endswith("*") for row in targets):
-        notes.append("* beyond what this CPU's probed peak allows against this baseline")
+        notes.append("* beyond what the peak that was probed in the same turns allows")
     measured = *results.rows, *results.peaks, *results.small, *results.encoders, *results.functions
     if not all(row["steady"] for row in measured):
         notes.append(tables.UNSTEADY)

@@ -67,7 +67,7 @@ class Results:
 def results_for(plan: Plan) -> Results:
     """Nothing measured yet, in the environment of now."""
     held = "in cache" if plan.in_cache else f"{plan.pool_bytes >> 20} MiB in turn"
-    return Results(environment(), timing.RULE, held)
+    return Results({**environment(), "threads": list(plan.threads)}, timing.RULE, held)
 
 
 def measure(

@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from npu_matmul.bench.contenders import BASELINE, OWN_INT8
+from npu_matmul.bench.contenders import AS_GIVEN, BASELINE, OWN_INT8, PACKED, PACKING
 from npu_matmul.bench.encoders import PRECISIONS
 from npu_matmul.bench.session import threads_text
 from npu_matmul.bench.shapes import shape_text
@@ -28,7 +28,7 @@ def products_table(rows: Sequence[Row], peaks: Sequence[Row]) -> Table:
     shape, threads = rows[0]["shape"], rows[0]["threads"]
     table = _table(f"{shape_text(shape)}, {threads_text(threads)}")
     table.add_column("product")
-    for heading in ("ms", "G op/s", "x np f32", "of peak"):
+    for heading in ("ms", "G op/s", "x np\nf32", "of\npeak"):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("error", justify="right", max_width=9)
     for kind in KINDS:
@@ -49,6 +49,16 @@ def products_table(rows: Sequence[Row], peaks: Sequence[Row]) -> Table:
         name = f"{row['peak']}, {row['instruction']}"
         table.add_row(name, "", _mark(row, f"{row['gops']:.1f}"), ratio, "100%", "", style="dim")
     return table
+
+
+def weights_note(rows: Sequence[Row]) -> str:
+    """What becomes of B: by library, and by product where it is packed in each call."""
+    found: dict[str, dict[str, None]] = {PACKED: {}, PACKING: {}, AS_GIVEN: {}}
+    for row in rows:
+        product, weights = row["product"], row["weights"]
+        found[weights][f'"{product}"' if weights == PACKING else row["library"]] = None
+    said = [f"{what}: {', '.join(names)}" for what, names in found.items() if names]
+    return f"B is {'; '.join(said)}"
 
 
 def small_table(rows: Sequence[Row]) -> Table:

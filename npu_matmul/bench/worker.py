@@ -80,6 +80,7 @@ class Worker:
             "library": self.library,
             "kind": form.kind,
             "path": form.path,
+            "weights": form.weights,
             "operations": 2 * M * K * N,
             "operand_bytes": set_bytes,
         }
