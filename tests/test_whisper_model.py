@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import doctest
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ from npu_matmul.whisper.dimensions import (
     sinusoids,
 )
 from npu_matmul.whisper.ledger import record
+from npu_matmul.whisper.mel import LogMel
 from npu_matmul.whisper.model import AudioEncoder, compile_all, product_names
 from npu_matmul.whisper.placement import attention_rule, precisions
 
@@ -249,14 +252,54 @@ def test_layers_are_told_as_they_are_done(cpu: Device) -> None:
     assert told == [1, 2]
 
 
-def test_compiling_uses_the_cpu_as_the_encoder_will_and_no_npu(npu: NpuDevice, cpu: Device) -> None:
+def test_compiling_uses_the_device_as_each_kind_of_layer_will(cpu: Device) -> None:
+    how = {"*": "int8", "conv1": "bf16x3", "*.attn.wv": "bf16", "blocks.0.mlp.2": "bf16"}
+    encoder = AudioEncoder(TENSORS, device=cpu, precision=how, attention="device")
     with record() as book:
-        compile_all(AudioEncoder(TENSORS, device=npu, attention="host"))
-    assert not book.products
-    mixed = {"*": "int8", "conv1": "bf16x3", "*.attn.wv": "bf16", "*.attn.qk": "bf16"}
+        compile_all(encoder, LogMel(12, device=cpu))
+    assert book.products == {"cpu": 2 + 2 * (2 + 4 + 2)}  # features; layers' own, with one head
+    alike = AudioEncoder(TENSORS, device=cpu)
     with record() as book:
-        compile_all(AudioEncoder(TENSORS, device=cpu, precision=mixed, attention="device"))
-    assert book.products == {"cpu": 3 * (2 + 4 + 2)}  # precisions; products of one layer and head
+        compile_all(alike, LogMel(12, device=cpu))
+    assert book.products["cpu"] == 2 + 2 + 4
+
+
+COMPILES = """
+import sys
+import numpy as np
+from numba.core import event
+from npu_matmul.whisper.dimensions import Dimensions, random_tensors
+from npu_matmul.whisper.mel import LogMel
+from npu_matmul.whisper.model import AudioEncoder, compile_all
+
+sizes = Dimensions(12, n_audio_ctx=100, n_audio_state=128, n_audio_head=2, n_audio_layer=1)
+device, precision, attention = sys.argv[1:]
+options = {"device": device, "precision": precision, "attention": attention}
+encoder = AudioEncoder(random_tensors(sizes), **options)
+log_mel = LogMel(12, device=device)
+compile_all(encoder, log_mel)
+
+
+class Listener(event.Listener):
+    def on_start(self, started):
+        print(started)
+
+    on_end = on_start
+
+
+event.register("numba:compiler_lock", Listener())  # held to compile, and to load from the disk
+encoder(log_mel(np.random.default_rng(0).standard_normal(200 * 160, np.float32)))
+print("done")
+"""
+
+
+@pytest.mark.parametrize("device", ["cpu", "emulated"])
+@pytest.mark.parametrize(("precision", "attention"), [("int8", "host"), ("bf16", "device")])
+def test_nothing_is_compiled_once_all_is(device: str, precision: str, attention: str) -> None:
+    """In a process of its own, where no other test has compiled anything."""
+    command = [sys.executable, "-c", COMPILES, device, precision, attention]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout == "done\n"
 
 
 def test_a_ledger_counts_what_its_own_block_did(cpu: Device) -> None:

@@ -88,7 +88,7 @@ def run(device: Device) -> Shown:
     options: dict[str, Any] = {"precision": PRECISION, "attention": "host"}
     encoder = AudioEncoder(tensors, device=device, **options)
     log_mel = LogMel(encoder.dims.n_mels, device=device, precision=MEL_PRECISION)
-    compile_all(encoder)
+    compile_all(encoder, log_mel)
     start = time.perf_counter()
     with record() as ledger:
         mel = log_mel(pad_or_trim(samples))

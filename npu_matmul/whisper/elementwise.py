@@ -106,13 +106,6 @@ def add_bias(x: Floats, bias: Floats) -> Floats:
     return x
 
 
-def compile_all() -> None:
-    """Compile, or load from the disk what was compiled before: the first use would otherwise hold
-    that time."""
-    x, row = np.zeros((1, 1), np.float32), np.zeros(1, np.float32)
-    softmax(add(layer_norm(gelu(add_bias(x, row), row), row, row), x, row))
-
-
 def _by_rows(
     loop: Callable[..., None], matrices: tuple[Floats, ...], rest: tuple[Any, ...], element_s: float
 ) -> None:

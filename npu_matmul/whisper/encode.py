@@ -96,7 +96,7 @@ class Pipeline:
             source=source,
         )
         self.mel = LogMel(self.encoder.dims.n_mels, device=device, precision=settings.mel_precision)
-        compile_all(self.encoder)
+        compile_all(self.encoder, self.mel)
 
     def features(
         self, audio: str | os.PathLike[str], progress: Progress | None = None

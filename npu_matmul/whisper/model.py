@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from npu_matmul.device import Device, HostDevice, open_device
+from npu_matmul.device import Device, open_device
 from npu_matmul.host.attention import attention, usable
 from npu_matmul.matmul import pack_b
 from npu_matmul.whisper import elementwise, ledger
@@ -30,6 +30,7 @@ from npu_matmul.whisper.dimensions import (
     read_dimensions,
 )
 from npu_matmul.whisper.elementwise import Floats
+from npu_matmul.whisper.mel import MIN_SAMPLES, LogMel
 from npu_matmul.whisper.placement import (
     DEFAULT_PRECISION,
     AttentionRule,
@@ -292,21 +293,24 @@ class AudioEncoder:
         return f"<AudioEncoder {self.dims} on {self.device.name!r}, attention on {where}>"
 
 
-def compile_all(encoder: AudioEncoder) -> None:
-    """Compile what the host computes for such an encoder, or load from the disk what was compiled
-    before: the first use would otherwise hold that time. An NPU does nothing meanwhile."""
-    elementwise.compile_all()
-    if not isinstance(encoder.device, HostDevice):
-        if usable():
-            row = np.zeros((1, HEAD_WIDTH), np.float32)
-            attention(row, row, row, np.empty_like(row), 1, HEAD_WIDTH)
-        return
-    small = Dimensions(2, n_audio_ctx=1, n_audio_state=HEAD_WIDTH, n_audio_head=1, n_audio_layer=1)
-    tensors = random_tensors(small)
-    for precision in sorted(set(encoder.precisions.values())):
-        alike = AudioEncoder(
-            tensors, device=encoder.device, precision=precision, attention=encoder.places[0]
+def compile_all(encoder: AudioEncoder, log_mel: LogMel) -> None:
+    """Compile what the host computes for both, or load from the disk what was compiled before: the
+    first use would otherwise hold that time.
+
+    The features of a few samples are made, and small encoders run on the same device: one for each
+    layer that differs from the others in its precisions or its place of attention.
+    """
+    log_mel(np.zeros(MIN_SAMPLES, np.float32))
+    small = Dimensions(2, n_audio_ctx=2, n_audio_state=HEAD_WIDTH, n_audio_head=1, n_audio_layer=1)
+    tensors, how = random_tensors(small), encoder.precisions
+    kinds = set()
+    for layer, place in enumerate(encoder.places):
+        theirs = [name.replace(".0.", f".{layer}.") for name in product_names(small)]
+        kinds.add(
+            (place, tuple(zip(product_names(small), map(how.__getitem__, theirs), strict=True)))
         )
+    for place, precision in kinds:
+        alike = AudioEncoder(tensors, device=encoder.device, precision=precision, attention=place)
         alike(np.zeros((small.n_mels, small.frames)))
 
 
