@@ -161,7 +161,7 @@ def quantise(x: NDArray[Any], axis: int, name: str) -> Operand:
         scale, inverse = _scales_in_float64(largest.astype(np.float64))
         read_as = "float64"
     else:
-        read_as = "bfloat16" if x.dtype == BF16 else "float32"
+        read_as = _read_as(x)
     return Operand(x, read_as, "int8", axis, np.expand_dims(scale, axis), inverse)
 
 
@@ -215,8 +215,11 @@ def _as_is(x: NDArray[Any]) -> Operand:
 
 
 def _rounded(x: NDArray[Any], axis: int, terms: str = "bfloat16") -> Operand:
-    read_as = "float32" if x.dtype == np.int8 else type_name(x.dtype)
-    return Operand(x, read_as, terms, axis)
+    return Operand(x, _read_as(x), terms, axis)
+
+
+def _read_as(x: NDArray[Any]) -> str:
+    return "float32" if x.dtype == np.int8 else type_name(x.dtype)
 
 
 EXACT = Precision("exact", "int8", "int32", _as_is, _as_is)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.host.compiled import compiled
-from npu_matmul.host.convert import pieces, stored_as, type_name
+from npu_matmul.host.convert import pieces, stored_as, type_name, written_as
 from npu_matmul.host.elements import element_bytes
 from npu_matmul.host.pointers import address
 from npu_matmul.host.vectors import convert_block
@@ -170,7 +170,7 @@ def unpack_c(
     out = np.empty((grid.M, grid.N), packed.dtype) if out is None else out
     layout = _Layout((tile.m, tile.n), (block.r, block.t))
     if scales is None:
-        layout.unpack(packed, order, out, type_name(out.dtype))
+        layout.unpack(packed, order, out, written_as(out.dtype))
     else:
         layout.unpack(packed, order, out, type_name(scales[0].dtype), *scales)
     return out

@@ -13,7 +13,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from comparing import assert_equal_bits
+from comparing import assert_equal_bits, assert_equal_floats
 from layouts import LAYOUTS, WRITABLE
 from numpy.typing import NDArray
 
@@ -110,6 +110,15 @@ def test_bf16_is_right_for_each_upper_half_of_float32_and_each_kind_of_lower_hal
     x = (upper | lower).view(np.float32)
     assert_equal_bits(converted(x, "bfloat16"), to_bf16(x))
     assert_equal_bits(converted(x, "bfloat16 low"), low_of(x))
+
+
+def test_every_float16_and_int8_becomes_float32_exactly() -> None:
+    for kind in (np.uint16, np.int8):
+        x = np.arange(1 << 8 * np.dtype(kind).itemsize, dtype=np.int32).astype(kind)
+        x = x.reshape(-1, 32).view(np.float16 if kind == np.uint16 else kind)
+        with np.errstate(invalid="ignore"):
+            want = x.astype(np.float32)
+        assert_equal_floats(converted(x, "float32"), want)
 
 
 def test_int32_becomes_int8_by_clipping() -> None:

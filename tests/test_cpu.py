@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import doctest
 import threading
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from npu_matmul import last_call, npu_matmul, pack_b
 from npu_matmul.device import cpu as cpu_module
 from npu_matmul.device.cpu import EXACT_STEPS, CpuDevice
-from npu_matmul.host.paths import PATH_VARIABLE, PATHS, usable_paths
+from npu_matmul.host.paths import PATH_VARIABLE, PATHS, PORTABLE, usable_paths
 from npu_matmul.host.threads import THREADS_VARIABLE
 from npu_matmul.precision import BF16, EXACT, PRECISIONS, Precision
 
@@ -83,7 +84,8 @@ def test_quantised_products_have_the_same_bits_by_every_path(int8: CpuDevice) ->
     for m, k, n in [(1, 1, 1), (7, 13, 37), (100, 65, 33)]:
         a, b = floats(m, m, k), floats(n, k, n)
         a[m // 2] = 0
-        for left in (a, np.asfortranarray(a), a.astype(np.float16), a.astype(BF16)):
+        whole = np.clip(np.rint(a), -128, 127).astype(np.int8)
+        for left in (a, np.asfortranarray(a), a.astype(np.float16), a.astype(BF16), whole):
             first, second = how.a(left), how.b(b)
             want = product_int32(first.matrix, second.matrix).astype(np.float32)
             want = want * first.scale * second.scale
@@ -130,7 +132,32 @@ def test_subnormal_bf16_counts_by_every_path(bf16: CpuDevice) -> None:
     assert summed == "f32 (portable)"
     got, summed = bf16.multiply(b.T, bf16.pack(how.b(a.T)), how, FLOAT32)
     assert_equal_bits(got, np.asarray(by_steps(b.T, a.T, how), np.float32))
-    assert summed == "f32 (portable)"
+    assert summed in ("f32 (portable)", "f32 (avx512bf16; portable for 1 of 5 rows)")
+
+
+@pytest.mark.parametrize("name", ["bf16", "bf16x3"])
+@pytest.mark.parametrize("kind", [np.float32, BF16])
+def test_rows_with_subnormal_bf16_do_not_change_the_others(
+    bf16: CpuDevice, monkeypatch: pytest.MonkeyPatch, name: str, kind: Any
+) -> None:
+    """Rows of both parts of two threads, and neighbours."""
+    monkeypatch.setenv(THREADS_VARIABLE, "2")
+    how, rows = PRECISIONS[name], [0, 250, 251, 299]
+    a, b = np.ones((300, 400), np.float32), floats(2, 400, 500)
+    a[:] = np.random.default_rng(1).standard_normal(a.shape)
+    b[-1] = 2.0**120
+    a[:, -1], a[rows, -1] = 0, 2.0**-130
+    weights = bf16.pack(how.b(b))
+    got, summed = bf16.multiply(a.astype(kind), weights, how, FLOAT32)
+    want = by_steps(a.astype(kind), b, how)
+    assert np.abs(got - want).max() <= 2e-6 * np.sqrt(how.terms * 400) * np.abs(want).max()
+    others = np.setdiff1d(np.arange(300), rows)
+    a[:, -1] = 0
+    without, path = bf16.multiply(a.astype(kind), weights, how, FLOAT32)
+    assert_equal_bits(got[others], without[others])
+    assert not np.allclose(got[rows], without[rows], rtol=1e-6)
+    if "portable" not in path:
+        assert summed == f"{path[:-1]}; portable for 4 of 300 rows)"
 
 
 @pytest.mark.parametrize("precision", [None, "bf16", "bf16x3", "int8"])
@@ -154,6 +181,40 @@ def test_an_out_that_is_also_a_is_written_last() -> None:
     want = npu_matmul(square, b, precision="int8", device="cpu")
     npu_matmul(square, b, precision="int8", device="cpu", out=square)
     assert_equal_bits(square, want)
+
+
+@pytest.mark.parametrize("path", [None, PORTABLE])
+@pytest.mark.parametrize(
+    ("precision", "kind"),
+    [
+        (None, np.int8),
+        *((name, np.float32) for name in PRECISIONS),
+        *((name, BF16) for name in PRECISIONS),
+    ],
+)
+def test_a_call_with_packed_weights_allocates_nothing_for_them(
+    monkeypatch: pytest.MonkeyPatch, precision: str | None, kind: Any, path: str | None
+) -> None:
+    """Four times the weights, and no more memory than the two rows of A need, of which the last
+    has an element that is subnormal as bf16."""
+    if path is not None:
+        monkeypatch.setenv(PATH_VARIABLE, path)
+    peaks = [_peak_bytes(CpuDevice(), depth, precision, kind) for depth in (512, 2048)]
+    assert peaks[1] < peaks[0] + (2048 - 512) * 1024 // 8
+
+
+def _peak_bytes(cpu: CpuDevice, depth: int, precision: str | None, kind: Any) -> int:
+    """What Python and NumPy allocate at most at one time, in a second call with packed weights."""
+    weights = pack_b(random_int8(1, depth, 1024).astype(kind), device=cpu, precision=precision)
+    a = random_int8(2, 2, depth).astype(kind)
+    if kind != np.int8:
+        a[1, 1] = 2.0**-130
+    npu_matmul(a, weights)
+    tracemalloc.start()
+    npu_matmul(a, weights)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak_bytes
 
 
 def test_several_threads_at_once_get_their_own_results(monkeypatch: pytest.MonkeyPatch) -> None:

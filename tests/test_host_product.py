@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from npu_matmul.host import gemm, product
 from npu_matmul.host.paths import PATHS, PORTABLE, Path, usable_paths
-from npu_matmul.precision import BF16
+from npu_matmul.precision import BF16, to_bf16
 
 SIZES = range(1, 41)
 POWERS = [2**n + d for n in (6, 7, 8) for d in (-1, 0, 1)]
@@ -38,7 +38,7 @@ every_bf16_path = pytest.mark.parametrize("path", paths_for("bfloat16"))
 def sums(a: NDArray[Any], b: NDArray[Any], path: Path, dtype: Any = np.int32) -> NDArray[Any]:
     """The product by a path, into memory that held other values before."""
     out = np.full((a.shape[0], b.shape[1]), 77, dtype)
-    assert product.product(a, product.pack(b, path), out)
+    assert not product.product(a, product.pack(b, path), out).size
     return out
 
 
@@ -113,7 +113,7 @@ def test_only_c_is_written(path: Path) -> None:
         a, b = random_int8(1, 15, 21), random_int8(2, 21, n)
         for dtype in (np.int32, np.int8):
             around = np.full((17, n + 8), 99, dtype)
-            assert product.product(a, product.pack(b, path), around[1:-1, 4:-4])
+            assert not product.product(a, product.pack(b, path), around[1:-1, 4:-4]).size
             want = np.full((17, n + 8), 99, dtype)
             sums_of_int32 = product_int32(a, b)
             clipped = np.clip(sums_of_int32, -128, 127)
@@ -155,7 +155,8 @@ def test_scaled_sums_are_those_of_the_rows_quantised_in_float32(path: Path) -> N
         panels = product.pack(b, path)
         for name, layout in layouts(a):
             out = np.full((m, n), 77, np.float32)
-            assert product.product(layout, panels, out, product.panel_scale(scale, panels)), name
+            done = product.product(layout, panels, out, product.panel_scale(scale, panels))
+            assert not done.size, name
             assert_equal_bits(out, want)
 
 
@@ -167,8 +168,9 @@ def test_rows_that_float32_cannot_quantise_are_refused(path: Path, value: float)
     a[37, 8] = value
     panels = product.pack(random_int8(0, 9, 5), path)
     scale = product.panel_scale(np.ones(5, np.float32), panels)
-    assert not product.product(a, panels, np.zeros((40, 5), np.float32), scale)
-    assert product.product(a[:37], panels, np.zeros((37, 5), np.float32), scale)
+    left = product.product(a, panels, np.zeros((40, 5), np.float32), scale)
+    assert left.tolist() == [*range(40)]
+    assert not product.product(a[:37], panels, np.zeros((37, 5), np.float32), scale).size
 
 
 @every_bf16_path
@@ -202,6 +204,34 @@ def test_bf16_small_integers_are_exact_for_all_tails(path: Path) -> None:
 
 
 @every_bf16_path
+def test_every_float16_is_rounded_to_bf16_as_numpy_does(path: Path) -> None:
+    """With one column and 1 below it, the product is what was rounded. (No float16 is subnormal as
+    bf16.)"""
+    a = np.arange(1 << 16, dtype=np.uint16).view(np.float16).reshape(-1, 1)
+    with np.errstate(invalid="ignore"):
+        want = a.astype(np.float32).astype(BF16).astype(np.float32)
+    for left in (a, np.repeat(a, 3, 1)[:, 1:2], np.ascontiguousarray(a[::-1])[::-1]):
+        got = sums(left, np.ones((1, 1), BF16), path, np.float32)
+        number = ~np.isnan(want)
+        assert_equal_bits(np.isnan(got), ~number)
+        assert_equal_bits(got[number] + 0, want[number] + 0)  # a sum with 0 is never -0
+
+
+@every_bf16_path
+def test_every_element_type_of_every_layout_is_rounded_once(path: Path) -> None:
+    """int8 and float64 too, of which float32 would round some to the middle of two bf16 numbers."""
+    random = np.random.default_rng(7)
+    b = random.standard_normal((33, 40)).astype(BF16)
+    for kind in (np.float16, np.float64, np.int8):
+        a = (50 * random.standard_normal((15, 33))).astype(kind)
+        if kind == np.float64:
+            a[::2] = 1 + 2**-8 + 2**-40
+        want = sums(to_bf16(a), b, path, np.float32)
+        for name, layout in layouts(a):
+            assert np.array_equal(sums(layout, b, path, np.float32), want), name
+
+
+@every_bf16_path
 def test_bf16_passes_on_what_is_not_finite(path: Path) -> None:
     a = np.array([[1, np.inf], [1, np.nan], [np.inf, 1], [3e38, 3e38], [2, 3]], np.float32)
     b = np.array([[1, 0, -2], [1, 1, np.inf]], np.float32)
@@ -227,5 +257,6 @@ def test_subnormal_bf16_is_refused_because_the_instruction_takes_it_for_zero(pat
         a[28, 8] = value
         panels = product.pack(np.ones((9, 3), BF16), path)
         for left in (a, a.astype(BF16)):
-            assert product.product(left, panels, np.zeros((30, 3), np.float32)) is fits
+            rows = product.product(left, panels, np.zeros((30, 3), np.float32))
+            assert rows.tolist() == ([] if fits else [28])
         assert product.suits(a.astype(BF16), path) is fits

@@ -1,8 +1,9 @@
 """The host as a device: the same numbers as an NPU's, at the speed of the CPU's own instructions.
 
 B is converted and packed for one of the host's paths. int8 and bf16 rows of A are read as they lie;
-floats are converted on the way, a block of rows at a time, so that no converted copy of A is made,
-and sums are clipped or scaled before they are stored.
+other elements are converted on the way, a block of rows at a time, so that no converted copy of A
+is made, and sums are clipped or scaled before they are stored. What float32 cannot quantise, a
+float64 A for int8 too, goes step by step.
 """
 
 from __future__ import annotations
@@ -12,20 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.accumulate import accumulate
 from npu_matmul.device.base import HostDevice
 from npu_matmul.host import product
-from npu_matmul.host.convert import type_name
+from npu_matmul.host.convert import magnitudes
 from npu_matmul.host.paths import PORTABLE, choose_path
 from npu_matmul.host.pointers import aligned_empty
-from npu_matmul.host.product import HostMatrix, Panels
-from npu_matmul.precision import BF16, EXACT, Operand, Precision, finish, scales_of
+from npu_matmul.host.product import FLOAT32, INT32, HostMatrix, Panels
+from npu_matmul.precision import EXACT, Operand, Precision, QuantiseError, finish, scales_of
 
 EXACT_STEPS = 1024  # 1024 products of at most 2**14 sum to at most 2**24, which float32 holds
-FLOAT32 = np.dtype(np.float32)
 
 _SUMS = {"int32": "INT32, exact", "float32": "f32"}
-_SUM_TYPES = {np.dtype(np.int8): np.int32, BF16: np.float32}
 
 
 class CpuDevice(HostDevice):
@@ -40,13 +38,15 @@ class CpuDevice(HostDevice):
     def pack(self, b: Operand) -> HostMatrix:
         """A converted B in the form that products want; it shares nothing with ``b``."""
         self.require_open()
-        path = self.paths[b.matrix.dtype.name]
-        if path.name == PORTABLE or not product.suits(b.matrix, path):
-            return HostMatrix(np.array(b.matrix, order="C"), b.scale)
-        panels = product.pack(b.matrix, path)
+        matrix = b.matrix
+        path = self.paths[matrix.dtype.name]
+        if path.name == PORTABLE or not product.suits(matrix, path):
+            return HostMatrix(matrix.astype(np.float32, order="C"), matrix.dtype, b.scale)
+        panels = product.pack(matrix, path)
         if b.scale is None or b.scale.dtype != FLOAT32:
-            return HostMatrix(panels, b.scale)
-        return HostMatrix(panels, b.scale, product.panel_scale(b.scale, panels))
+            return HostMatrix(panels, matrix.dtype, b.scale)
+        panel_scale = product.panel_scale(b.scale, panels)
+        return HostMatrix(panels, matrix.dtype, b.scale, panel_scale)
 
     def multiply(
         self,
@@ -59,7 +59,7 @@ class CpuDevice(HostDevice):
         """A (M, K) as the caller has it times a packed B, as ``result``; and how it was summed.
 
         Written to ``out`` where that is given: (M, N), of the result's type, its columns
-        neighbours; it shares no memory with A.
+        neighbours; it shares no memory with A. ``QuantiseError`` is raised before that.
 
         >>> cpu, a = CpuDevice(), np.array([[-128, 2]], np.int8)
         >>> b = cpu.pack(EXACT.b(np.array([[-128], [3]], np.int8)))
@@ -67,58 +67,86 @@ class CpuDevice(HostDevice):
         array([[16390]], dtype=int32)
         """
         self.require_open()
-        if out is not None and how.name == "int8":
-            how.a(a)  # which refuses what int8 lacks before any of ``out`` is written
-        if isinstance(b.content, Panels):
-            summed = result if how is EXACT else FLOAT32
-            target = out if out is not None and summed == result else None
-            if target is None:
-                target = aligned_empty((a.shape[0], b.content.columns), summed)
-            if self._in_one_pass(a, b, how, target):
-                path = b.content.path.name
-                return _as(target, result, out), f"{_SUMS[how.accumulator]} ({path})"
-        left = how.a(a)
-        sums, path = self._sums(left.matrix, b)
-        scales = None
-        if left.scale is not None and b.scale is not None:
-            scales = scales_of(left.scale, b.scale)
-        target = np.empty(sums.shape, result) if out is None else out
-        finish(sums, target, scales)
-        return target, f"{_SUMS[how.accumulator]} ({path})"
+        if not a.dtype.isnative:
+            a = a.astype(a.dtype.newbyteorder("="))
+        if how is EXACT:
+            sums, path = _exact(a, b, result, out)
+        elif how.accumulator == "float32":
+            sums, path = _float_sums(a, b, how, out)
+        else:
+            sums, path = _quantised(a, b, how, result, out)
+        return _as(sums, result, out), f"{_SUMS[how.accumulator]} ({path})"
 
-    def _in_one_pass(
-        self,
-        a: NDArray[Any],
-        b: HostMatrix,
-        how: Precision,
-        target: NDArray[Any],
-    ) -> bool:
-        """Convert, multiply and scale a block of rows at a time; False where that cannot be: for
-        float64, and for values that the path would not treat as it must."""
+
+def _exact(
+    a: NDArray[np.int8], b: HostMatrix, kind: np.dtype[Any], out: NDArray[Any] | None
+) -> tuple[NDArray[Any], str]:
+    """The sums as INT32, or of ``kind`` where the path can, and the path's name."""
+    if isinstance(b.content, Panels):
+        sums = _place(a, b, kind, out)
+        product.product(a, b.content, sums)
+        return sums, b.content.path.name
+    sums = _place(a, b, INT32, out)
+    sums[...] = 0
+    for start in range(0, a.shape[1], EXACT_STEPS):
+        part = slice(start, start + EXACT_STEPS)
+        sums += (a[:, part].astype(np.float32) @ b.float32[part]).astype(np.int32)
+    return sums, PORTABLE
+
+
+def _float_sums(
+    a: NDArray[Any], b: HostMatrix, how: Precision, out: NDArray[Any] | None
+) -> tuple[NDArray[Any], str]:
+    """The f32 sums, and the path's name; rows that it would not treat as it must go the portable
+    way."""
+    sums = _place(a, b, FLOAT32, out)
+    if not isinstance(b.content, Panels):
+        return _by_blas(how.a(a).matrix, b, sums), PORTABLE
+    rows, name = product.product(a, b.content, sums), b.content.path.name
+    if rows.size:
+        sums[rows] = _by_blas(how.a(a[rows]).matrix, b)
+        name += f"; {PORTABLE} for {rows.size} of {len(a)} rows"
+    return sums, name
+
+
+def _by_blas(
+    a: NDArray[Any], b: HostMatrix, out: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    with np.errstate(invalid="ignore", over="ignore"):
+        product: NDArray[np.float32] = np.matmul(a.astype(np.float32), b.float32, out=out)
+    return product
+
+
+def _quantised(
+    a: NDArray[Any],
+    b: HostMatrix,
+    how: Precision,
+    result: np.dtype[Any],
+    out: NDArray[Any] | None,
+) -> tuple[NDArray[Any], str]:
+    """Scaled sums, as f32 or in the result's type, and the path's name."""
+    if out is not None and not np.isfinite(magnitudes(a, axis=0)).all():
+        raise QuantiseError(a, "A")  # before any of ``out`` is written
+    if b.panel_scale is not None and a.dtype != np.float64:
         assert isinstance(b.content, Panels)
-        if how is EXACT or (a.dtype == BF16 and how.name == "bf16"):
-            return product.product(a, b.content, target)
-        quantised = how.element == "int8"
-        if type_name(a.dtype) == "float64" or (quantised and b.panel_scale is None):
-            return False
-        return product.product(a.astype(np.float32, copy=False), b.content, target, b.panel_scale)
+        sums = _place(a, b, FLOAT32, out)
+        if not product.product(a, b.content, sums, b.panel_scale).size:
+            return sums, b.content.path.name
+    left = how.a(a)
+    assert left.scale is not None and b.scale is not None
+    sums, path = _exact(left.matrix, b, INT32, None)
+    scaled = np.empty(sums.shape, result) if out is None else out
+    finish(sums, scaled, scales_of(left.scale, b.scale))
+    return scaled, path
 
-    def _sums(self, a: NDArray[Any], b: HostMatrix) -> tuple[NDArray[Any], str]:
-        """Sums of converted operands, INT32 or f32, and the name of the path."""
-        if isinstance(b.content, Panels):
-            sums = np.empty((a.shape[0], b.content.columns), _SUM_TYPES[a.dtype])
-            if product.product(a, b.content, sums):
-                return sums, b.content.path.name
-        right = b.matrix()
-        if a.dtype == BF16:
-            with np.errstate(invalid="ignore", over="ignore"):
-                return np.asarray(a.astype(np.float32) @ right.astype(np.float32)), PORTABLE
-        total = np.zeros((a.shape[0], right.shape[1]), np.int32)
-        for start in range(0, a.shape[1], EXACT_STEPS):
-            part = slice(start, start + EXACT_STEPS)
-            product_of_part = a[:, part].astype(np.float32) @ right[part].astype(np.float32)
-            accumulate(total, product_of_part.astype(np.int32))
-        return total, PORTABLE
+
+def _place(
+    a: NDArray[Any], b: HostMatrix, kind: np.dtype[Any], out: NDArray[Any] | None
+) -> NDArray[Any]:
+    """``out``, where it is of this element type; else new memory of the product's shape."""
+    if out is not None and out.dtype == kind:
+        return out
+    return aligned_empty((a.shape[0], b.columns), kind)
 
 
 def _as(x: NDArray[Any], result: np.dtype[Any], out: NDArray[Any] | None) -> NDArray[Any]:

@@ -124,7 +124,7 @@ def _product(rows, a, a_row, words, panels, columns, c, c_row):
         panel = panels + left * words * 4
         done = 0
         while done < rows:
-            count = gemm._rows_at_once(rows - done, gemm.MOST_ROWS)
+            count = gemm.rows_at_once(rows - done, gemm.MOST_ROWS)
             microkernel.bf16_sums(
                 count, a + done * a_row, a_row, words, 0, 0, panel,
                 c + done * c_row + 4 * left, c_row, columns - left, 0, 0,

@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from npu_matmul.host import microkernel
 from npu_matmul.host.compiled import compiled
-from npu_matmul.host.gemm import MOVED_UP, VNNI, _rows_at_once
+from npu_matmul.host.gemm import MOVED_UP, VNNI, rows_at_once
 from npu_matmul.host.pointers import pointer, stack_words
 
 BLOCK = 8  # rows and columns of a block of B, and columns of one of C
@@ -39,7 +39,7 @@ def multiply(a, b, c, accumulate):
     keep = -1 if accumulate else 0
     i = 0
     while i < m:
-        count = _rows_at_once(m - i, most)
+        count = rows_at_once(m - i, most)
         for p in range(panels):
             microkernel.vnni_blocks(
                 count, a_rows + 8 * i, r * BLOCK, k // BLOCK, starts + 4 * i, 0,

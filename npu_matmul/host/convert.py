@@ -45,9 +45,9 @@ STORED_AS: dict[str, np.dtype[Any]] = {
         ("float32", np.float32),
         ("float64", np.float64),
         ("bfloat16", ml_dtypes.bfloat16),
+        ("float16", np.float16),
     )
 }
-_NAMES = {dtype: name for name, dtype in STORED_AS.items()}
 # Bits of 2**-60 and 2**60: sums are below 2**31, so that a sum times one scale has all its bits.
 _LEAST_PLAIN, _MOST_PLAIN = np.uint32((127 - 60) << 23), np.uint32((127 + 60) << 23)
 
@@ -155,13 +155,20 @@ def plain_scales(magnitudes, scale, inverse):
 
 
 def type_name(dtype: np.dtype[Any]) -> str:
-    """The name of an element type for these loops; float16 is read and written as float32.
+    """The name of an element type for these loops, in whichever byte order it is stored.
 
     >>> type_name(np.dtype(np.float16)), type_name(np.dtype(">f8"))
-    ('float32', 'float64')
+    ('float16', 'float64')
     """
-    dtype = dtype.newbyteorder("=")
-    return "float32" if dtype == np.float16 else _NAMES[dtype]
+    name: str = dtype.name
+    assert name in STORED_AS
+    return name
+
+
+def written_as(dtype: np.dtype[Any]) -> str:
+    """As :func:`type_name`, of what is written: NumPy makes float16 of float32."""
+    name = type_name(dtype)
+    return "float32" if name == "float16" else name
 
 
 def stored_as(element_type: str) -> np.dtype[Any]:
@@ -303,7 +310,7 @@ def convert(
     [[6.0, 5.0]]
     """
     source_type = source_type or type_name(x.dtype)
-    target_type = target_type or type_name(out.dtype)
+    target_type = target_type or written_as(out.dtype)
     given = {"rows": row_factors, "columns": column_factors}
     factors = " ".join(name for name, numbers in given.items() if numbers is not None)
     by_row, by_column = (0 if numbers is None else address(numbers) for numbers in given.values())
@@ -341,6 +348,8 @@ def magnitudes(x: NDArray[Any], axis: int) -> NDArray[Any]:
             found, rows = np.empty(len(part), bits.dtype), bits[top : top + len(part)]
             row_magnitudes(kind)(address(part), part.strides[0], *part.shape, found)
             np.maximum(rows, found, out=rows)
-    if kind == "bfloat16":
-        bits, kind = bits.astype(np.uint32) << np.uint32(16), "float32"
-    return bits.view(stored_as(kind))
+    found = bits.view(stored_as(kind))
+    if found.itemsize > 2:
+        return found
+    with np.errstate(invalid="ignore"):  # of a signalling NaN
+        return found.astype(np.float32)

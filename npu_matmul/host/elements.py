@@ -19,6 +19,7 @@ ELEMENTS: dict[str, Any] = {
     "int32": INT32,
     "float32": FLOAT,
     "float64": DOUBLE,
+    "float16": INT16,
     "bfloat16": INT16,
     "bfloat16 low": INT16,
     "bfloat16 finite": INT16,
@@ -60,9 +61,16 @@ def larger(builder: Any, a: Value, b: Value) -> Value:
 
 
 def widened(builder: Any, value: Value, read: str, write: str) -> Value:
-    """bf16 as float32 and INT32 as the float that is written; the rest as it is."""
-    if read == "bfloat16" and write != "bfloat16":
+    """float16, bf16 and int8 as float32 and INT32 as the float that is written; the rest as it
+    is."""
+    if read == write:
+        return value
+    if read == "bfloat16":
         return _float_of_bf16(builder, value)
+    if read == "float16":
+        return _float_of_half(builder, value)
+    if read == "int8":
+        return builder.sitofp(value, like(value, FLOAT))
     if read == "int32" and write in ("float32", "float64"):
         return builder.sitofp(value, like(value, ELEMENTS[write]))
     return value
@@ -95,6 +103,20 @@ def _rounded_to_int8(builder: Any, value: Value) -> Value:
 def _float_of_bf16(builder: Any, value: Value) -> Value:
     wide = builder.zext(value, like(value, INT32))
     return builder.bitcast(builder.shl(wide, all_of(wide, 16)), like(value, FLOAT))
+
+
+def _float_of_half(builder: Any, value: Value) -> Value:
+    """By its bits, as a CPU may lack the instruction: its exponents are 112 less than float32's,
+    and the largest of them means infinity or NaN."""
+    wide = builder.zext(value, like(value, INT32))
+    bits = builder.shl(builder.and_(wide, all_of(wide, 0x7FFF)), all_of(wide, 13))
+    number = builder.bitcast(bits, like(value, FLOAT))
+    number = builder.bitcast(builder.fmul(number, all_of(number, 2.0**112)), bits.type)
+    special = builder.or_(bits, all_of(bits, 0x7F800000))
+    is_number = builder.icmp_unsigned("<", bits, all_of(bits, 0x7C00 << 13))
+    sign = builder.shl(builder.and_(wide, all_of(wide, 0x8000)), all_of(wide, 16))
+    bits = builder.or_(builder.select(is_number, number, special), sign)
+    return builder.bitcast(bits, like(value, FLOAT))
 
 
 def _bf16(builder: Any, value: Value) -> Value:

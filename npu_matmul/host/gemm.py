@@ -26,7 +26,7 @@ MOST_ROWS = 14  # of one call of a microkernel
 BLOCK_ROWS = 84  # a multiple of 14, 12 and 6; 172 kB of A at K = 2048
 MOVED_UP = np.int32(128)  # elements of B, which vpdpbusd takes as unsigned
 NEAR_BYTES = 1 << 19  # of B that is used again and again: half a second-level cache
-
+F32, F64, F16, B16, I8 = range(5)  # kinds of elements of A
 
 # columns of a panel, and the most rows at once
 VNNI, AVX2, BF16 = (
@@ -116,9 +116,10 @@ def _small(kernel, feed, start, unit, a, b, c):
     if _overlap(left, M, a_row, K, a_element, right, M, c.strides[0], c.shape[1], c.itemsize):
         return False
     fed_row = 0 if plan[5] == 1 and a_element == 1 else K * plan[5]
-    source = left, a_row, a_element, K, K * plan[5], fed_row, np.int64(0)
+    nothing = np.int64(0)
+    source = left, a_row, a_element, np.int64(I8), K, K * plan[5], fed_row, nothing, nothing
     target = right, c.strides[0], c.itemsize
-    matrix = plan[0], plan[2], np.int64(0)
+    matrix = plan[0], plan[2], nothing
     return _walk(kernel, feed, start, unit, source, (0, M), matrix, (0, plan[3]), target) < 0
 
 
@@ -136,59 +137,67 @@ def _overlap(a, a_rows, a_row, a_columns, a_element, c, c_rows, c_row, c_columns
 def _walk(kernel, feed, start, unit, a, rows, b, panels, c):
     """Blocks of the rows ``rows`` and of the panels ``panels`` of C = A @ B.
 
-    ``a`` is (address, bytes to the next row, to the next element, K, bytes of a fed row, bytes
-    between fed rows or 0 to read A itself, scales); ``b`` (address, columns, scales); ``c``
-    (address, bytes to the next row, to the next element). ``unit`` is one of the tuples above.
+    ``a`` is (address, bytes to the next row, to the next element, the element's kind, K, bytes of a
+    fed row, bytes between fed rows or 0 to read A itself, scales, marks of rows); ``b`` (address,
+    columns, scales); ``c`` (address, bytes to the next row, to the next element). ``unit`` is one
+    of the tuples above.
 
-    Returns -1, or the first row that the feed or the start refused.
+    Returns -1, or the first row that the feed refused.
     """
-    width, most = unit
-    source, a_row, a_element, depth, row_bytes, fed_row, row_scale = a
-    b_address, columns, column_scale = b
-    words, rest = row_bytes // 4, row_bytes % 4
-    panel_bytes = (row_bytes + 3) // 4 * 4 * width
-    chunk = max(1, NEAR_BYTES // max(1, panel_bytes))
+    source, a_row, a_element, kind, depth, row_bytes, fed_row, row_scale, marks = a
     fed = np.empty(min(BLOCK_ROWS, rows[1] - rows[0]) * fed_row, np.uint8)
     starts, tails = stack_words(BLOCK_ROWS), stack_words(BLOCK_ROWS)
     for top in range(rows[0], rows[1], BLOCK_ROWS):
         block = min(BLOCK_ROWS, rows[1] - top)
         left, left_row = source + top * a_row, a_row
         if fed_row:
-            left, left_row = np.int64(fed.ctypes.data), fed_row
-            refused = feed(
-                source + top * a_row, a_row, a_element, depth, block, left, fed_row,
-                row_scale + 4 * top,
-            )  # fmt: skip
+            near, scales = np.int64(fed.ctypes.data), row_scale + 4 * top
+            refused = feed(left, a_row, a_element, kind, depth, block, near, fed_row, scales)
             if refused >= 0:
                 return top + refused
+            left, left_row = near, fed_row
         for i in range(block):
-            fits, first = start(left + i * left_row, row_bytes)
-            if not fits:
-                return top + i
-            pointer(starts, np.int32)[i] = first
-            if rest:
-                end = left + i * left_row + row_bytes
-                pointer(tails, np.uint32)[i] = _tail(end, row_bytes, rest)
-        for near in range(panels[0], panels[1], chunk):
-            r = 0
-            while r < block:
-                if r and (block - r) % 2:  # one row again is less work than one row alone
-                    r -= 1
-                n = _rows_at_once(block - r, most)
-                for p in range(near, min(near + chunk, panels[1])):
-                    column = p * width
-                    kernel(
-                        n, left + r * left_row, left_row, words, starts + 4 * r,
-                        tails + 4 * r if rest else 0, b_address + p * panel_bytes,
-                        c[0] + (top + r) * c[1] + column * c[2], c[1], columns - column,
-                        row_scale + 4 * (top + r), column_scale + 4 * column,
-                    )  # fmt: skip
-                r += n
+            row = left + i * left_row
+            pointer(starts, np.int32)[i] = start(row, row_bytes, marks + top + i)
+            if row_bytes % 4:
+                pointer(tails, np.uint32)[i] = _tail(row + row_bytes, row_bytes, row_bytes % 4)
+        near_rows = left, left_row, row_bytes, starts, tails, row_scale + 4 * top
+        _block(kernel, unit, near_rows, block, b, panels, (c[0] + top * c[1], c[1], c[2]))
     return -1
 
 
 @numba.njit(nogil=True)
-def _rows_at_once(left, most):
+def _block(kernel, unit, a, rows, b, panels, c):
+    """A block of rows with all panels: with as many of them as stay near, a few rows at a time.
+
+    ``a`` is (address, bytes to the next row, bytes of a row, and where starts, tails and scales
+    begin).
+    """
+    width, most = unit
+    left, left_row, row_bytes, starts, tails, row_scale = a
+    b_address, columns, column_scale = b
+    words, rest = row_bytes // 4, row_bytes % 4
+    panel_bytes = (row_bytes + 3) // 4 * 4 * width
+    chunk = max(1, NEAR_BYTES // max(1, panel_bytes))
+    for near in range(panels[0], panels[1], chunk):
+        r = 0
+        while r < rows:
+            if r and (rows - r) % 2:  # one row again is less work than one row alone
+                r -= 1
+            n = rows_at_once(rows - r, most)
+            for p in range(near, min(near + chunk, panels[1])):
+                column = p * width
+                kernel(
+                    n, left + r * left_row, left_row, words, starts + 4 * r,
+                    tails + 4 * r if rest else 0, b_address + p * panel_bytes,
+                    c[0] + r * c[1] + column * c[2], c[1], columns - column,
+                    row_scale + 4 * r, column_scale + 4 * column,
+                )  # fmt: skip
+            r += n
+
+
+@numba.njit(nogil=True)
+def rows_at_once(left, most):
     """Rows for the next call: as even a split as the microkernels, which are for even numbers,
     allow."""
     if left == 1:
@@ -199,20 +208,21 @@ def _rows_at_once(left, most):
 
 
 @register_jitable
-def _start_vnni(row, size):
+def _start_vnni(row, size, mark):
     """Takes away what B's elements were moved up by, times the row's own sum."""
-    return True, -MOVED_UP * microkernel.vnni_row_sum(row, size)
+    return -MOVED_UP * microkernel.vnni_row_sum(row, size)
 
 
 @register_jitable
-def _start_avx2(row, size):
-    return True, np.int32(0)
+def _start_avx2(row, size, mark):
+    return np.int32(0)
 
 
 @register_jitable
-def _start_bf16(row, size):
-    """Refuses rows with subnormal elements, which the instruction takes for zero."""
-    return not _has_subnormal(row, size // 2), np.int32(0)
+def _start_bf16(row, size, mark):
+    """Marks rows with subnormal elements, which the instruction takes for zero."""
+    pointer(mark, np.uint8)[0] = _has_subnormal(row, size // 2)
+    return np.int32(0)
 
 
 @numba.njit(nogil=True)
@@ -237,14 +247,14 @@ def _tail(end, size, rest):
 
 
 @register_jitable
-def _copy_i8(source, row, element, depth, rows, to, to_row, scales):
+def _copy_i8(source, row, element, kind, depth, rows, to, to_row, scales):
     for i in range(rows):
         _gather(np.int8, source + i * row, element, depth, to + i * to_row)
     return -1
 
 
 @register_jitable
-def _widen_i8(source, row, element, depth, rows, to, to_row, scales):
+def _widen_i8(source, row, element, kind, depth, rows, to, to_row, scales):
     near = np.empty(depth, np.int8)
     for i in range(rows):
         start = source + i * row
@@ -256,18 +266,18 @@ def _widen_i8(source, row, element, depth, rows, to, to_row, scales):
 
 
 @register_jitable
-def _copy_bf16(source, row, element, depth, rows, to, to_row, scales):
+def _copy_bf16(source, row, element, kind, depth, rows, to, to_row, scales):
     for i in range(rows):
         _gather(np.int16, source + i * row, element, depth, to + i * to_row)
     return -1
 
 
 @register_jitable
-def _quantise_i8(source, row, element, depth, rows, to, to_row, scales):
-    """f32 rows as symmetric int8, and their scales; refuses a row that float32 cannot quantise."""
-    near = np.empty(depth if element != 4 else 0, np.float32)
+def _quantise_i8(source, row, element, kind, depth, rows, to, to_row, scales):
+    """Rows as symmetric int8, and their scales; refuses a row that float32 cannot quantise."""
+    near = np.empty(depth, np.float64)
     for i in range(rows):
-        start = _row_of_f32(source + i * row, element, depth, near)
+        start = _row_of_floats(source + i * row, element, kind, depth, near)
         magnitude = largest_magnitude("float32", depth, start)
         if not is_plain(magnitude):
             return i
@@ -278,12 +288,12 @@ def _quantise_i8(source, row, element, depth, rows, to, to_row, scales):
 
 
 @register_jitable
-def _quantise_i16(source, row, element, depth, rows, to, to_row, scales):
+def _quantise_i16(source, row, element, kind, depth, rows, to, to_row, scales):
     """As ``_quantise_i8``, then widened."""
     small = np.empty(depth, np.int8)
     for i in range(rows):
         start, line = source + i * row, np.int64(small.ctypes.data)
-        refused = _quantise_i8(start, row, element, depth, 1, line, depth, scales + 4 * i)
+        refused = _quantise_i8(start, row, element, kind, depth, 1, line, depth, scales + 4 * i)
         if refused >= 0:
             return i
         _widen(line, depth, to + i * to_row)
@@ -291,21 +301,27 @@ def _quantise_i16(source, row, element, depth, rows, to, to_row, scales):
 
 
 @register_jitable
-def _round_bf16(source, row, element, depth, rows, to, to_row, scales):
-    near = np.empty(depth if element != 4 else 0, np.float32)
+def _round_bf16(source, row, element, kind, depth, rows, to, to_row, scales):
+    near = np.empty(depth, np.float64)
     for i in range(rows):
-        start = _row_of_f32(source + i * row, element, depth, near)
-        convert_row("float32", "bfloat16", "", depth, start, to + i * to_row, 0, 0)
+        start, line = _row_of_floats(source + i * row, element, kind, depth, near), to + i * to_row
+        if kind == F64:
+            convert_row("float64", "bfloat16", "", depth, start, line, 0, 0)
+        else:
+            convert_row("float32", "bfloat16", "", depth, start, line, 0, 0)
     return -1
 
 
 @register_jitable
-def _split_bf16(source, row, element, depth, rows, to, to_row, scales):
-    """f32 rows as three bf16 terms each, in the order of ``precision``'s bf16x3."""
-    near = np.empty(depth if element != 4 else 0, np.float32)
+def _split_bf16(source, row, element, kind, depth, rows, to, to_row, scales):
+    """Rows as three bf16 terms each, in the order of ``precision``'s bf16x3."""
+    near = np.empty(depth, np.float64)
     for i in range(rows):
-        start, line = _row_of_f32(source + i * row, element, depth, near), to + i * to_row
-        convert_row("float32", TERMS_OF_A, "", depth, start, line, 0, 0, 2 * depth)
+        start, line = _row_of_floats(source + i * row, element, kind, depth, near), to + i * to_row
+        if kind == F64:
+            convert_row("float64", TERMS_OF_A, "", depth, start, line, 0, 0, 2 * depth)
+        else:
+            convert_row("float32", TERMS_OF_A, "", depth, start, line, 0, 0, 2 * depth)
     return -1
 
 
@@ -318,13 +334,42 @@ def _widen(start, size, to):
         wide[i] = near[i]
 
 
-@numba.njit(nogil=True)
-def _row_of_f32(start, element, depth, near):
-    """The address of a row whose elements follow one another: itself, or its copy in ``near``."""
-    if element == 4:
+@register_jitable
+def _row_of_floats(start, element, kind, depth, near):
+    """The address of a row as float32, or float64, whose elements follow one another: itself, or
+    what it became in ``near``, which has 8 bytes an element."""
+    if kind == F32 and element == 4:
         return start
-    _gather(np.float32, start, element, depth, np.int64(near.ctypes.data))
-    return np.int64(near.ctypes.data)
+    return _as_floats(start, element, kind, depth, np.int64(near.ctypes.data))
+
+
+@numba.njit(nogil=True)
+def _as_floats(start, element, kind, depth, to):
+    behind = to + 4 * depth  # what is smaller than float32 and does not lie in line
+    if kind == F32:
+        return _in_line(np.float32, 4, start, element, depth, to)
+    if kind == F64:
+        return _in_line(np.float64, 8, start, element, depth, to)
+    if kind == I8:
+        line = _in_line(np.int8, 1, start, element, depth, behind)
+        convert_row("int8", "float32", "", depth, line, to, 0, 0)
+    elif kind == F16:
+        line = _in_line(np.int16, 2, start, element, depth, behind)
+        convert_row("float16", "float32", "", depth, line, to, 0, 0)
+    else:
+        line = _in_line(np.int16, 2, start, element, depth, behind)
+        convert_row("bfloat16", "float32", "", depth, line, to, 0, 0)
+    return to
+
+
+@numba.njit(nogil=True)
+def _in_line(kind, size, start, element, depth, to):
+    """The address of elements of ``size`` bytes that follow one another: themselves, or their copy
+    at ``to``."""
+    if element == size:
+        return start
+    _gather(kind, start, element, depth, to)
+    return to
 
 
 @numba.njit(nogil=True)

@@ -25,17 +25,27 @@ READ_PER_S, PACKED_PER_S = 80e9, 10e9
 
 _PACK = {"avx512vnni": panels.pack_vnni, "avx2": panels.pack_avx2, "avx512bf16": panels.pack_bf16}
 _FED = {"avx512vnni": INT8, "avx2": np.dtype(np.int16), "avx512bf16": BF16}
-# by path, element type of A, and what is computed
-_WALKS = {
-    ("avx512vnni", INT8, INT32): gemm.vnni_sums,
-    ("avx512vnni", INT8, INT8): gemm.vnni_clipped,
-    ("avx512vnni", FLOAT32, FLOAT32): gemm.vnni_scaled,
-    ("avx2", INT8, INT32): gemm.avx2_sums,
-    ("avx2", INT8, INT8): gemm.avx2_clipped,
-    ("avx2", FLOAT32, FLOAT32): gemm.avx2_scaled,
-    ("avx512bf16", BF16, FLOAT32): gemm.bf16_sums,
-    ("avx512bf16", FLOAT32, FLOAT32): gemm.bf16_rounded,
+_KINDS = {
+    FLOAT32: gemm.F32,
+    np.dtype(np.float64): gemm.F64,
+    np.dtype(np.float16): gemm.F16,
+    BF16: gemm.B16,
+    INT8: gemm.I8,
 }
+# by path and what is computed
+_WALKS = {
+    ("avx512vnni", "sums"): gemm.vnni_sums,
+    ("avx512vnni", "clipped"): gemm.vnni_clipped,
+    ("avx512vnni", "scaled"): gemm.vnni_scaled,
+    ("avx2", "sums"): gemm.avx2_sums,
+    ("avx2", "clipped"): gemm.avx2_clipped,
+    ("avx2", "scaled"): gemm.avx2_scaled,
+    ("avx512bf16", "sums"): gemm.bf16_sums,
+    ("avx512bf16", "rounded"): gemm.bf16_rounded,
+    ("avx512bf16", "split"): gemm.bf16_split,
+}
+_CONVERTED = "scaled", "rounded", "split"  # what A's elements are made into first
+_ALL_DONE = np.empty(0, np.intp)
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,17 +65,32 @@ class Panels:
 
 @dataclass(frozen=True, eq=False)
 class HostMatrix:
-    """A converted B (K, N): in panels for a path, or as it is for the portable one."""
+    """A converted B (K, N) of int8 or bf16: in panels for a path, or, for the portable one, as the
+    float32 numbers that it multiplies."""
 
-    content: Panels | NDArray[Any] = field(repr=False)
+    content: Panels | NDArray[np.float32] = field(repr=False)
+    element: np.dtype[Any]
     scale: NDArray[Any] | None = field(repr=False, default=None)
     panel_scale: NDArray[np.float32] | None = field(repr=False, default=None)
+
+    @property
+    def columns(self) -> int:
+        content = self.content
+        return content.columns if isinstance(content, Panels) else int(content.shape[1])
+
+    @cached_property
+    def float32(self) -> NDArray[np.float32]:
+        """The matrix for the portable path. Of panels it is made for the first rows of A that need
+        it, and kept, as there are mostly more."""
+        if isinstance(self.content, Panels):
+            return unpack(self.content).astype(np.float32)
+        return self.content
 
     def matrix(self) -> NDArray[Any]:
         """The matrix (K, N), int8 or bf16."""
         if isinstance(self.content, Panels):
             return unpack(self.content)
-        return self.content
+        return self.content.astype(self.element)
 
 
 def pack(b: NDArray[Any], path: Path) -> Panels:
@@ -88,41 +113,58 @@ def pack(b: NDArray[Any], path: Path) -> Panels:
 
 def product(
     a: NDArray[Any], b: Panels, out: NDArray[Any], scale: NDArray[np.float32] | None = None
-) -> bool:
+) -> NDArray[np.intp]:
     """``out = a @ b``; a (M, K) of any layout, out (M, N) with neighbouring columns.
 
     ======== =========== ============= ====================================================
     a        b           out           computes
     ======== =========== ============= ====================================================
     int8     int8        int32, int8   exact sums modulo 2**32, or these saturated
-    float32  int8        float32       a quantised by rows; sums times both scales
+    any      int8        float32       with ``scale``: a quantised by rows, in float32; sums
+                                       times both scales
     bfloat16 bfloat16    float32       sums in f32
-    float32  bfloat16    float32       a rounded to bf16, or, with b of three times a's
+    any      bfloat16    float32       a rounded to bf16, or, with b of three times a's
                                        depth, split into three terms; sums in f32
     ======== =========== ============= ====================================================
 
-    ``scale`` is that of b's columns, from ``panel_scale``. False if the path would not treat ``a``
-    as it must: rows that float32 cannot quantise, subnormal bf16. Then ``out`` is undefined.
+    "Any" is a float or int8 in the machine's byte order, but not float64 where it is quantised.
+    ``scale`` is that of b's columns, from ``panel_scale``.
+
+    Returns the rows that the path would not treat as it must, of which ``out`` is undefined: those
+    with subnormal bf16; or all, if float32 cannot quantise one.
     """
-    path = b.path
-    rows, depth = a.shape
-    walk = _WALKS[path.name, a.dtype, out.dtype]
-    if walk is gemm.bf16_rounded and b.depth != depth:
-        assert b.depth == 3 * depth
-        walk = gemm.bf16_split
+    path, (rows, depth) = b.path, a.shape
+    computed = _computed(a, b, out, scale is not None)
     row, element = a.strides
     fed_row = 0
     lies_well = element == a.itemsize and (row % CONFLICT_BYTES or rows < 4)
-    if path.fed_bytes != a.itemsize or not lies_well:
+    if computed in _CONVERTED or path.fed_bytes != a.itemsize or not lies_well:
         fed_row = b.depth * path.fed_bytes + PAD_BYTES
-    row_scale, column_scale = 0, 0
+    row_scale, column_scale, mark = 0, 0, 0
     if scale is not None:
         scales = np.empty(rows, np.float32)
         row_scale, column_scale = address(scales), address(scale)
-    left = address(a), row, element, depth, b.depth * path.fed_bytes, fed_row, row_scale
+    if path.element == BF16.name:
+        marks = np.zeros(rows, np.bool_)
+        mark = address(marks)
+    source = address(a), row, element, _KINDS[a.dtype], depth
+    left = *source, b.depth * path.fed_bytes, fed_row, row_scale, mark
     right = b.address, b.columns, column_scale
     target = address(out), out.strides[0], out.itemsize
-    return over_rows(walk, left, right, target, rows, b) < 0
+    if over_rows(_WALKS[path.name, computed], left, right, target, rows, b) >= 0:
+        return np.arange(rows)
+    return np.flatnonzero(marks) if mark else _ALL_DONE
+
+
+def _computed(a: NDArray[Any], b: Panels, out: NDArray[Any], scaled: bool) -> str:
+    """What a product computes, of the rows of the table above."""
+    if b.path.element == INT8.name:
+        assert scaled or a.dtype == INT8
+        return "scaled" if scaled else "clipped" if out.dtype == INT8 else "sums"
+    if b.depth != a.shape[1]:
+        assert b.depth == 3 * a.shape[1]
+        return "split"
+    return "sums" if a.dtype == BF16 else "rounded"
 
 
 def over_rows(walk: Any, left: Any, right: Any, target: Any, rows: int, b: Panels) -> int:

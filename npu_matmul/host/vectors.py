@@ -6,9 +6,10 @@ A block is ``rows`` x ``lanes`` elements. Addresses are integers and need no ali
 the distance of rows in bytes, None where they follow one another. Types, rows and lanes must be
 compile-time constants.
 
-Types are ``"int8"``, ``"int32"``, ``"float32"``, ``"float64"``, ``"bfloat16"``, and two that are
-only written: ``"bfloat16 low"``, what rounding to bf16 leaves, rounded too (0 where the rounded
-number is not finite), and ``"bfloat16 finite"``, the rounded number, 0 where it is not finite.
+Types are ``"int8"``, ``"int32"``, ``"float32"``, ``"float64"``, ``"bfloat16"``, one that is only
+read, ``"float16"``, and two that are only written: ``"bfloat16 low"``, what rounding to bf16
+leaves, rounded too (0 where the rounded number is not finite), and ``"bfloat16 finite"``, the
+rounded number, 0 where it is not finite.
 A target may be several types joined by ``"|"``, written at once, ``apart`` bytes from each other.
 """
 
@@ -51,7 +52,7 @@ def convert_block(
     ``factors`` says which there are: ``""``, ``"rows"``, ``"columns"`` or ``"rows columns"``. Row
     factors are one number for all rows, or the address of one per row; column factors the address
     of one per lane. They have the type that is computed in: the source's where that is float32 or
-    float64, float32 for bfloat16, the target's for int32.
+    float64, float32 for smaller ones, the target's for int32.
 
     Floats are rounded to nearest even. As int8 they must lie within [-128, 127] then, and must not
     be NaN; as bf16, NaN becomes the quiet NaN of its sign. INT32 becomes int8 clipped to
