@@ -6,6 +6,7 @@ import doctest
 import fcntl
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from npu_matmul.host.attention import usable
 from npu_matmul.whisper import commands, encode, spread
 from npu_matmul.whisper.audio import WINDOW_SAMPLES, pad_or_trim, speech_sample
 from npu_matmul.whisper.encode import FileReport, Job, Pipeline, Progress, Settings
+from npu_matmul.whisper.files import open_audio
 from npu_matmul.whisper.mel import log_mel_spectrogram
 from npu_matmul.whisper.model import AudioEncoder
 from npu_matmul.whisper.spread import over_processes
@@ -86,7 +88,20 @@ def test_progress_is_told_of_windows_and_layers(pipeline: Pipeline, tmp_path: Pa
     )
     pipeline.encode(Job(str(write_audio(tmp_path / "a.wav", seconds=31))), progress)
     layers = [("layer", 1, 2), ("layer", 2, 2)]
-    assert told == [("window", 0, 2), *layers, ("window", 1, 2), *layers, ("window", 2, 2)]
+    windows = [("window", done, 2) for done in (0, 1, 2)]
+    assert told == [windows[0], *layers, windows[1], *layers, windows[2], windows[2]]
+
+
+@pytest.mark.parametrize("header", [None, 18])
+def test_progress_ends_with_how_many_windows_there_were(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: int | None
+) -> None:
+    audio = str(write_audio(tmp_path / "a.wav", seconds=31))
+    opened = replace(open_audio(audio), seconds=None if header is None else 30 * header)
+    monkeypatch.setattr(encode, "open_audio", lambda _: opened)
+    told: list[tuple[int, int | None]] = []
+    pipeline.encode(Job(audio), Progress(window=lambda done, of: told.append((done, of))))
+    assert told == [(0, header), (1, header), (2, header), (2, 2)]
 
 
 def test_a_hundredth_of_a_second_is_a_window(pipeline: Pipeline, tmp_path: Path) -> None:

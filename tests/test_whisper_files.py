@@ -262,6 +262,12 @@ def test_a_missing_or_unreadable_file_is_an_os_error(tmp_path: Path) -> None:
         open_audio(tmp_path)
 
 
+def test_a_pipe_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(AudioError, match=r"a\.wav: a pipe; a file is needed"):
+        open_audio(tmp_path / "a.wav")
+
+
 def test_flac_cut_short_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.flac"
     soundfile.write(path, SPEECH, 16_000)

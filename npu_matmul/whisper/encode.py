@@ -118,6 +118,7 @@ class Pipeline:
             with ledger.stage("read audio"):
                 found = next(reading, None)
             if found is None:
+                progress.window(done, done)  # also where a header told otherwise, or nothing
                 return
             samples, real = found
             mel = self.mel(samples)

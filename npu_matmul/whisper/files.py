@@ -89,6 +89,8 @@ def open_audio(path: str | os.PathLike[str]) -> AudioFile:
     """
     soundfile = _soundfile()
     place = Path(path)
+    if place.is_fifo():  # libsndfile seeks, and a pipe is read but once
+        raise AudioError(f"{place}: a pipe; a file is needed: write the audio to one first")
     with place.open("rb") as file:
         if not file.read(1):
             raise AudioError(f"{place}: the file is empty")
