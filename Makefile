@@ -4,8 +4,8 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 FRAMEWORKS := .venv-frameworks
-# an index with builds of torch without CUDA, which are a tenth of the size; default: pip's own
-TORCH_INDEX ?=
+# builds of torch without CUDA, which are a tenth of the size; empty: those of pip's own index
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := python -m pip install --quiet --disable-pip-version-check
 
 # a checkout of https://github.com/Xilinx/XRT, for test-pyxrt
@@ -53,7 +53,8 @@ $(VENV)/installed: pyproject.toml
 $(FRAMEWORKS)/installed: pyproject.toml
 	@echo "installing torch, openai-whisper and transformers into $(FRAMEWORKS) ..."
 	@$(PYTHON) -m venv $(FRAMEWORKS)
-	@$(if $(TORCH_INDEX),$(FRAMEWORKS)/bin/$(PIP) --index-url $(TORCH_INDEX) torch)
+	@$(if $(TORCH_INDEX),$(FRAMEWORKS)/bin/$(PIP) --no-deps --retries 1 --index-url $(TORCH_INDEX) torch \
+		|| echo "no torch from $(TORCH_INDEX); that of pip's own index is taken and may bring CUDA")
 	@$(FRAMEWORKS)/bin/$(PIP) --editable '.[frameworks]'
 	@touch $@
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from accuracy import pytest_terminal_summary  # noqa: F401 - a hook
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 torch = pytest.importorskip("torch", reason="make test-frameworks installs it")

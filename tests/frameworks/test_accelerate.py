@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accuracy import check
 from models import (
     PRECISIONS,
     openai_features,
@@ -16,7 +17,6 @@ from models import (
     transformers_features,
     transformers_model,
 )
-from naive_encoder import cosine, relative_error
 from numpy.typing import NDArray
 from torch import nn
 
@@ -44,19 +44,14 @@ def test_an_encoder_computes_the_same_features(
         got = features(model, mel)
         assert last_call().precision == precision
     assert len(done.names) == 2 + 4 * 6 and not done.skipped
-    record_property("relative_error", relative_error(got, want))
-    record_property("cosine", cosine(got, want))
-    print(f"{precision}: {relative_error(got, want):.1e}, cosine {cosine(got, want):.6f}")
     assert not np.array_equal(got, want)
-    if precision == "bf16x3":
-        assert relative_error(got, want) <= 1e-3
-    assert cosine(got, want) >= (0.99 if precision == "int8" else 0.9995)
+    check(got, want, precision, record_property)
     np.testing.assert_array_equal(features(model, mel), want)  # restored
 
 
 @pytest.mark.parametrize("framework", list(FRAMEWORKS))
 def test_one_layer_of_an_encoder_on_an_npu(
-    framework: str, npu: NpuDevice, mel: NDArray[np.float32]
+    framework: str, npu: NpuDevice, mel: NDArray[np.float32], record_property: Any
 ) -> None:
     make, features, encoder_of = FRAMEWORKS[framework]
     model = make("tiny", layers=1)
@@ -64,7 +59,7 @@ def test_one_layer_of_an_encoder_on_an_npu(
     with accelerate(encoder_of(model), device=npu, precision="bf16"), npu.record() as counters:
         got = features(model, mel)
     assert counters.launches == 2 + 6
-    assert cosine(got, want) >= 0.9995
+    check(got, want, "bf16", record_property)
 
 
 # What stays

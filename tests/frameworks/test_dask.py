@@ -24,15 +24,17 @@ from npu_matmul.whisper.spread import over_dask
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Two workers in processes of their own, each with one NPU."""
-    with distributed.LocalCluster(
-        n_workers=2,
-        threads_per_worker=2,
-        resources={"NPU": 1},
-        dashboard_address=":0",
-        local_directory=str(tmp_path_factory.mktemp("dask")),
-    ) as started:
-        yield started
+    """Two workers in processes of their own, each with one NPU, none with ffmpeg."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path_factory.mktemp("nothing")))
+        with distributed.LocalCluster(
+            n_workers=2,
+            threads_per_worker=2,
+            resources={"NPU": 1},
+            dashboard_address=":0",
+            local_directory=str(tmp_path_factory.mktemp("dask")),
+        ) as started:
+            yield started
 
 
 @pytest.fixture(scope="module")

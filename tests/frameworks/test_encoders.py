@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accuracy import Features, check
 from models import (
     PRECISIONS,
     openai_features,
@@ -16,8 +17,6 @@ from models import (
     transformers_features,
     transformers_model,
 )
-from naive_encoder import cosine, relative_error
-from numpy.typing import NDArray
 
 from npu_matmul.device import NpuDevice
 from npu_matmul.whisper.audio import pad_or_trim, speech_sample
@@ -25,19 +24,6 @@ from npu_matmul.whisper.checkpoint import load_encoder
 from npu_matmul.whisper.dimensions import sinusoids
 from npu_matmul.whisper.mel import LogMel
 from npu_matmul.whisper.model import AudioEncoder
-
-Features = NDArray[np.float32]
-
-
-def check(got: Features, want: Features, precision: str, report: Any) -> None:
-    """The bounds of tiny depth; int8 is reported, and not nonsense."""
-    error, likeness = relative_error(got, want), cosine(got, want)
-    report("relative_error", error)
-    report("cosine", likeness)
-    print(f"{precision}: relative error {error:.1e}, cosine {likeness:.6f}")
-    if precision == "bf16x3":
-        assert error <= 1e-3
-    assert likeness >= (0.99 if precision == "int8" else 0.9995)
 
 
 @pytest.mark.parametrize("attention", ["host", "device"])
