@@ -22,7 +22,7 @@ from npu_matmul.device import (
     NpuDevice,
     open_device,
 )
-from npu_matmul.kernel import Kernel, KernelNotBuilt, load_variants
+from npu_matmul.kernel import Kernel, KernelNotBuilt, NoKernel, load_variants
 from npu_matmul.packed import PackedMatrix
 from npu_matmul.precision import Operand, Precision, Scales, converted, scales_of
 from npu_matmul.report import CallReport
@@ -80,7 +80,15 @@ class Call:
         if packed_for is not None:
             _check_same_kernel(packed_for, kernel)
         problem = *_problem(a.shape, b.shape), self.precision.terms
-        choice = choose(self.device, self.precision.types, problem, packed_for or kernel, strategy)
+        try:
+            choice = choose(
+                self.device, self.precision.types, problem, packed_for or kernel, strategy
+            )
+        except NoKernel as error:
+            if self.on_error == "raise":
+                raise
+            self._give_up(error)
+            return
         self.kernel, self.strategy = choice.kernel, choice.strategy
         why = "B is packed for it" if packed_for else choice.why
         self.reason = f"kernel {self.kernel.name}: {why}; strategy {self.strategy}: {choice.how}"

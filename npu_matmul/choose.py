@@ -13,9 +13,11 @@ from dataclasses import astuple, dataclass
 from npu_matmul.device import NpuDevice
 from npu_matmul.kernel import (
     Kernel,
+    NoKernel,
     UnknownKernel,
-    kernel_folders,
+    kernels_on,
     load_variants,
+    no_kernel,
 )
 from npu_matmul.kernel_watch import kernels_version
 from npu_matmul.performance.product import Npu, predict
@@ -86,7 +88,8 @@ def choose_kernel(
     target, and the reason: the one asked for, else the one of the least modelled time by
     ``strategy``, or by the best one. Where some can be loaded, it is one of them.
 
-    Raises ``UnknownKernel``, ``ManifestError`` or ``KernelNotBuilt``.
+    Raises ``UnknownKernel``, ``ManifestError`` or ``KernelNotBuilt``; ``NoKernel`` where only the
+    CPU can compute it.
 
     >>> int8 = ("int8", "int8", "int32")
     >>> kernel, why = choose_kernel(None, int8, (16, 16, 16))
@@ -98,7 +101,7 @@ def choose_kernel(
     kernels = kernels_for(types, target)
     kernels = list(filter(can_load, kernels)) or kernels
     if not kernels:
-        raise UnknownKernel(f"no kernel for {types[0]} operands on {target.name} was found")
+        raise no_kernel(f"{types[0]} operands", target.name)
     if len(kernels) == 1:
         return kernels[0], f"the only one for {types[0]} operands"
     names = STRATEGIES if strategy is None else (strategy,)
@@ -134,10 +137,8 @@ def modelled_s(grid: TileGrid, strategy: str, npu: Npu) -> float:
 
 
 def kernels_for(types: tuple[str, str, str], target: Target = NPU1) -> list[Kernel]:
-    """Every kernel that is for these element types of A, B and C and this target, and has its
-    source."""
-    variants = [variant for name in kernel_folders() for variant in load_variants(name).values()]
-    return [v for v in variants if _is_for(v, types, target) and v.source.is_file()]
+    """Those on a target that are for these element types of A, B and C."""
+    return [kernel for kernel in kernels_on(target.name) if astuple(kernel.types) == types]
 
 
 def _shown_s(seconds: float) -> str:
@@ -154,7 +155,8 @@ def _asked_for(kernel: str | Kernel, types: tuple[str, str, str], target: Target
     name = repr(kernel)
     if isinstance(kernel, Kernel):
         name = f"{kernel.name!r}, variant {kernel.variant!r}:"
-    raise UnknownKernel(
+    elsewhere = any(astuple(variant.types) == types for variant in variants)
+    raise (NoKernel if elsewhere else UnknownKernel)(
         f"kernel {name} has nothing for {types[0]} operands on {target.name}; "
         f"it is for {', '.join(_shown(variant) for variant in variants)}"
     )

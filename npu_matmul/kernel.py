@@ -48,6 +48,10 @@ class UnknownKernel(ValueError):
     """No folder of that name holds a manifest, or the manifest has no such variant."""
 
 
+class NoKernel(UnknownKernel):
+    """No kernel that was found computes such a product on such an NPU; the CPU can."""
+
+
 class KernelNotBuilt(RuntimeError):
     """What running the kernel needs is not there: its source, or an overlay for an NPU. ``reason``
     is the message without what to do about it."""
@@ -227,6 +231,21 @@ def kernels_named(name: str | None = None, variant: str | None = None) -> list[K
         return [load_kernel(name, variant)]
     names = kernel_folders() if name is None else [name]
     return [kernel for each in names for kernel in load_variants(each).values()]
+
+
+def kernels_on(target: str) -> list[Kernel]:
+    """Every kernel that is for a target, and has its source."""
+    return [k for k in kernels_named() if target in k.targets and k.source.is_file()]
+
+
+def no_kernel(what: str, target: str) -> NoKernel:
+    """The error where none is for a target, or none of those is for ``what``."""
+    others = sorted({t for k in kernels_named() for t in k.targets} - {target})
+    elsewhere = f"; there are kernels for {', '.join(others)}" if others else ""
+    return NoKernel(
+        f"no kernel for {what} on {target} was found{elsewhere}: name a folder that has one in "
+        f"${KERNELS_VARIABLE}, or use device='cpu'"
+    )
 
 
 def read_manifest(path: Path) -> dict[str, Kernel]:

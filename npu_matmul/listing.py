@@ -12,7 +12,7 @@ from npu_matmul.kernel import kernel_folders, kernels_named, load_variants
 
 KERNEL_COLUMNS = ("kernel", "variant", "types", "m k n", "cores", "usable")
 DEVICE_NOTES = {
-    "auto": "an NPU where there is one, else the CPU",
+    "auto": "an NPU that kernels are for, else the CPU",
     "xrt": "a Ryzen AI NPU through pyxrt",
     "emulated": "the same designs and streams, run on arrays",
     "cpu": "the same numbers, computed on the host",

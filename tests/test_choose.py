@@ -14,7 +14,7 @@ from comparing import assert_equal_bits, product_int32, random_int8
 from npu_matmul import choose, last_call, npu_matmul, pack_b
 from npu_matmul.choose import choose_kernel
 from npu_matmul.device.emulated import EmulatedDevice
-from npu_matmul.kernel import UnknownKernel, load_kernel
+from npu_matmul.kernel import NoKernel, UnknownKernel, load_kernel
 from npu_matmul.performance.product import Npu, Prediction
 from npu_matmul.schedule import LimitError
 from npu_matmul.target import NPU1, NPU2
@@ -52,8 +52,12 @@ def test_only_kernels_for_the_target_are_chosen(folder: Path) -> None:
     assert str(caught.value) == (
         "kernel 'strix' has nothing for int8 operands on npu1; it is for int8 on npu2"
     )
-    with pytest.raises(UnknownKernel, match="no kernel for bfloat16 operands on npu2 was found"):
+    with pytest.raises(NoKernel) as caught:
         choose_kernel(None, BF16, (8, 8, 8), NPU2)
+    assert str(caught.value) == (
+        "no kernel for bfloat16 operands on npu2 was found; there are kernels for npu1: name a "
+        "folder that has one in $NPU_MATMUL_KERNELS, or use device='cpu'"
+    )
 
 
 def test_a_kernel_of_other_types_is_refused_by_name_and_as_an_object() -> None:

@@ -126,6 +126,13 @@ def test_the_encoder_is_computed_on_the_npu_that_is_there(
     assert "all 96,000 values equal those of device xrt, bit for bit" in said
 
 
+def test_an_npu_that_no_kernel_is_for_is_said_to_be_one(double: Npu) -> None:
+    double.model = "NPU Strix"
+    result = run("demo", "--device", "xrt")
+    assert result.exit_code == 1
+    assert "no kernel for int8 operands on npu2 was found" in str(result.exception)
+
+
 def test_the_encoder_is_not_computed_on_another_emulated_npu(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -202,6 +202,10 @@ SITUATIONS: dict[str, tuple[Facts, str, str, str, str]] = {
         facts(kernels=(NEVER,), tested=()),
         *("verified", WARN, "no kernel is built", "npu-matmul build"),
     ),
+    "no kernel for this NPU": (
+        facts(kernels=(), tested=(), target="npu2"),
+        *("kernels", FAIL, "none of those found is for npu2", "device='cpu'"),
+    ),
     "nothing fresh": (
         facts(kernels=(KernelState("a int8", None, "these changed: design"),), tested=()),
         *("kernels", FAIL, "none of 1 is built; a int8: these changed: design", "npu-matmul build"),

@@ -20,12 +20,19 @@ from xrt_products import KERNEL, check, opened, tiles_of
 from npu_matmul import device as devices
 from npu_matmul import last_call, npu_matmul, open_device, pack_b
 from npu_matmul.build.identity import overlay_inputs, overlay_name
-from npu_matmul.device import BufferSizeError, Device, DeviceError, DeviceUnavailable, base
+from npu_matmul.device import (
+    BufferSizeError,
+    Device,
+    DeviceError,
+    DeviceUnavailable,
+    auto_choice,
+    base,
+)
 from npu_matmul.device.xrt import XrtDevice
 from npu_matmul.device.xrt_errors import OverlayMismatch
 from npu_matmul.device.xrt_memory import XrtBuffer
 from npu_matmul.instructions import decode
-from npu_matmul.kernel import KernelNotBuilt, load_kernel
+from npu_matmul.kernel import KernelNotBuilt, NoKernel, UnknownKernel, load_kernel
 from npu_matmul.schedule import cover
 from npu_matmul.streams import launch_stream, written_arguments
 from npu_matmul.tiler import TileGrid
@@ -83,24 +90,60 @@ def test_a_kernel_for_another_npu_is_refused(double: Npu, everything_built: None
         opened().load(KERNEL)
 
 
-def test_auto_takes_the_npu_where_one_can_be_opened(
-    double: Npu,
-    everything_built: None,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+@pytest.fixture
+def nothing_open(monkeypatch: pytest.MonkeyPatch) -> dict[str, Device]:
+    """A fresh process on a machine with a device node."""
     monkeypatch.setattr(devices, "npu_nodes", lambda: [Path("accel0")])
     nothing: dict[str, Device] = {}
     for module in (devices, base):
         monkeypatch.setattr(module, "OPEN", nothing)
     monkeypatch.delenv("NPU_MATMUL_DEVICE", raising=False)
+    return nothing
+
+
+def test_auto_takes_the_npu_where_one_can_be_opened(
+    double: Npu,
+    everything_built: None,
+    nothing_open: dict[str, Device],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     assert open_device() is open_device("xrt")
     assert not caplog.messages  # of warnings
-    nothing.clear()
+    nothing_open.clear()
     double.open_fails = " No such device with index '0'"
     assert open_device().name == "cpu"
     (message,) = caplog.messages
     assert "the NPU here cannot be used" in message and "its plugin" in message
+
+
+def test_auto_takes_the_cpu_where_no_kernel_is_for_the_npu(
+    double: Npu, nothing_open: dict[str, Device], caplog: pytest.LogCaptureFixture
+) -> None:
+    double.model = "NPU Strix Halo"
+    a = random_int8(1, 20, 20)
+    assert_equal_bits(npu_matmul(a, a, dtype=np.int32), product_int32(a, a))
+    assert last_call().device == "cpu"
+    assert pack_b(a).device.name == auto_choice() == "cpu"
+    (message,) = caplog.messages
+    assert "the NPU here is npu2, which no kernel that was found is for" in message
+
+
+@pytest.mark.parametrize("kernel", [None, "matmul_16x16"])
+def test_an_npu_that_no_kernel_is_for_is_replaced_by_the_cpu_where_that_was_asked_for(
+    double: Npu, kernel: str | None
+) -> None:
+    double.model = "NPU Strix Halo"
+    a = random_int8(1, 20, 20)
+    with pytest.raises(NoKernel, match="npu2"):
+        npu_matmul(a, a, device="xrt", kernel=kernel)
+    got = npu_matmul(a, a, device="xrt", kernel=kernel, dtype=np.int32, on_error="cpu")
+    assert_equal_bits(got, product_int32(a, a))
+    assert last_call().device == "cpu"
+    assert "int8 operands on npu2" in last_call().reason
+    with pytest.raises(NoKernel, match=r"on npu2 was found; .* for npu1: .*device='cpu'"):
+        opened().alloc(64)
+    with pytest.raises(UnknownKernel, match="'nothing'"):  # no kernel on any device
+        npu_matmul(a, a, device="xrt", kernel="nothing", on_error="cpu")
 
 
 # --- overlays ----------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from npu_matmul.choose import kernels_for
 from npu_matmul.device import Device, NpuDevice, open_device
+from npu_matmul.kernel import no_kernel
 from npu_matmul.matmul import npu_matmul
 from npu_matmul.precision import EXACT
 from npu_matmul.report import CallReport, last_call
@@ -86,6 +87,8 @@ def make_inputs() -> Inputs:
 def kernels(device: NpuDevice) -> list[str]:
     """The kernels that can compute these products there; where none is built, all that could."""
     found = kernels_for(EXACT.types, device.target)
+    if not found:
+        raise no_kernel("int8 operands", device.target.name)
     return [kernel.name for kernel in list(filter(device.can_load, found)) or found]
 
 

@@ -21,6 +21,7 @@ from npu_matmul.device.errors import (
     UnknownDevice,
 )
 from npu_matmul.device.npu import LoadedKernel, NpuDevice, Prepared, Run
+from npu_matmul.kernel import kernels_on
 
 __all__ = [
     "Buffer",
@@ -52,7 +53,7 @@ def open_device(name: str = "auto") -> Device:
 
     ``"xrt"`` is a real NPU, ``"emulated"`` runs the same designs and streams on arrays, ``"cpu"``
     computes the same numbers on the host. ``"auto"`` is what ``$NPU_MATMUL_DEVICE`` names, else the
-    NPU where there is one, else the CPU; that choice is announced once.
+    NPU where there is one that any kernel is for, else the CPU; that choice is announced once.
 
     Raises :class:`UnknownDevice`, or :class:`DeviceUnavailable` with what is missing.
 
@@ -106,11 +107,15 @@ def npu_nodes() -> list[Path]:
 
 
 def _auto() -> tuple[str, str]:
-    """The NPU where there is one that can be opened, else the CPU; and why."""
+    """The NPU where there is one that can be opened and any kernel is for, else the CPU; and
+    why."""
     if not npu_nodes():
         return "cpu", "no NPU can be used here"
     try:
-        open_device("xrt")
+        npu = open_device("xrt")
     except DeviceUnavailable as error:
         return "cpu", f"the NPU here cannot be used: {error}"
+    assert isinstance(npu, NpuDevice)
+    if not kernels_on(npu.target.name):
+        return "cpu", f"the NPU here is {npu.target.name}, which no kernel that was found is for"
     return "xrt", "there is an NPU"

@@ -23,7 +23,7 @@ from npu_matmul.device.xrt_kernel import XrtKernel
 from npu_matmul.device.xrt_memory import MEMORIES, XrtBuffer
 from npu_matmul.device.xrt_npu import Npu
 from npu_matmul.device.xrt_runs import IN_FLIGHT, keep_for_ever
-from npu_matmul.kernel import Kernel, KernelNotBuilt, kernels_named
+from npu_matmul.kernel import Kernel, KernelNotBuilt, kernels_on, no_kernel
 
 SELF_TEST_VARIABLE = "NPU_MATMUL_SELF_TEST"
 NEEDED = (
@@ -116,9 +116,11 @@ class XrtDevice(NpuDevice):
         return int(context.data_group)
 
     def _any_built(self) -> XrtKernel:
-        for kernel in kernels_named():
-            if self.target.name in kernel.targets and self.can_load(kernel):
-                return self._untested(kernel)
+        kernels = kernels_on(self.target.name)
+        if not kernels:
+            raise no_kernel("any operands", self.target.name)
+        for kernel in filter(self.can_load, kernels):
+            return self._untested(kernel)
         raise KernelNotBuilt(f"no kernel is built for {self.target.name}; run: npu-matmul build")
 
 

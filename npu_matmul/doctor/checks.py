@@ -190,6 +190,10 @@ def _kernels(facts: Facts) -> Line:
     missing = [kernel for kernel in facts.kernels if kernel.built is None]
     was = [kernel for kernel in missing if NEVER_BUILT not in kernel.problem]
     why = f"; {was[0].label}: {was[0].problem}" if was else ""
+    if not facts.kernels:
+        found = f"none of those found is for {facts.target or 'this NPU'}"
+        cure = "name a folder with one in $NPU_MATMUL_KERNELS, or use device='cpu'"
+        return Line("kernels", FAIL, found, cure)
     if not built:
         found = f"none of {len(missing)} is built{why}"
         return Line("kernels", FAIL, found, "npu-matmul build")
