@@ -13,7 +13,7 @@ from rich.table import Table
 from npu_matmul.bench.tables import three_digits
 from npu_matmul.explore.found import Found, Row
 from npu_matmul.explore.rank import SHARE, SLOWEST
-from npu_matmul.performance.published import LEAST_RATIO, MOST_RATIO, ROWS
+from npu_matmul.performance.published import trust
 
 KIB = 1024
 HEADINGS = ("rank", "m k n", "bufs", "grid", "C", "KiB", "ms", "x", "pad", "limit", "kernel")
@@ -68,11 +68,7 @@ def notes(found: Found) -> Iterator[str]:
         f"bufs: buffers of A, B and C; grid: of cores; KiB: of the {memory} of a core; ms: "
         f"{ranking.products.measure}{times}; pad: multiplications of padding."
     )
-    explained = sum(row.explained for row in ROWS)
-    yield (
-        f"Modelled, not measured: {explained} of {len(ROWS)} published products took {LEAST_RATIO} "
-        f"to {MOST_RATIO} times what the model says."
-    )
+    yield f"Modelled, not measured. {trust(ranking.npu.target.name)}"
     if any(row.sums_bytes for row in found.rows):
         yield (
             "C narrower than its sums, which are kept apart: design and core function for that are "

@@ -68,9 +68,11 @@ def run(
 def _published(row: Any) -> dict[str, Any]:
     return {
         "source": row.source,
+        "target": row.target,
         "types": row.types,
         "shape": row.shape,
         "tile": row.tile,
+        "run_bytes": row.run_bytes,
         "clock_hz": row.clock_hz,
         "measured_s": row.measured_s,
         "modelled_s": row.modelled.total_s,

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from npu_matmul.bench.shapes import shape_text
 from npu_matmul.performance.product import Npu, Prediction, launch_shapes
-from npu_matmul.performance.published import LEAST_RATIO, MOST_RATIO
+from npu_matmul.performance.published import trust
 from npu_matmul.plan.encoder import Projection, overlay_switches
 from npu_matmul.plan.planning import MOST_ROWS, Plan
 
@@ -21,10 +21,6 @@ BINDS = {
     "compute": "the cores",
     "issue": "starting the tasks of the instruction stream",
 }
-BAND = (
-    f"Expect {LEAST_RATIO} to {MOST_RATIO} times what is modelled, as published products took: see "
-    "npu-matmul plan --published."
-)
 
 
 def show_plan(plan: Plan, console: Console) -> None:
@@ -35,7 +31,7 @@ def show_plan(plan: Plan, console: Console) -> None:
         console.print(_as_if(plan.npu), highlight=False)
     console.print(_facts(plan), _times(chosen, plan.rates is not None), _strategies(plan))
     console.print(_cpu_text(plan), highlight=False)
-    console.print(BAND, highlight=False)
+    console.print(_band(plan.npu), highlight=False)
 
 
 def show_encoder(name: str, planned: Sequence[Projection], console: Console) -> None:
@@ -52,7 +48,7 @@ def show_encoder(name: str, planned: Sequence[Projection], console: Console) -> 
     console.print(
         "Weights are resident, each product is launched by itself. Changes of the overlay in the "
         f"sum: {overlay_switches(planned)}. Not in it: the products inside attention, softmax, "
-        f"LayerNorm and GELU.\n{BAND}",
+        f"LayerNorm and GELU.\n{_band(first.npu)}",
         highlight=False,
     )
 
@@ -81,7 +77,7 @@ def _encoder_times(planned: Sequence[Projection]) -> Table:
             f"{one.device_s * 1e3:.2f}",
             f"{one.total_s * 1e3:.2f}" if measured else "-",
             "-" if one.cpu_s is None else f"{one.cpu_s * 1e3:.2f}",
-            f"{plan.crossover_rows or 'never':,}" if measured else "-",
+            _crossover(plan),
             end_section=one is planned[-1],
         )
     switch_s = overlay_switches(planned) * planned[0].plan.npu.figures.overlay_switch_s
@@ -92,6 +88,12 @@ def _encoder_times(planned: Sequence[Projection]) -> Table:
     shown = [f"{seconds * 1e3:.1f}" for seconds in sums]
     table.add_row("all", str(sum(one.count for one in planned)), "", "", *shown)
     return table
+
+
+def _crossover(plan: Plan) -> str:
+    if plan.cpu is None:
+        return "-"
+    return "never" if plan.crossover_rows is None else f"{plan.crossover_rows:,}"
 
 
 def _encoder_counts(planned: Sequence[Projection]) -> Table:
@@ -130,6 +132,10 @@ def _as_if(npu: Npu) -> str:
         f"[yellow]No kernel here is for {npu.target.name}: modelled as if those for another target "
         "were, on as many of its cores.[/yellow]"
     )
+
+
+def _band(npu: Npu) -> str:
+    return f"{trust(npu.target.name)} See npu-matmul plan --published."
 
 
 def _facts(plan: Plan) -> Table:
