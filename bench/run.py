@@ -1,7 +1,7 @@
-"""The developer's comparisons: host stages, precisions and strategies of this checkout.
+"""The developer's comparisons: host stages, models, timelines and precisions of this checkout.
 
 Prints their tables and writes a JSON file with the environment. ``npu-matmul bench`` measures the
-cpu device against other libraries.
+cpu device against other libraries, and the strategies.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import host
 import host_below
 import models
 import precisions
-import strategies
 import timeline
 from rich import box
 from rich.console import Console
@@ -27,10 +26,9 @@ console = Console()
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Only the 512-cube on the emulated NPU.")
 @click.option("--json", "path", type=click.Path(path_type=Path), default="bench.json")
-def main(quick: bool, path: Path) -> None:
-    """Counts and host seconds of the strategies, and host stages against NumPy."""
+def main(path: Path) -> None:
+    """Host stages against NumPy, and what else this checkout's parts take on this host."""
     console.print(summary(environment()) + "\n", highlight=False)
     with console.status("host stages") as status:
         stages = host.run()
@@ -41,16 +39,14 @@ def main(quick: bool, path: Path) -> None:
         recording = {"look_up_ns": timeline.look_up_ns(), "rows": timeline.run()}
         status.update("precisions")
         accuracy = precisions.run()
-        products = strategies.run(quick, status.update)
     console.print(_stage_table(stages))
     console.print(_threshold_table(threshold))
     console.print(_model_table(modelled))
     console.print(_timeline_table(recording))
     console.print(_precision_table(accuracy))
-    console.print(_strategy_table(products))
     console.print("Seconds are this host's, emulating; they say nothing about an NPU.")
     results = {"stages": stages, "host_below": threshold, "models": modelled}
-    results |= {"precisions": accuracy, "strategies": products, "timelines": recording}
+    results |= {"precisions": accuracy, "timelines": recording}
     write_json(path, results)
     console.print(f"written to {path}", highlight=False)
 
@@ -126,27 +122,6 @@ def _precision_table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         error, seconds = f"{row['relative_error']:.1e}", f"{row['host_seconds']:.3f}"
         table.add_row(row["device"], row["precision"], row["arithmetic"], error, seconds)
-    return table
-
-
-def _strategy_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="strategies, emulated NPU", box=box.SIMPLE_HEAD, title_justify="left")
-    table.add_column("M, K, N on kernel")
-    for heading in ("launches", "syncs", "MB in", "MB out", "host s", "equal"):
-        table.add_column(heading, justify="right")
-    for row in rows:
-        if row["strategy"] == next(iter(strategies.STRATEGIES)):
-            shape = "x".join(map(str, row["shape"]))
-            table.add_row(f"{shape}, {row['kernel'].removeprefix('matmul_')}")
-        table.add_row(
-            f"  {row['strategy']}",
-            f"{row['launches']:,}",
-            f"{row['syncs_to_device'] + row['syncs_from_device']:,}",
-            f"{row['bytes_to_device'] / 1e6:.2f}",
-            f"{row['bytes_from_device'] / 1e6:.2f}",
-            f"{row['host_seconds']:.2f}",
-            "yes" if row["equal"] else "NO",
-        )
     return table
 
 

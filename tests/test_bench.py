@@ -22,6 +22,7 @@ from rich.table import Table
 from npu_matmul.bench import (
     accuracy,
     contenders,
+    emulated,
     peak,
     plots,
     run,
@@ -300,7 +301,8 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
 def test_json_holds_every_row_with_the_environment_and_the_rule(tmp_path: Path) -> None:
     results = results_of()
-    write_json(tmp_path / "b.json", run.content(results, [{"strategy": "batched"}]))
+    results.strategies = [{"strategy": "batched"}]
+    write_json(tmp_path / "b.json", run.content(results))
     found = json.loads((tmp_path / "b.json").read_text())
     assert found["environment"]["blas"] == results.environment["blas"]
     assert found["rule"] == "the rule" and found["operands"] == "the operands"
@@ -493,6 +495,46 @@ def test_probes_that_did_not_get_their_cores_are_reported() -> None:
     assert "as fast as 1.4 cores at worst" in str(tables.disturbed(results.peaks))
 
 
+# strategies
+
+
+def strategy_rows() -> list[Row]:
+    return [
+        {
+            **{"shape": [512, 512, 512], "kernel": kernel, "strategy": strategy, "threads": 2},
+            **{"launches": launches, "syncs_to_device": launches, "syncs_from_device": 1},
+            **{"bytes_to_device": 2_500_000, "bytes_from_device": 1 << 20, "equal": True},
+            **{"host_seconds": launches / 1e3, "host_seconds_by_stage": {"launch": launches / 2e3}},
+            **{"steady": strategy != "sequential"},
+        }
+        for kernel in ("matmul_16x16", "matmul_64x512")
+        for strategy, launches in (("sequential", 32768), ("output_tile", 1024), ("batched", 1))
+    ]
+
+
+def test_strategies_stand_with_their_counts_threads_and_steadiness_in_80_columns() -> None:
+    rows = strategy_rows()
+    rows[2]["equal"] = False
+    rows[3]["shape"] = [1500, 384, 384]
+    text = printed(tables.strategy_table(rows))
+    lines = [line.split() for line in text.splitlines()]
+    assert "the emulator's, 2 threads" in text and "1500x384x384, 64x512" in text
+    assert ["sequential", "32,768", "32,769", "2.50", "1.05", "~32768", "exact"] in lines
+    assert ["batched", "1", "2", "2.50", "1.05", "1.00", "wrong"] in lines
+    results = Results({}, "", "", strategies=rows)
+    assert session.inaccurate(results) == ["batched on matmul_16x16, 512x512x512: values are wrong"]
+
+
+def test_strategies_are_run_where_the_sequential_one_ends_within_minutes() -> None:
+    found, skipped = emulated.feasible([*NAMED["whisper-base"], (16, 16, 16), (512, 512, 512)])
+    assert found == [(512, 512, 512), (1500, 512, 512), (16, 16, 16)]
+    assert [line.split(" was left out")[0] for line in skipped] == [
+        "strategies: 1500x512x2048",
+        "strategies: 1500x2048x512",
+    ]
+    assert f"{94 * 32 * 128:,} launches on matmul_16x16" in skipped[0]
+
+
 # pictures
 
 
@@ -500,17 +542,9 @@ def test_pictures_are_drawn_with_the_environment_in_them(tmp_path: Path) -> None
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     from PIL import Image
 
-    strategies = [
-        {
-            **{"name": "cube", "shape": [512, 512, 512], "kernel": kernel, "strategy": strategy},
-            **{"launches": launches, "syncs_to_device": launches, "syncs_from_device": 1},
-            **{"host_seconds": launches / 1e3, "host_seconds_by_stage": {"launch": launches / 2e3}},
-        }
-        for kernel in ("matmul_16x16", "matmul_64x512")
-        for strategy, launches in (("sequential", 32768), ("output_tile", 1024), ("batched", 1))
-    ]
     results = results_of()
-    written = plots.draw(tmp_path / "new", results, strategies)
+    results.strategies = strategy_rows()
+    written = plots.draw(tmp_path / "new", results)
     names = ["roofline.png", "stages.png", "strategies.png"]
     assert [path.name for path in written] == names
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == names

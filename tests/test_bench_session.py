@@ -119,7 +119,7 @@ def test_small_products_stages_and_copies_are_measured_too(results: Results) -> 
 
 
 def test_all_of_it_can_be_written_as_json(results: Results, tmp_path: Path) -> None:
-    content = run.content(results, [])
+    content = run.content(results)
     assert json.loads(json.dumps(content)) == content
 
 
@@ -261,13 +261,39 @@ def test_processes_end_with_the_block_even_when_interrupted() -> None:
     assert started[0]._process.poll() is not None
 
 
-def test_strategies_are_counted_by_the_emulated_device() -> None:
-    rows = emulated.run({"tiny": (20, 33, 17)}, kernels=["matmul_16x16"])
+def test_strategies_are_counted_by_the_emulated_device_and_timed_in_turn(
+    quick: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    rows = emulated.run([(20, 33, 17)], shown.append, kernels=["matmul_16x16"])
     assert [row["strategy"] for row in rows] == list(STRATEGIES)
     for row in rows:
         grid = TileGrid(npu_matmul.kernel.load_kernel(row["kernel"]), 20, 33, 17)
         assert row["launches"] == expected(row["strategy"], grid).launches
         assert row["equal"] and row["host_seconds"] > 0 and row["host_seconds_by_stage"]
+        assert row["rounds"] == 6 and row["threads"] >= 1
+    names = [text.rsplit(" ", 1)[1] for text in shown]
+    order = list(STRATEGIES)  # first all once, not timed
+    assert names == [*order, *(order + order[::-1]) * 3]
+
+
+def test_a_strategy_that_is_wrong_once_is_wrong(
+    quick: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = emulated._timed, []
+
+    def wrong_once(a: Any, b: Any, kernel: str, strategy: str) -> Any:
+        seconds, got = real(a, b, kernel, strategy)
+        calls.append(strategy)
+        if strategy == "batched" and calls.count("batched") == 3:
+            got[-1, -1] += 1
+        return seconds, got
+
+    monkeypatch.setattr(emulated, "_timed", wrong_once)
+    rows = emulated.run([(20, 33, 17)], kernels=["matmul_16x16"])
+    assert {row["strategy"]: row["equal"] for row in rows} == {
+        name: name != "batched" for name in STRATEGIES
+    }
 
 
 # the command line

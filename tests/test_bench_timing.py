@@ -75,6 +75,21 @@ def test_what_never_settles_stops_and_says_so() -> None:
     assert (low, high) == (1.0, 2.0)
 
 
+def test_long_calls_have_no_more_than_the_least_rounds_after_a_minute(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clocks(monkeypatch)
+
+    def slow() -> float:
+        clock.now += timing.MOST_S / 3 / 7.5  # of wall time, a 7.5th of what is allowed
+        return 1.0 + clock.now
+
+    for rounds, least in ((8, timing.MIN_ROUNDS), (10, 10)):
+        monkeypatch.setattr(timing, "MIN_ROUNDS", least)
+        sample = take_turns({"a": slow})["a"]
+        assert len(sample.seconds) == rounds and not sample.steady
+
+
 def test_rounds_are_shown_with_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[int] = []
     take_turns(turns_of({"a": [1.0]})[0], shown.append)
@@ -113,7 +128,7 @@ def test_medians_are_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_rule_that_is_printed_has_the_numbers_that_are_used() -> None:
-    for number in (timing.TURN_S, timing.MIN_ROUNDS, timing.MAX_ROUNDS):
+    for number in (timing.TURN_S, timing.MIN_ROUNDS, timing.MAX_ROUNDS, int(timing.MOST_S)):
         assert f"{number}" in timing.RULE
     assert f"within {timing.STEADY:.0%}" in timing.RULE
     assert Sample((1.0,) * 6).steady

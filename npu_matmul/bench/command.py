@@ -18,7 +18,9 @@ from rich.console import Console
 @click.option("--encoders", metavar="SIZES", help="Whisper encoders, such as tiny,base.")
 @click.option("--threads", default=None, help="Numbers of threads; default: 1,2.")
 @click.option("--in-cache", is_flag=True, help="One set of operands, not more than caches hold.")
-@click.option("--plot", type=click.Path(path_type=Path), help="A folder for pictures.")
+@click.option(
+    "--plot", type=click.Path(path_type=Path), help="A folder for pictures, also of strategies."
+)
 @click.option("--json", type=click.Path(path_type=Path), help="A file for all rows.")
 def bench(
     named: tuple[str, ...],

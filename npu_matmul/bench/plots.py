@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from npu_matmul.bench.contenders import PACKED, PACKING, MissingExtra
 from npu_matmul.bench.environment import summary
-from npu_matmul.bench.session import Results
+from npu_matmul.bench.session import Results, threads_text
 from npu_matmul.bench.shapes import shape_text
 from npu_matmul.bench.tables import three_digits
 from npu_matmul.writing import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
@@ -49,10 +50,11 @@ def check_installed() -> None:
         raise MissingExtra("--plot needs matplotlib: pip install 'npu-matmul[plot]'")
 
 
-def draw(folder: Path, results: Results, strategies: Sequence[Row]) -> list[Path]:
+def draw(folder: Path, results: Results) -> list[Path]:
     """Write every picture that the results allow; returns their paths."""
     from matplotlib import rc_context
 
+    strategies = results.strategies
     pictures: dict[str, Callable[[], Figure]] = {}
     if any(row["threads"] == 1 for row in results.rows):
         pictures["roofline.png"] = lambda: roofline(results)
@@ -173,13 +175,14 @@ def stages(calls: Sequence[Row], strategies: Sequence[Row]) -> Figure:
         bars = [(_stage_label(row), row["seconds"], row["wall_s"]) for row in calls]
         panels.append(("Where a call's time goes: device cpu, one core", bars))
     if strategies:
-        name = strategies[-1]["name"]
+        last = strategies[-1]
         bars = [
             (_strategy_label(row), row["host_seconds_by_stage"], row["host_seconds"])
             for row in strategies
-            if row["name"] == name
+            if row["shape"] == last["shape"]
         ]
-        title = f"Host seconds emulating an NPU, {shape_text(strategies[-1]['shape'])}"
+        size, threads = shape_text(last["shape"]), threads_text(last["threads"])
+        title = f"Host's time of emulating an NPU, {size}, {threads}"
         panels.append((title, bars))
     names = list(dict.fromkeys(key for _, bars in panels for _, took, _ in bars for key in took))
     colours = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(names)}
@@ -221,7 +224,7 @@ def strategies_picture(rows: Sequence[Row]) -> Figure:
     measures: dict[str, Callable[[Row], float]] = {
         "launches of a call": lambda row: row["launches"],
         "syncs of a call, both ways": lambda row: row["syncs_to_device"] + row["syncs_from_device"],
-        "host seconds emulating": lambda row: row["host_seconds"],
+        "host's ms of emulating": lambda row: row["host_seconds"] * 1e3,
     }
     shapes = list(dict.fromkeys(shape_text(row["shape"]) for row in rows))
     figure = _figure(0.9 + len(kernels) * (0.6 + 0.6 * len(shapes)))
@@ -238,7 +241,10 @@ def strategies_picture(rows: Sequence[Row]) -> Figure:
         handles=handles,
         loc="outside upper left",
         ncols=len(handles),
-        title="Emulated NPU: factors over sequential; seconds are the emulator's, not an NPU's",
+        title=(
+            "Emulated NPU: factors over sequential; times are the emulator's, not an NPU's, "
+            f"{threads_text(rows[0]['threads'])}"
+        ),
         title_fontsize=9,
         alignment="left",
         fontsize=8,
@@ -255,19 +261,22 @@ def _strategy_bars(
 ) -> None:
     thick = 0.8 / len(colours)
     values = [value(row) for row in rows]
-    floor = min(1.0, min(values)) / 2
     axes.set_xscale("log")
     for row in rows:
         sequential = next(
-            value(r) for r in rows if r["shape"] == row["shape"] and r["strategy"] == "sequential"
+            r for r in rows if r["shape"] == row["shape"] and r["strategy"] == "sequential"
         )
         order = list(colours).index(row["strategy"])
         place = shapes.index(shape_text(row["shape"])) + (order - (len(colours) - 1) / 2) * thick
         axes.barh(place, value(row), height=thick * 0.92, color=colours[row["strategy"]])
-        if row["strategy"] != "sequential":
-            text = f" {_factor(sequential / value(row))}"
+        if row is not sequential:
+            counted = isinstance(value(row), int)
+            steady = counted or (row["steady"] and sequential["steady"])
+            text = f" {'' if steady else '~'}{_factor(value(sequential) / value(row))}"
             axes.text(value(row), place, text, va="center", ha="left", fontsize=7)
-    axes.set_xlim(floor, max(values) * 4)
+    axes.set_xlim(min(values) / 2, max(values) * 2.5)
+    if max(values) < 50 * min(values):
+        _plain(axes.xaxis, (1, 3))
     axes.set_yticks(range(len(shapes)), shapes)
     axes.set_ylim(len(shapes) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
@@ -298,12 +307,16 @@ def _patches(colours: dict[str, str]) -> list[Any]:
 
 def plain_numbers(axes: Axes) -> None:
     """Ticks of log axes at 1, 2, 5, 10, written out."""
-    from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
-
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_major_formatter(ScalarFormatter())
-        axis.set_minor_formatter(NullFormatter())
+        _plain(axis, (1, 2, 5))
+
+
+def _plain(axis: Axis, digits: tuple[int, ...]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=digits))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _figure(height_in: float) -> Figure:

@@ -9,8 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
-from npu_matmul.bench import contenders, encoders, plots, tables
-from npu_matmul.bench.emulated import run as run_strategies
+from npu_matmul.bench import contenders, emulated, encoders, plots, tables
 from npu_matmul.bench.encoder_session import measure_encoders
 from npu_matmul.bench.environment import summary, usable_cpus
 from npu_matmul.bench.session import Plan, Results, Show, inaccurate, measure, results_for
@@ -56,17 +55,16 @@ def run(plan: Plan, plot: Path | None, json: Path | None, console: Console) -> b
     results = results_for(plan)
     with console.status("starting") as status:
         failures = _measure(plan, results, status.update, console)
-        strategies = run_strategies(show=status.update) if plot is not None else []
+        if plot is not None:
+            _measure_strategies(plan, results, status.update, console)
     show(results, plan, console)
     if json is not None:
-        write_json(json, content(results, strategies))
+        write_json(json, content(results))
         console.print(f"written: {json}", highlight=False, soft_wrap=True)
     if plot is not None:
-        for path in plots.draw(plot, results, strategies):
+        for path in plots.draw(plot, results):
             console.print(f"written: {path}", highlight=False, soft_wrap=True)
     failures += inaccurate(results)
-    unequal = [row for row in strategies if not row["equal"]]
-    failures += [f"{row['name']}, {row['strategy']}: values are wrong" for row in unequal]
     for line in failures:
         console.print(f"error: {line}", style="red", highlight=False, markup=False)
     return not failures
@@ -93,9 +91,16 @@ def _measure(plan: Plan, results: Results, tell: Show, console: Console) -> list
     return []
 
 
-def content(results: Results, strategies: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _measure_strategies(plan: Plan, results: Results, tell: Show, console: Console) -> None:
+    shapes, skipped = emulated.feasible(plan.shapes)
+    results.skipped += skipped
+    results.strategies = emulated.run(shapes, tell)
+    console.print(tables.strategy_table(results.strategies))
+
+
+def content(results: Results) -> dict[str, Any]:
     """What stands in the JSON file."""
-    return {**asdict(results), "targets": judge(results), "strategies": list(strategies)}
+    return {**asdict(results), "targets": judge(results)}
 
 
 def show(results: Results, plan: Plan, console: Console) -> None:
@@ -117,7 +122,8 @@ def _notes(results: Results, plan: Plan, targets: Sequence[dict[str, Any]]) -> l
         notes += _not_measured(targets)
     if any(tables.verdict(row).endswith("*") for row in targets):
         notes.append("* beyond what the peak that was probed in the same turns allows")
-    measured = *results.rows, *results.peaks, *results.small, *results.encoders, *results.functions
+    measured = *results.rows, *results.peaks, *results.small, *results.strategies
+    measured = *measured, *results.encoders, *results.functions
     if not all(row["steady"] for row in measured):
         notes.append(tables.UNSTEADY)
     disturbed = tables.disturbed(results.peaks)

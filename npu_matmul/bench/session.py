@@ -61,6 +61,7 @@ class Results:
     stages: list[Row] = field(default_factory=list)
     encoders: list[Row] = field(default_factory=list)
     functions: list[Row] = field(default_factory=list)
+    strategies: list[Row] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
 
@@ -260,10 +261,14 @@ def path_is_confirmed(rows: Sequence[Row], path: str) -> bool:
 def inaccurate(results: Results) -> list[str]:
     """A line for each thing that was measured and is not right."""
     rows = *results.rows, *results.small, *results.encoders, *results.functions
+    wrong = [row for row in rows if not is_right(row["accuracy"])]
+    unequal = [row for row in results.strategies if not row["equal"]]
     return [
-        f"{_what(row)}: {wrong_text(row['accuracy'])}"
-        for row in rows
-        if not is_right(row["accuracy"])
+        *(f"{_what(row)}: {wrong_text(row['accuracy'])}" for row in wrong),
+        *(
+            f"{row['strategy']} on {row['kernel']}, {shape_text(row['shape'])}: values are wrong"
+            for row in unequal
+        ),
     ]
 
 

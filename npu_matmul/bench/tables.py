@@ -111,6 +111,29 @@ def function_table(rows: Sequence[Row]) -> Table:
     return table
 
 
+def strategy_table(rows: Sequence[Row]) -> Table:
+    """Counts of the emulated NPU, and the host's seconds of emulating it."""
+    threads = threads_text(rows[0]["threads"])
+    table = _table(f"strategies, emulated NPU; times are the emulator's, {threads}")
+    table.add_column("M, K, N on kernel")
+    for heading in ("launches", "syncs", "MB in", "MB\nout", "ms", "error"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        if row["strategy"] == rows[0]["strategy"]:
+            kernel = row["kernel"].removeprefix("matmul_")
+            table.add_row(f"{shape_text(row['shape'])}, {kernel}")
+        table.add_row(
+            f"  {row['strategy']}",
+            f"{row['launches']:,}",
+            f"{row['syncs_to_device'] + row['syncs_from_device']:,}",
+            f"{row['bytes_to_device'] / 1e6:.2f}",
+            f"{row['bytes_from_device'] / 1e6:.2f}",
+            _mark(row, three_digits(row["host_seconds"] * 1e3)),
+            "exact" if row["equal"] else "wrong",
+        )
+    return table
+
+
 def target_table(rows: Sequence[Row], operands: str) -> Table:
     """Each target beside the worst shape and what the probed peak allows."""
     table = _table(f"targets; products at the worst whisper-base shape, operands: {operands}")

@@ -7,7 +7,7 @@ timed and then as many timed calls as last ``TURN_S``; it gives the seconds of o
 The median of the rounds is steady when its 95 % confidence interval lies within ``STEADY`` of it
 to both sides. The interval is that of order statistics, which assumes no distribution
 (Conover, Practical Nonparametric Statistics, section 3.2). All go on until all are steady, or for
-``MAX_ROUNDS``; what is not steady by then says so.
+``MAX_ROUNDS``, or for ``MOST_S`` where calls are long; what is not steady by then says so.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ TURN_S = 0.05
 STEADY = 0.02
 MIN_ROUNDS = 6  # fewer have no 95 % interval: 2 * 2**-5 > 0.05
 MAX_ROUNDS = 30
+MOST_S = 60.0  # after which no round beyond MIN_ROUNDS begins
 RULE = (
     f"Alternatives in turn (ABBA), {TURN_S} s a turn after one untimed call, until the 95 % "
-    f"interval of each median is within {STEADY:.0%} of it, {MIN_ROUNDS} to {MAX_ROUNDS} rounds"
+    f"interval of each median is within {STEADY:.0%} of it: {MIN_ROUNDS} to {MAX_ROUNDS} rounds, "
+    f"fewer where they take over {MOST_S:.0f} s"
 )
 
 
@@ -90,12 +92,14 @@ def take_turns(
     """Run the turns in rounds until all medians are steady; ``show`` is told each round's
     number."""
     measured: dict[str, list[float]] = {name: [] for name in turns}
+    started = time.perf_counter()
     for number in range(1, MAX_ROUNDS + 1):
         show(number)
         names = list(turns)
         for name in names if number % 2 else reversed(names):
             measured[name].append(turns[name]())
-        if number >= MIN_ROUNDS and all(map(is_steady, measured.values())):
+        late = time.perf_counter() - started > MOST_S
+        if number >= MIN_ROUNDS and (late or all(map(is_steady, measured.values()))):
             break
     return {name: Sample(tuple(seconds)) for name, seconds in measured.items()}
 
