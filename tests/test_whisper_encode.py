@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import doctest
 import fcntl
+import gc
 import os
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -172,6 +174,46 @@ def test_docstring_examples_run(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+# What a process keeps
+
+
+def test_a_process_keeps_one_pipeline_and_makes_another_when_its_weights_change(
+    tmp_path: Path,
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    file = write_checkpoint(tmp_path / "whisper") / "model.safetensors"
+    settings = Settings(weights=str(file.parent), device="cpu")
+    before = file.stat()
+    first = encode.pipeline(settings)
+    assert encode.pipeline(settings) is first
+    changed = {name: tensor + np.float32(1) for name, tensor in load_file(file).items()}
+    save_file(changed, file)  # as large as before
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    second = encode.pipeline(settings)
+    assert second is not first
+    bias = first.encoder.conv1.bias
+    assert_equal_bits(second.encoder.conv1.bias, bias + np.float32(1))
+    assert encode.pipeline(settings) is second
+
+
+def test_the_last_pipeline_goes_before_the_next_is_made_and_when_it_is_released(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = weakref.ref(encode.pipeline(settings))
+
+    def make(settings: Settings) -> Any:
+        gc.collect()
+        assert last() is None
+        return object()
+
+    monkeypatch.setattr(encode, "Pipeline", make)
+    encode.pipeline(replace(settings, mel_precision="bf16"))
+    assert len(encode._kept) == 1
+    encode.release()
+    assert not encode._kept
 
 
 # Several processes

@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 from zipfile import ZipFile
@@ -147,16 +146,38 @@ class Pipeline:
         return report
 
 
-@lru_cache(maxsize=1)
+_kept: dict[tuple[Settings, Any], Pipeline] = {}
+
+
 def pipeline(settings: Settings) -> Pipeline:
-    """The pipeline of these settings, made once per process."""
-    return Pipeline(settings)
+    """The pipeline of these settings and of what their weights' files hold now. A process keeps the
+    last one until :func:`release`."""
+    key = settings, _versions(settings.weights)
+    if key not in _kept:
+        release()  # before: memory may not hold two
+        _kept[key] = Pipeline(settings)
+    return _kept[key]
+
+
+def release() -> None:
+    """Keep no encoder any longer, neither its weights in memory nor those on a device."""
+    _kept.clear()
 
 
 def encode_job(settings: Settings, job: Job) -> FileReport:
     """Encode one file in whatever process this runs in. Settings that no file could be encoded with
     raise; what befalls the file is in the report."""
     return pipeline(settings).encode(job)
+
+
+def _versions(weights: str | None) -> tuple[tuple[str, int, int], ...] | None:
+    """What tells that files of weights have changed; None where there are none."""
+    if weights is None:
+        return None
+    path = Path(weights)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    found = [(file.name, file.stat()) for file in files if file.is_file()]
+    return tuple((name, stat.st_mtime_ns, stat.st_size) for name, stat in found)
 
 
 def _tensors(settings: Settings) -> tuple[str, dict[str, NDArray[Any]]]:

@@ -21,7 +21,7 @@ from typing import Any
 from npu_matmul.host.threads import THREADS_VARIABLE
 from npu_matmul.timeline import listening
 from npu_matmul.timeline.processes import recorded
-from npu_matmul.whisper.encode import FileReport, Job, Settings, encode_job
+from npu_matmul.whisper.encode import FileReport, Job, Settings, encode_job, release
 
 # Read by BLAS and OpenMP when a process starts, and by our own pool.
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", THREADS_VARIABLE)
@@ -139,8 +139,11 @@ def over_dask(
             client.submit(encode, _absolute(settings), _absolute_job(job), **one_npu): job
             for job in jobs
         }
-        for future in as_completed(futures):
-            yield _outcome(future, futures[future])
+        try:
+            for future in as_completed(futures):
+                yield _outcome(future, futures[future])
+        finally:  # workers live on: they keep no encoder for a client who may never return
+            client.run(release, on_error="ignore")
 
 
 def _submit(pool: ProcessPoolExecutor, work: Callable[..., FileReport], *args: Any) -> Future[Any]:

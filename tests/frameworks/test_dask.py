@@ -64,7 +64,15 @@ def test_files_are_encoded_on_the_workers(
     assert sorted(names, key=table.index) == names  # in the order given
     features = [np.load(tmp_path / "out" / f"{name}.npz")["features"] for name in "abc"]
     assert features[0].shape == (1, 1500, 64)
+    with distributed.Client(cluster) as client:
+        assert set(client.run(encoders_kept).values()) == {0}
     assert np.array_equal(features[0], features[1]) and np.array_equal(features[0], features[2])
+
+
+def encoders_kept() -> int:
+    from npu_matmul.whisper import encode
+
+    return len(encode._kept)
 
 
 def test_settings_that_no_worker_can_use_fail_each_file(cluster: Any, tmp_path: Path) -> None:
