@@ -80,14 +80,14 @@ aie.device(npu1_1col) {
     %0 = aie.dma_start(S2MM, 0, ^in, ^next)
   ^in:
     aie.use_lock(%empty, AcquireGreaterEqual, 1)
-    aie.dma_bd(%buffer : memref<16xi32>, 0, 16)
+    aie.dma_bd(%buffer : memref<16xi32>, 0, 16) {bd_id = 0 : i32, next_bd_id = 0 : i32}
     aie.use_lock(%full, Release, 1)
     aie.next_bd ^in
   ^next:
     %1 = aie.dma_start(MM2S, 0, ^out, ^end)
   ^out:
     aie.use_lock(%full, AcquireGreaterEqual, 1)
-    aie.dma_bd(%buffer : memref<16xi32>, 0, 16)
+    aie.dma_bd(%buffer : memref<16xi32>, 0, 16) {bd_id = 1 : i32, next_bd_id = 1 : i32}
     aie.use_lock(%empty, Release, 1)
     aie.next_bd ^out
   ^end:

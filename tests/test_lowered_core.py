@@ -304,13 +304,13 @@ aie.device(npu1_1col) {
     %0 = aie.dma_start(S2MM, 0, ^in, ^next)
   ^in:
     aie.use_lock(%empty, AcquireGreaterEqual, 1)
-    aie.dma_bd(%y : memref<16xi32>)
+    aie.dma_bd(%y : memref<16xi32>) {bd_id = 0 : i32, next_bd_id = 0 : i32}
     aie.use_lock(%full, Release, 1)
     aie.next_bd ^in
   ^next:
     %1 = aie.dma_start(MM2S, 0, ^out, ^end)
   ^out:
-    aie.dma_bd(%x : memref<64xi32>)
+    aie.dma_bd(%x : memref<64xi32>) {bd_id = 1 : i32}
     aie.next_bd ^end
   ^end:
     aie.end

@@ -98,6 +98,7 @@ def test_a_chain_that_ends_runs_as_often_as_it_says() -> None:
         LOOP,
         ("^in, ^next)", "^in, ^next, repeat_count = 2)"),
         ("aie.next_bd ^in\n", "aie.next_bd ^end\n"),
+        (", next_bd_id = 0 : i32", ""),
     )
     with pytest.raises(RestStateError) as caught:
         through(machine(finite), words(48))
@@ -132,12 +133,13 @@ aie.device(npu1_1col) {
   ^out:
     aie.use_lock(%go, AcquireGreaterEqual, 1)
     aie.dma_bd(%source : memref<12xi32>, 0, 12, [<size = 3, stride = 1>, <size = 4, stride = 3>])
+      {bd_id = 0 : i32}
     aie.use_lock(%gone, Release, 1)
     aie.next_bd ^end
   ^next:
     %1 = aie.dma_start(S2MM, 0, ^in, ^end)
   ^in:
-    aie.dma_bd(%result : memref<12xi32>)
+    aie.dma_bd(%result : memref<12xi32>) {bd_id = 1 : i32}
     aie.next_bd ^end
   ^end:
     aie.end
@@ -146,14 +148,14 @@ aie.device(npu1_1col) {
     %0 = aie.dma_start(S2MM, 0, ^in, ^next)
   ^in:
     aie.use_lock(%empty, AcquireGreaterEqual, 1)
-    aie.dma_bd(%buffer : memref<12xi32>)
+    aie.dma_bd(%buffer : memref<12xi32>) {bd_id = 0 : i32, next_bd_id = 0 : i32}
     aie.use_lock(%full, Release, 1)
     aie.next_bd ^in
   ^next:
     %1 = aie.dma_start(MM2S, 0, ^out, ^end)
   ^out:
     aie.use_lock(%full, Acquire, 1)
-    aie.dma_bd(%buffer : memref<12xi32>)
+    aie.dma_bd(%buffer : memref<12xi32>) {bd_id = 1 : i32, next_bd_id = 1 : i32}
     aie.use_lock(%empty, Release, 1)
     aie.next_bd ^out
   ^end:

@@ -174,7 +174,8 @@ REFUSED = {
     "a chain without a descriptor": (
         (
             "    aie.use_lock(%empty, AcquireGreaterEqual, 1)\n"
-            "    aie.dma_bd(%buffer : memref<16xi32>, 0, 16)\n"
+            "    aie.dma_bd(%buffer : memref<16xi32>, 0, 16) "
+            "{bd_id = 0 : i32, next_bd_id = 0 : i32}\n"
             "    aie.use_lock(%full, Release, 1)\n",
             "",
         ),

@@ -52,22 +52,39 @@ REFUSALS = {
     "channel beyond the tile": (
         ("aie.dma_start(S2MM, 0", "aie.dma_start(S2MM, 6"), "channels", "channels 0 to 5",
     ),
+    "a descriptor without a number": (
+        ("bd_id = 0 : i32, next_bd_id = 0 : i32", "burst_length = 0 : i32"),
+        "descriptors", "a descriptor without a number; run aie-assign-bd-ids",
+    ),
     "descriptor number beyond the channel's": (
-        (f"{INTO}memref<16xi32>, 0, 16)", f"{INTO}memref<16xi32>, 0, 16) {{bd_id = 24 : i32}}"),
+        ("bd_id = 0 : i32, next_bd_id = 0", "bd_id = 24 : i32, next_bd_id = 24"),
         "descriptors", "number 24 where this channel can use 0 to 23",
     ),
     "descriptor number used twice": (
-        ("0, 16)\n    aie.use_lock(%full, Release, 1)\n    aie.next_bd ^in\n",
-         "0, 16) {bd_id = 1 : i32}\n    aie.use_lock(%full, Release, 1)\n    aie.next_bd ^again\n"
+        ("0, 16) {bd_id = 0 : i32, next_bd_id = 0 : i32}\n"
+         "    aie.use_lock(%full, Release, 1)\n    aie.next_bd ^in\n",
+         "0, 16) {bd_id = 0 : i32, next_bd_id = 0 : i32}\n"
+         "    aie.use_lock(%full, Release, 1)\n    aie.next_bd ^again\n"
          "  ^again:\n    aie.use_lock(%empty, AcquireGreaterEqual, 1)\n"
-         "    aie.dma_bd(%buffer : memref<16xi32>, 0, 16) {bd_id = 1 : i32}\n"
+         "    aie.dma_bd(%buffer : memref<16xi32>, 0, 16) {bd_id = 0 : i32, next_bd_id = 0 : i32}\n"
          "    aie.use_lock(%full, Release, 1)\n    aie.next_bd ^in\n"),
-        "descriptors", "number 1 is used twice",
+        "descriptors", "number 0 of memtile (0, 1) is that of m.mlir:",
+    ),
+    "descriptor number of another channel": (
+        ("bd_id = 1 : i32, next_bd_id = 1", "bd_id = 0 : i32, next_bd_id = 0"),
+        "descriptors", "MM2S 0, descriptor of @buffer: number 0 of memtile (0, 1) is that of m.ml",
     ),
     "next number not the next": (
-        (f"{INTO}memref<16xi32>, 0, 16)",
-         f"{INTO}memref<16xi32>, 0, 16) {{bd_id = 1 : i32, next_bd_id = 2 : i32}}"),
-        "descriptors", "its next one is number 2 by attribute, but the chain goes on with 1",
+        ("next_bd_id = 0", "next_bd_id = 2"),
+        "descriptors", "its next_bd_id is 2, but the chain goes on with number 0",
+    ),
+    "no next number": (
+        (", next_bd_id = 0 : i32", ""),
+        "descriptors", "its next_bd_id is missing, but the chain goes on with number 0",
+    ),
+    "a next number at the end": (
+        ("aie.next_bd ^in", "aie.next_bd ^end"),
+        "descriptors", "its next_bd_id is 0, but the chain ends here",
     ),
     "memory out of reach": (
         ("aie.buffer(%mem)", "aie.buffer(%far)"), "reach", "@buffer is in core (0, 2)",

@@ -40,6 +40,7 @@ def refusals(module: LoweredModule) -> Iterator[Violation]:
     yield from _locks(module)
     for program in module.programs.values():
         yield from _program(program, module)
+    yield from _descriptors(module)
     yield from _flow_ends(module)
 
 
@@ -109,39 +110,43 @@ def _program(program: Program, module: LoweredModule) -> Iterator[Violation]:
         yield Violation("channels", where, found, "use one of these")
     if not program.descriptors:
         yield Violation("descriptors", where, "started without a descriptor", "name one")
-    numbers: dict[int, Descriptor] = {}
-    following = (*program.descriptors[1:], program.cycle()[0] if program.cycle() else None)
-    for descriptor, after in zip(program.descriptors, following, strict=False):
-        place = f"{descriptor.place}: {port}, descriptor of {descriptor.buffer}"
-        for rule, found, cure in (
-            *_numbers(descriptor, after, port, limits.descriptors, limits.channel_groups, numbers),
-            *_reach(descriptor, port),
-            *_pattern(descriptor, port, module),
-        ):
+    for descriptor in program.descriptors:
+        place = _place(descriptor, port)
+        for rule, found, cure in (*_reach(descriptor, port), *_pattern(descriptor, port, module)):
             yield Violation(rule, place, found, cure)
 
 
-def _numbers(
-    descriptor: Descriptor,
-    after: Descriptor | None,
-    port: Port,
-    count: int,
-    groups: int,
-    numbers: dict[int, Descriptor],
-) -> Iterator[tuple[str, str, str]]:
-    number, rule = descriptor.number, "descriptors"
-    if number is None:
-        return
-    size = count // groups
-    first = port.index % groups * size
-    if not first <= number < first + size:
-        found = f"number {number} where this channel can use {first} to {first + size - 1}"
-        yield rule, found, "use one of these"
-    if numbers.setdefault(number, descriptor) is not descriptor:
-        yield rule, f"number {number} is used twice", "give each its own"
-    if after is not None and descriptor.next_number not in (None, after.number):
-        found = f"its next one is number {descriptor.next_number} by attribute"
-        yield rule, f"{found}, but the chain goes on with {after.number}", "make them agree"
+def _descriptors(module: LoweredModule) -> Iterator[Violation]:
+    """All channels of a tile share its descriptors, which hardware knows by number alone."""
+    taken: dict[tuple[Tile, int], Descriptor] = {}
+    for port, program in module.programs.items():
+        limits = module.target.limits(port.tile.kind)
+        first = port.index % limits.channel_groups * limits.descriptors_per_group
+        last = first + limits.descriptors_per_group - 1
+        following = (*program.descriptors[1:], program.cycle()[0] if program.cycle() else None)
+        for descriptor, after in zip(program.descriptors, following, strict=False):
+            number, place = descriptor.number, _place(descriptor, port)
+            if number is None:
+                found = "a descriptor without a number"
+                yield Violation("descriptors", place, found, "run aie-assign-bd-ids")
+                continue
+            if not first <= number <= last:
+                found = f"number {number} where this channel can use {first} to {last}"
+                yield Violation("descriptors", place, found, "use one of these")
+            other = taken.setdefault((port.tile, number), descriptor)
+            if other is not descriptor:
+                found = f"number {number} of {port.tile} is that of {other.place} already"
+                yield Violation("descriptors", place, found, "give each its own")
+            goes_on = None if after is None else after.number
+            if descriptor.next_number != goes_on:
+                chain = "ends here" if after is None else f"goes on with number {goes_on}"
+                given = "missing" if descriptor.next_number is None else descriptor.next_number
+                found = f"its next_bd_id is {given}, but the chain {chain}"
+                yield Violation("descriptors", place, found, "run aie-assign-bd-ids")
+
+
+def _place(descriptor: Descriptor, port: Port) -> str:
+    return f"{descriptor.place}: {port}, descriptor of {descriptor.buffer}"
 
 
 def _reach(descriptor: Descriptor, port: Port) -> Iterator[tuple[str, str, str]]:
