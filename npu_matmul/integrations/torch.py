@@ -27,8 +27,10 @@ from npu_matmul.integrations.torch_layers import (
     Accelerated,
     GradientsNotSupported,
     Resident,
+    Unhurried,
     accelerated,
     checked,
+    must_call,
 )
 from npu_matmul.precision import PRECISIONS
 from npu_matmul.whisper.model import AudioEncoder
@@ -50,9 +52,6 @@ KNOWN = {("whisper.model", "Linear"), ("whisper.model", "Conv1d")}
 # multiplications for each result, copying the windows takes longer than multiplying them.
 CONVOLUTION_MIN_K = 128
 
-# Modules that hand the weights of their layers to functions of torch's, without calling the layers.
-READ_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-
 
 @dataclass
 class Acceleration:
@@ -64,11 +63,14 @@ class Acceleration:
     names: list[str] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     _layers: list[tuple[nn.Module, Resident]] = field(default_factory=list, repr=False)
+    _callers: list[nn.Module] = field(default_factory=list, repr=False)
 
     def restore(self) -> None:
         """Undo the change; a second call does nothing. Raises as :func:`restore` does."""
-        _restore([layer for layer, mine in self._layers if vars(layer).get("_resident") is mine])
+        mine = [layer for layer, resident in self._layers if _resident_of(layer) is resident]
+        _restore(mine, self._callers)
         self._layers.clear()
+        self._callers.clear()
 
     def __enter__(self) -> Acceleration:
         return self
@@ -91,12 +93,21 @@ def restore(module: nn.Module) -> int:
     >>> restore(replica), type(replica) is nn.Linear
     (1, True)
     """
-    layers = [layer for layer in module.modules() if isinstance(layer, Accelerated)]
-    _restore(layers)
+    layers = [layer for layer in module.modules() if _resident_of(layer)]
+    _restore(layers, _inside_out(module))
     return len(layers)
 
 
-def _restore(layers: list[Accelerated]) -> None:
+def _resident_of(layer: nn.Module) -> Resident | None:
+    return vars(layer).get("_resident")
+
+
+def _inside_out(module: nn.Module) -> list[nn.Module]:
+    return list(module.modules())[::-1]
+
+
+def _restore(layers: list[nn.Module], callers: list[nn.Module]) -> None:
+    """Give layers their classes back, then those callers that no accelerated module is left in."""
     for layer in layers:
         if "_original" not in vars(type(layer)):
             raise RuntimeError(
@@ -107,6 +118,9 @@ def _restore(layers: list[Accelerated]) -> None:
     for layer in layers:
         layer.__class__ = layer._original
         del layer.__dict__["_resident"]
+    for caller in callers:
+        if isinstance(caller, Unhurried) and not must_call(caller):
+            caller.__class__ = caller._original
 
 
 def accelerate(
@@ -130,7 +144,9 @@ def accelerate(
 
     Returns:
         What was changed. Layers of classes that have a ``forward`` of their own are skipped, since
-        nobody knows what else it does.
+        nobody knows what else it does, and so are the projections of ``nn.MultiheadAttention``,
+        which are no calls of layers. An ``nn.TransformerEncoderLayer`` calls its layers instead of
+        going its fast path around them.
 
     Raises:
         ValueError: nothing was found to accelerate, or an unknown precision or device.
@@ -153,6 +169,10 @@ def accelerate(
                 done.names.append(name)
         if not done.names:
             raise _nothing(module, match, done.skipped)
+        for caller in filter(must_call, _inside_out(module)):
+            if not isinstance(caller, Accelerated):
+                caller.__class__ = accelerated(type(caller))
+            done._callers.append(caller)
     except BaseException:
         done.restore()
         raise
@@ -185,13 +205,13 @@ def _layers(
     module: nn.Module, match: str, pays: Callable[[nn.Conv1d], bool]
 ) -> Iterator[tuple[str, nn.Linear | nn.Conv1d, str]]:
     """Each layer whose name matches, and why it cannot be accelerated, or "" if it can."""
-    readers = [parent for parent in module.modules() if isinstance(parent, READ_WEIGHTS)]
-    uncalled = {child: type(reader).__name__ for reader in readers for child in reader.children()}
+    readers = (each for each in module.modules() if isinstance(each, nn.MultiheadAttention))
+    uncalled = {layer for reader in readers for layer in reader.children()}
     for name, layer in module.named_modules():
         if not isinstance(layer, nn.Linear | nn.Conv1d) or not fnmatchcase(name, match):
             continue
         if layer in uncalled:
-            yield name, layer, f"{uncalled[layer]} reads its weight without calling it"
+            yield name, layer, "MultiheadAttention reads its weight without calling it"
         else:
             yield name, layer, _why_not(layer) or _why_not_convolution(layer, pays)
 

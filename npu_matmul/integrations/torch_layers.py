@@ -22,7 +22,14 @@ from npu_matmul.matmul import npu_matmul, pack_b
 from npu_matmul.packed import PackedMatrix
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-CLASSES: dict[type[nn.Module], type[Accelerated]] = {}  # by the class that a layer had
+CLASSES: dict[type[nn.Module], type[Accelerated]] = {}  # by the class that a module had
+
+# Modules that hand the weights of their layers to one function of torch's when this attribute is
+# true, as torch sets it when they are made, and call the layers when it is not.
+FAST_PATHS: dict[type[nn.Module], str] = {
+    nn.TransformerEncoderLayer: "activation_relu_or_gelu",
+    nn.TransformerEncoder: "use_nested_tensor",  # which only a fast layer can compute with
+}
 
 
 class GradientsNotSupported(RuntimeError):
@@ -86,10 +93,9 @@ def _resident_on(device: str, precision: str) -> Resident:
 
 
 class Accelerated(nn.Module):
-    """What accelerated layers have in common; ``_original`` is the class that one had."""
+    """What accelerated modules have in common; ``_original`` is the class that one had."""
 
     _original: ClassVar[type[nn.Module]]
-    _resident: Resident
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """The class is made at run time: whoever reads a saved layer makes it again."""
@@ -103,6 +109,7 @@ class Accelerated(nn.Module):
 class AcceleratedLinear(Accelerated):
     """A Linear layer whose product is ``npu_matmul``'s."""
 
+    _resident: Resident
     weight: Tensor
     bias: Tensor | None
 
@@ -115,6 +122,7 @@ class AcceleratedLinear(Accelerated):
 class AcceleratedConv1d(Accelerated):
     """A convolution over time as one product: rows are windows of the padded input."""
 
+    _resident: Resident
     weight: Tensor
     bias: Tensor | None
     kernel_size: tuple[int]
@@ -144,14 +152,51 @@ class AcceleratedConv1d(Accelerated):
         return result if given.ndim == 3 else result.squeeze(0)
 
 
+class Unhurried(Accelerated):
+    """A module that calls its layers, instead of handing their weights to one function of torch's,
+    as long as one of them is accelerated."""
+
+
+def must_call(module: Any) -> bool:
+    """Whether ``module`` has a fast path, which would go around an accelerated module in it."""
+    if not any(isinstance(module, kind) for kind in FAST_PATHS):
+        return False
+    encoder = isinstance(module, nn.TransformerEncoder)
+    within = module.layers if encoder else module.children()
+    return any(isinstance(child, Accelerated) for child in within)
+
+
+def _switch(name: str) -> property:
+    """The attribute ``name``, off as long as the module must call its layers."""
+
+    def value(module: nn.Module) -> Any:
+        if name not in vars(module):
+            raise AttributeError(name)
+        return not must_call(module) and vars(module)[name]
+
+    return property(value)
+
+
 def accelerated(original: type[nn.Module]) -> type[Accelerated]:
-    """The class of an accelerated layer that was an ``original``, and still is one."""
+    """The class of an accelerated module that was an ``original``, and still is one."""
     if original not in CLASSES:
+        CLASSES[original] = _accelerated(original)
+    return CLASSES[original]
+
+
+def _accelerated(original: type[nn.Module]) -> type[Accelerated]:
+    own: dict[str, Any] = {"_original": original}
+    base: type[Accelerated]
+    if issubclass(original, nn.Linear | nn.Conv1d):
         base = AcceleratedLinear if issubclass(original, nn.Linear) else AcceleratedConv1d
         # torch.compile would take what npu_matmul does apart; now it goes around these calls
-        own = {"_original": original, "forward": torch.compiler.disable(base.forward)}
-        CLASSES[original] = type(f"Accelerated{original.__name__}", (base, original), own)
-    return CLASSES[original]
+        own["forward"] = torch.compiler.disable(base.forward)
+    else:
+        base = Unhurried
+        own |= {
+            name: _switch(name) for kind, name in FAST_PATHS.items() if issubclass(original, kind)
+        }
+    return type(f"Accelerated{original.__name__}", (base, original), own)
 
 
 def _made_again(original: type[nn.Module], *arguments: Any) -> nn.Module:
