@@ -114,12 +114,19 @@ class Call:
                 *a.shape[:-1], b.shape[1]
             )
         assert not isinstance(b, PackedMatrix)
+        depth, columns = b.shape[-2:]
         stack = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
-        a = np.broadcast_to(a, stack + a.shape[-2:])
-        b = np.broadcast_to(b, stack + b.shape[-2:])
-        result = np.empty((*stack, a.shape[-2], b.shape[-1]), self.result)
-        for index in np.ndindex(*stack):
-            self.matrix_product(a[index], b[index], result[index])
+        own = (1,) * (len(stack) + 2 - b.ndim) + b.shape[:-2]
+        a, b = np.broadcast_to(a, stack + a.shape[-2:]), b.reshape(*own, depth, columns)
+        result = np.empty((*stack, a.shape[-2], columns), self.result)
+        for index in np.ndindex(*own):  # each matrix of B once, with all rows that it multiplies
+            place = tuple(slice(None) if own[i] == 1 else index[i] for i in range(len(own)))
+            left, part = a[place], result[place]
+            height = math.prod(left.shape[:-1])
+            out = part.reshape(height, columns) if part.flags.c_contiguous else None
+            made = self.matrix_product(left.reshape(height, depth), b[index], out)
+            if out is None:
+                part[...] = made.reshape(part.shape)
         return result
 
     def matrix_product(
@@ -184,10 +191,11 @@ class Call:
         return result
 
     def _target(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any] | None:
-        """``out`` as (M, N), where it is one piece of memory of that size and apart from A."""
+        """``out`` as (M, N), where it is of the result's very type, one piece of memory of that
+        size, and apart from A."""
         shape = a.shape[0], b.shape[1]
         out = self.out
-        if out is None or out.size != shape[0] * shape[1] or not out.flags.c_contiguous:
+        if out is None or out.dtype != self.result or not out.flags.c_contiguous:
             return None
         return None if np.may_share_memory(a, out) else out.reshape(shape)
 
@@ -246,6 +254,9 @@ def _check_same_kernel(packed_for: Kernel, kernel: str | Kernel | None) -> None:
 
 
 def _problem(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int, int]:
-    """M, K, N of one matrix product of the call, at least 1 each: an empty one needs no kernel."""
-    rows = a[:-1] if len(b) == 2 else a[-2:-1]
-    return max(1, math.prod(rows)), max(1, a[-1]), max(1, b[-1])
+    """M, K, N of one matrix product of the call, at least 1 each: an empty one needs no kernel.
+    Rows of A that have the same matrix of B are those of one product."""
+    stack = np.broadcast_shapes(a[:-2], b[:-2])
+    own = (1,) * (len(stack) + 2 - len(b)) + b[:-2]
+    rows = math.prod(size for size, of_b in zip(stack, own, strict=True) if of_b == 1) * a[-2]
+    return max(1, rows), max(1, a[-1]), max(1, b[-1])

@@ -100,19 +100,21 @@ def result_shape(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-    """Raise unless ``out`` can take the result."""
+    """Raise unless ``out`` can take the result; its byte order may be any."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"npu_matmul: out must be an array, not {type(out).__name__}")
-    if out.dtype != dtype:
+    if out.dtype.newbyteorder("=") != dtype:
         raise TypeError(
-            f"npu_matmul: out is {out.dtype}, the result is {dtype}; "
-            f"pass dtype={out.dtype} where that "
-            "is a possible result, or another out"
+            f"npu_matmul: out is {out.dtype}, the result is {dtype}; pass an out of that type, or "
+            f"dtype={out.dtype.name} where that is a possible result"
         )
     if out.shape != shape:
-        raise ValueError(f"npu_matmul: out has shape {out.shape}; the result has {shape}")
+        raise ValueError(
+            f"npu_matmul: out has shape {out.shape}; the result has {shape}: pass an out of that "
+            "shape, or none, which makes one"
+        )
     if not out.flags.writeable:
-        raise ValueError("npu_matmul: out is read-only")
+        raise ValueError("npu_matmul: out is read-only; pass an array that can be written, or none")
 
 
 def _one_byte(shape: tuple[int, ...]) -> NDArray[np.int8]:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from npu_matmul import PackedMatrix, choose, last_call, npu_matmul, open_device, pack_b
+from npu_matmul.call import Call
 from npu_matmul.device import DeviceError, NpuDevice
 from npu_matmul.kernel import KernelNotBuilt, UnknownKernel, load_kernel
 from npu_matmul.strategies import STRATEGIES
@@ -111,6 +112,48 @@ def test_stacks_vectors_and_empty_operands_are_treated_as_numpy_does(
     assert type(got) is type(want)
     assert_equal_bits(got, want)
     assert_equal_bits(npu_matmul(a, b, device=device), clipped(a, b))
+
+
+@every_device
+@pytest.mark.parametrize(
+    ("a_stack", "b_stack", "products"),
+    [
+        ((100,), (1,), 1),
+        ((2, 3), (1, 1), 1),
+        ((2, 3), (3,), 3),
+        ((3, 2), (3, 1), 3),
+        ((3, 1), (2,), 2),
+        ((2, 1, 3), (4, 1), 4),
+        ((), (3,), 3),
+        ((0,), (1,), 0),
+        ((1,), (0,), 0),
+    ],
+)
+def test_each_matrix_of_a_stack_b_is_packed_once_for_all_rows_that_it_multiplies(
+    device: str,
+    a_stack: tuple[int, ...],
+    b_stack: tuple[int, ...],
+    products: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    counted: list[int] = []
+    done = Call.matrix_product
+
+    def counting(call: Call, a: Any, b: Any, out: Any = None) -> Any:
+        counted.append(a.size)
+        return done(call, a, b, out)
+
+    monkeypatch.setattr(Call, "matrix_product", counting)
+    a, b = random_int8(1, *a_stack, 5, 7), random_int8(2, *b_stack, 7, 3)
+    want = product_int32(a, b)
+    assert_equal_bits(npu_matmul(a, b, dtype=np.int32, device=device), want)
+    assert np.count_nonzero(counted) == products
+    if device == "emulated" and products:
+        assert last_call().launches == products
+    swapped = np.swapaxes(np.swapaxes(b, -1, -2).copy(), -1, -2)
+    out = np.full(want.shape[::-1], 7, np.int32).T
+    assert npu_matmul(a, swapped, out, dtype=np.int32, device=device) is out
+    assert_equal_bits(np.ascontiguousarray(out), want)
 
 
 LAYOUTS: dict[str, Callable[[NDArray[np.int8]], NDArray[np.int8]]] = {
@@ -222,6 +265,20 @@ def test_out_is_filled_and_returned_whatever_its_memory_layout(device: str, dtyp
 
 
 @every_device
+@pytest.mark.parametrize("dtype", [">i4", ">f4", ">f8", ">f2"])
+def test_out_may_have_any_byte_order(device: str, dtype: str) -> None:
+    a, b = random_int8(1, 9, 20), random_int8(2, 20, 7)
+    native = np.dtype(dtype).newbyteorder("=")
+    if dtype != ">i4":
+        a, b = a.astype(native), b.astype(native)
+    for right in (b, pack_b(b, device=device, precision=None if dtype == ">i4" else "bf16")):
+        want = npu_matmul(a, right, dtype=native, device=device)
+        out = np.full((9, 7), 7, dtype)
+        assert npu_matmul(a, right, out, dtype=native, device=device) is out
+        assert_equal_bits(out.astype(native), want)
+
+
+@every_device
 def test_out_may_be_an_operand(device: str) -> None:
     a, b = random_int8(1, 20, 20), random_int8(2, 20, 20)
     want = clipped(a, b)
@@ -246,11 +303,11 @@ READ_ONLY.flags.writeable = False
 @pytest.mark.parametrize(
     ("out", "error", "message"),
     [
-        (np.zeros((2, 3), np.int8), ValueError, r"out has shape \(2, 3\); the result has \(2, 2\)"),
+        (np.zeros((2, 3), np.int8), ValueError, r"\(2, 3\); the result has \(2, 2\): pass"),
         (np.zeros((1, 2, 2), np.int8), ValueError, r"\(1, 2, 2\)"),
         (np.zeros((2, 2), np.int32), TypeError, "out is int32, .*dtype=int32"),
         ([[0, 0], [0, 0]], TypeError, "not list"),
-        (READ_ONLY, ValueError, "npu_matmul: out is read-only"),
+        (READ_ONLY, ValueError, "npu_matmul: out is read-only; pass an array that can be written"),
     ],
 )
 def test_an_unfit_out_is_refused_untouched(out: Any, error: type, message: str) -> None:
