@@ -8,7 +8,8 @@ from npu_matmul.device.buffer import Buffer
 
 
 class BufferPool:
-    """Buffers that were given back, at most ``limit_bytes`` of them: the oldest go first."""
+    """Buffers that were given back, at most ``limit_bytes`` of them: the oldest go first. One that
+    is larger by itself is not kept."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
@@ -28,6 +29,8 @@ class BufferPool:
         return None
 
     def give(self, buffer: Buffer) -> None:
+        if buffer.nbytes > self.limit_bytes:
+            return
         with self._lock:
             self._free.append(buffer)
             while self.nbytes > self.limit_bytes:
