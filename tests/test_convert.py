@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import doctest
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -278,17 +275,3 @@ def test_several_threads_convert_at_once() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(work, range(12)))
-
-
-def test_importing_the_loops_compiles_nothing() -> None:
-    program = (
-        "from npu_matmul import precision, tiler, accumulate\n"
-        "from npu_matmul.host import convert as c\n"
-        "found = [f for m in (c, tiler, accumulate) for f in vars(m).values()"
-        " if hasattr(f, 'signatures')]\n"
-        "assert found and not any(f.signatures for f in found)\n"
-        "loops = (c.converter, c.row_magnitudes, c.column_magnitudes, tiler._tile_loop)\n"
-        "assert not any(loop.cache_info().currsize for loop in loops)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", program], env=environment, check=True)

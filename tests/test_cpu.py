@@ -10,26 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 from comparing import assert_equal_bits, product_int32, random_int8
+from host_paths import paths_for
 from numpy.typing import NDArray
 
 from npu_matmul import last_call, npu_matmul, pack_b
 from npu_matmul.device import cpu as cpu_module
 from npu_matmul.device.cpu import EXACT_STEPS, CpuDevice
-from npu_matmul.host.paths import PATH_VARIABLE, PATHS, PORTABLE, usable_paths
+from npu_matmul.host.paths import PATH_VARIABLE, PORTABLE
 from npu_matmul.host.threads import THREADS_VARIABLE
 from npu_matmul.precision import BF16, EXACT, PRECISIONS, Precision
 
 FLOAT32 = np.dtype(np.float32)
-
-
-def paths_for(element: str) -> list[Any]:
-    found = []
-    for path in (path for path in PATHS if path.element == element):
-        lacks = pytest.mark.skipif(
-            path not in usable_paths(element), reason=f"this CPU lacks one of {path.features}"
-        )
-        found.append(pytest.param(path, id=path.name, marks=lacks))
-    return found
 
 
 @pytest.fixture(params=paths_for("int8"))

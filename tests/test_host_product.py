@@ -9,30 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 from comparing import assert_equal_bits, product_int32, random_int8
+from host_paths import paths_for
 from numpy.typing import NDArray
 
 from npu_matmul.host import gemm, product
-from npu_matmul.host.paths import PATHS, PORTABLE, Path, usable_paths
+from npu_matmul.host.paths import Path
 from npu_matmul.precision import BF16, to_bf16
 
 SIZES = range(1, 41)
 POWERS = [2**n + d for n in (6, 7, 8) for d in (-1, 0, 1)]
 
 
-def paths_for(element: str) -> list[Any]:
-    """Each path with instructions of its own; those that this CPU lacks are skipped, with the
-    reason."""
-    found = []
-    for path in (path for path in PATHS if path.element == element and path.name != PORTABLE):
-        lacks = pytest.mark.skipif(
-            path not in usable_paths(element), reason=f"this CPU lacks one of {path.features}"
-        )
-        found.append(pytest.param(path, id=path.name, marks=lacks))
-    return found
-
-
-every_int8_path = pytest.mark.parametrize("path", paths_for("int8"))
-every_bf16_path = pytest.mark.parametrize("path", paths_for("bfloat16"))
+every_int8_path = pytest.mark.parametrize("path", paths_for("int8", portable=False))
+every_bf16_path = pytest.mark.parametrize("path", paths_for("bfloat16", portable=False))
 
 
 def sums(a: NDArray[Any], b: NDArray[Any], path: Path, dtype: Any = np.int32) -> NDArray[Any]:

@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 from comparing import assert_equal_bits, product_int32, random_int8
+from host_paths import paths_for
 
 from npu_matmul import PackedMatrix, last_call, npu_matmul, pack_b
 from npu_matmul.device import DeviceError
 from npu_matmul.device.cpu import CpuDevice
 from npu_matmul.host.paths import PORTABLE, usable_paths
 
-PATHS = [path for path in usable_paths("int8") if path.name != PORTABLE]
-pytestmark = pytest.mark.skipif(not PATHS, reason="this CPU has the portable path only")
+every_path = pytest.mark.parametrize("path", paths_for("int8", portable=False))
+pytestmark = pytest.mark.skipif(
+    usable_paths("int8")[0].name == PORTABLE, reason="this CPU has the portable path only"
+)
 
 
 def packed(b: Any, path: Any = None) -> PackedMatrix:
@@ -24,7 +27,7 @@ def packed(b: Any, path: Any = None) -> PackedMatrix:
     return pack_b(b, device=cpu)
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+@every_path
 def test_small_products_are_exact_and_go_the_short_way(path: Any) -> None:
     for size in [*range(1, 34), 63, 64, 65, 127]:
         a, b = random_int8(size, size, size + 1), random_int8(size + 1, size + 1, size + 2)
@@ -41,7 +44,7 @@ def test_small_products_are_exact_and_go_the_short_way(path: Any) -> None:
         assert last_call().device == "cpu" and last_call().precision == "exact"
 
 
-@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
+@every_path
 def test_any_strides_of_a_and_rows_of_out_that_lie_apart(path: Any) -> None:
     a, b = random_int8(1, 20, 30), random_int8(2, 30, 40)
     weights, want = packed(b, path), product_int32(a, b)
