@@ -62,7 +62,16 @@ def test_encode_writes_features_and_says_what_it_did(weights: str, tmp_path: Pat
     assert f"computed on: emulated (12 products), {host} (4 products)" in said
     assert "launches: 12; bytes to device: " in said
     assert f"written: {output}" in result.output
+    assert "attention in bf16" not in said  # nothing was to be decided
     assert "layers" in said and "RANDOM" not in said
+
+
+def test_encode_says_why_attention_is_where_it_is(weights: str, tmp_path: Path) -> None:
+    audio = str(write_audio(tmp_path / "a.wav", seconds=1))
+    result = run("encode", audio, "--weights", weights, "--device", "emulated")
+    assert result.exit_code == 0, result.output
+    said = words(result)
+    assert "attention in bf16 on the " in said and "ms on the NPU (modelled; up to" in said
 
 
 def test_encode_with_random_weights_says_loudly_that_they_mean_nothing(

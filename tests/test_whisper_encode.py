@@ -6,6 +6,7 @@ import doctest
 import fcntl
 import gc
 import os
+import re
 import time
 import weakref
 from dataclasses import replace
@@ -25,7 +26,7 @@ from whisper_files import TENSORS, write_audio, write_checkpoint
 from npu_matmul import trace, whisper
 from npu_matmul.device import DEVICE_VARIABLE, NpuDevice
 from npu_matmul.host.attention import usable
-from npu_matmul.whisper import commands, encode, spread
+from npu_matmul.whisper import commands, encode, placement, spread
 from npu_matmul.whisper.audio import WINDOW_SAMPLES, pad_or_trim, speech_sample
 from npu_matmul.whisper.encode import FileReport, Job, Pipeline, Progress, Settings
 from npu_matmul.whisper.files import open_audio
@@ -174,6 +175,35 @@ def test_docstring_examples_run(module: Any) -> None:
     result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
+
+
+# Where attention is computed
+
+
+def test_all_processes_compute_attention_where_it_was_decided_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On an NPU, where deciding takes how fast the host is at the moment."""
+    host_s = iter([1.0, 1e-9])
+    monkeypatch.setattr(placement, "measured_head_s", lambda *_: next(host_s))
+    mixed = replace(
+        settings,
+        device="emulated",
+        precision=(("*", "int8"), ("blocks.1.attn.wv", "bf16x3"), ("blocks.0.attn.qk", "bf16")),
+    )
+    once = encode.decided(mixed)
+    assert [(one.precision, one.place) for one in once.decided] == [
+        ("bf16", "device"),
+        ("bf16x3", "host"),
+    ]
+    assert re.fullmatch(
+        r"attention in bf16 on the device: a head takes 1000\.00 ms on the host \(measured\), "
+        r"\d+\.\d\d ms on the NPU \(modelled; up to 1\.5 times that\)",
+        str(once.decided[0]),
+    )
+    assert Pipeline(once).encoder.places == ["device", "host"]  # without measuring again
+    assert encode.decided(replace(mixed, attention="host")).decided == ()
+    assert encode.decided(replace(mixed, device="cpu")).decided == ()
 
 
 # What a process keeps

@@ -42,7 +42,8 @@ def _encoder_options(command: Callable[..., Any]) -> Callable[..., Any]:
             type=click.Choice(["auto", "host", "device"]),
             default="auto",
             show_default=True,
-            help="Where the products inside attention are computed.",
+            help="Where the products inside attention are computed; auto: where they are faster, "
+            "once for all files, or on each of Dask's workers.",
         ),
     ]
     for option in reversed(options):
@@ -87,7 +88,7 @@ def encode(
 
     Exit code 1 when a file failed, 2 when none could be tried.
     """
-    from npu_matmul.whisper.encode import Settings
+    from npu_matmul.whisper.encode import Settings, decided
 
     if (weights is None) == (size is None):
         raise click.UsageError("give --weights PATH, or --random SIZE to try speed")
@@ -97,12 +98,16 @@ def encode(
     if dask is None:  # once, here, and not in each process
         device = open_device(device).name
     settings = Settings(weights, size, device, _precision_pairs(precision), attention=attention)
+    if dask is None:
+        settings = decided(settings)
     if size is not None:
         _say_that_it_is_random(size)
     reports = list(_encoded(settings, jobs, processes or _default_processes(device, jobs), dask))
     order = {job.audio: place for place, job in enumerate(jobs)}
     reports.sort(key=lambda report: order.get(report.audio, len(order)))
     show(reports, console)
+    for decision in settings.decided:
+        console.print(str(decision), highlight=False)
     if size is not None:
         _say_that_it_is_random(size)
     if any(report.error for report in reports):

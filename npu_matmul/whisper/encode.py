@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 from zipfile import ZipFile
@@ -20,19 +20,31 @@ from zipfile import ZipFile
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.device import open_device
+from npu_matmul.device import Device, NpuDevice, open_device
 from npu_matmul.whisper import ledger
 from npu_matmul.whisper.audio import SAMPLE_RATE_HZ
 from npu_matmul.whisper.checkpoint import load_tensors
-from npu_matmul.whisper.dimensions import SEED, SIZES, random_tensors
+from npu_matmul.whisper.dimensions import HEAD_WIDTH, POSITIONS, SEED, SIZES, random_tensors
 from npu_matmul.whisper.files import open_audio, windows
 from npu_matmul.whisper.mel import LogMel
-from npu_matmul.whisper.model import AudioEncoder, compile_all
+from npu_matmul.whisper.model import AudioEncoder, compile_all, product_names
+from npu_matmul.whisper.placement import (
+    AttentionRule,
+    Decision,
+    attention_precisions,
+    attention_rule,
+    decide,
+    precisions,
+)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What encodes: weights from a checkpoint, or seeded ones of a size; where and how."""
+    """What encodes: weights from a checkpoint, or seeded ones of a size; where and how.
+
+    ``decided`` is for attention "auto": what :func:`decided` found once, so that all processes
+    compute alike. What is not in it each process decides for itself.
+    """
 
     weights: str | None = None
     random: str | None = None
@@ -40,6 +52,7 @@ class Settings:
     precision: tuple[tuple[str, str], ...] = (("*", "bf16"),)
     mel_precision: str = "bf16x3"
     attention: str = "auto"
+    decided: tuple[Decision, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -92,6 +105,7 @@ class Pipeline:
             device=device,
             precision=settings.precision,
             attention=settings.attention,
+            rule=_rule(settings.decided),
             source=source,
         )
         self.mel = LogMel(self.encoder.dims.n_mels, device=device, precision=settings.mel_precision)
@@ -144,6 +158,33 @@ class Pipeline:
         report.products, report.counts = dict(book.products), dict(book.counts)
         report.seconds = dict(book.seconds)
         return report
+
+
+def decided(settings: Settings) -> Settings:
+    """These settings, with where the products inside attention are computed, which depends on how
+    fast this host is at the moment.
+
+    Raises:
+        ValueError: a precision's pattern that matches no product of any size.
+    """
+    device = open_device(settings.device)
+    if settings.attention != "auto" or not isinstance(device, NpuDevice):
+        return settings
+    largest = max(SIZES.values(), key=lambda dims: dims.n_audio_layer)
+    how = precisions(settings.precision, product_names(largest))
+    asked = sorted({"bf16", "bf16x3"} & set(attention_precisions(how)))
+    found = (decide(device, POSITIONS, HEAD_WIDTH, precision) for precision in asked)
+    return replace(settings, decided=tuple(found))
+
+
+def _rule(decided: tuple[Decision, ...]) -> AttentionRule:
+    """As decided, else :func:`attention_rule`."""
+    places = {one.precision: one.place for one in decided}
+
+    def rule(device: Device, tokens: int, head_width: int, precision: str) -> str:
+        return places.get(precision) or attention_rule(device, tokens, head_width, precision)
+
+    return rule
 
 
 _kept: dict[tuple[Settings, Any], Pipeline] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 
@@ -100,40 +101,79 @@ def attention_places(
     ['device']
     """
     ask = cache(ask)
-    first, second = ATTENTION_PRODUCTS
-    layers = [name.removesuffix(first) for name in how if name.endswith(first)]
     places = []
-    for layer in layers:
-        found = {how[f"{layer}{first}"], how[f"{layer}{second}"]}
-        place = attention
-        if "int8" in found and attention == "host":
+    for layer, precision in enumerate(attention_precisions(how)):
+        if precision == "int8" and attention == "host":
             raise ValueError(
-                f"{layer}{first} or {second} is int8, which the host has not inside attention: "
+                f"blocks.{layer}.attn.qk or .wv is int8, which the host has not inside attention: "
                 "choose another precision there, or attention 'device'"
             )
+        place = attention
         if attention == "auto":
-            asked = "bf16x3" if "bf16x3" in found else "bf16"
-            place = "device" if "int8" in found else ask(asked)
+            place = "device" if precision == "int8" else ask(precision)
         if place not in PLACES[1:]:
             raise ValueError(f"attention is {place!r}; allowed are {', '.join(PLACES)}")
         places.append(place)
     return places
 
 
+def attention_precisions(how: Mapping[str, str]) -> list[str]:
+    """Layer by layer, of the two products inside attention: "int8" where one of them is, else
+    "bf16x3" where one is, else "bf16".
+
+    >>> attention_precisions({"blocks.0.attn.qk": "bf16", "blocks.0.attn.wv": "bf16x3"})
+    ['bf16x3']
+    """
+    first, second = ([how[n] for n in how if n.endswith(part)] for part in ATTENTION_PRODUCTS)
+    pairs = zip(first, second, strict=True)
+    return [next(p for p in ("int8", "bf16x3", "bf16") if p in pair) for pair in pairs]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Where the products inside attention are computed on a machine with an NPU, and why: seconds
+    of a head on the host, measured, and of its products on the NPU, modelled."""
+
+    precision: str
+    host_s: float
+    npu_s: float
+
+    @property
+    def place(self) -> str:
+        """The NPU where it is faster even if the model errs by as much as published measurements
+        do."""
+        return "device" if MOST_RATIO * self.npu_s < self.host_s else "host"
+
+    def __str__(self) -> str:
+        npu = f"{self.npu_s * 1e3:.2f} ms on the NPU (modelled; up to {MOST_RATIO} times that)"
+        if self.npu_s == math.inf:
+            npu = "the NPU has no kernel for it"
+        return (
+            f"attention in {self.precision} on the {self.place}: a head takes "
+            f"{self.host_s * 1e3:.2f} ms on the host (measured), {npu}"
+        )
+
+
+def decide(device: NpuDevice, tokens: int, head_width: int, precision: str) -> Decision:
+    """Measure the host and ask the model, now."""
+    return Decision(
+        precision,
+        host_s=measured_head_s(tokens, head_width, precision),
+        npu_s=modelled_head_s(device, tokens, head_width, precision),
+    )
+
+
 def attention_rule(device: Device, tokens: int, head_width: int, precision: str) -> str:
     """ "device" where the two products of a head pay on ``device``, else "host"; for
     ``attention="auto"``.
 
-    On an NPU they pay where the host takes longer for a head than the planner's model says that
-    they take there even if the model errs by as much as published measurements do: which K = 64
-    rarely makes so, as the first writes 4 bytes for every 64 multiplications and the second reads
-    what the first wrote. The host, also what it does around launches, is measured once per process.
-    On the CPU they do not: the host's own attention keeps in the cache what a device writes to
-    memory.
+    On an NPU :class:`Decision` says so, which K = 64 rarely makes it do: the first writes 4 bytes
+    for every 64 multiplications and the second reads what the first wrote. The host, also what it
+    does around launches, is measured once per process. On the CPU they do not pay: the host's own
+    attention keeps in the cache what a device writes to memory.
     """
     if isinstance(device, NpuDevice):
-        on_npu_s = MOST_RATIO * modelled_head_s(device, tokens, head_width, precision)
-        return "device" if on_npu_s < measured_head_s(tokens, head_width, precision) else "host"
+        return decide(device, tokens, head_width, precision).place
     return "host"
 
 
