@@ -115,6 +115,14 @@ def results_of(rates: dict[str, float] = RATES, of: Any = NAMED["whisper-base"])
             row |= {"size": size, "seconds": seconds}
         session._compare(rows, [], "SkylakeX")
         results.small += rows
+    results.starts = [
+        {
+            **{"product": f"first {name}", "shape": [1500, 512, 512], "threads": 2},
+            **{"seconds": seconds, "steady": True},
+            "accuracy": {"wrong_values": 0, "values": 768_000},
+        }
+        for name, seconds in ((OWN_INT8, 0.55), (BASELINE, 0.15))
+    ]
     results.bandwidth = [
         {"copy": f"copy {where}", "where": where, "threads": 1, "gb_per_s": speed}
         for where, speed in (("cache", 95.0), ("memory", 36.0))
@@ -359,6 +367,38 @@ def test_small_products_and_targets_fit_80_columns() -> None:
     assert "int8, 16 cube, whole call 2.0 us 1.9 us reached" in text
 
 
+def test_pairs_stand_beside_what_each_takes_alone() -> None:
+    rows = [row for row in results_of().rows if row["shape"] == [1500, 512, 2048]]
+    ours, numpys = (
+        next(r["seconds"] for r in rows if (r["product"], r["threads"]) == (name, 2))
+        for name in (OWN_INT8, BASELINE)
+    )
+    pair = {**rows[0], "threads": 2, "seconds": 1.5 * (ours + numpys)}
+    found = session._beside(pair, results_of().rows)
+    assert found["times_alone"] == pytest.approx(1.5)
+    assert found["times_with_a_core_less"] == pytest.approx((1.9 * ours + numpys) / (ours + numpys))
+    two_alone = [row for row in results_of().rows if row["threads"] == 2]
+    assert session._beside(pair, two_alone)["times_with_a_core_less"] is None
+    text = printed(tables.beside_table([found]))
+    milliseconds = f"{1e3 * pair['seconds']:.1f}"
+    assert ["1500x512x2048", "2", milliseconds] == text.split("exact")[0].split()[-6:-3]
+    assert text.split("exact")[0].split()[-2:] == ["1.50", "1.18"]
+
+
+def test_starts_of_processes_are_seconds_with_a_target() -> None:
+    results = results_of()
+    lines = [line.split() for line in printed(tables.start_table(results.starts)).splitlines()]
+    assert ["npu_matmul", "int8", "0.550", "exact"] in lines
+    row = target(results, "int8, a process's first result")
+    assert (row["reached"], row["worst"], row["asked"]) == (True, 0.55, 0.6)
+    results.starts[0]["seconds"] = 0.61
+    assert target(results, "int8, a process's")["reached"] is False
+    results.starts[0] |= {"seconds": 0.1, "accuracy": {"wrong_values": 1, "values": 9}}
+    assert target(results, "int8, a process's")["note"] == "a result is wrong"
+    (said,) = session.inaccurate(results)
+    assert said.startswith("first npu_matmul int8, 1500x512x512, 2 threads: 1 of 9")
+
+
 # targets
 
 
@@ -482,6 +522,10 @@ def test_times_of_small_products_must_be_at_most_what_is_asked() -> None:
     results = results_of()
     assert target(results, "int8, 16 cube")["reached"] is True
     assert target(results, "int8, 64 cube")["reached"] is False
+    assert target(results, "int8, small cubes")["reached"] is True
+    slow = {**results.small[0], "threads": 2, "seconds": 1.0, "times_np_f32": 0.1}
+    results.small.append(slow)  # targets are of one core
+    assert target(results, "int8, 16 cube")["reached"] is True
     assert target(results, "int8, small cubes")["reached"] is True
     results.small[0]["times_np_f32"] = 0.99
     assert target(results, "int8, small cubes")["reached"] is False

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,11 @@ import pytest
 from click.testing import CliRunner, Result
 
 import npu_matmul.cli
-from npu_matmul.bench import contenders, emulated, peak, run, session, timing
+from npu_matmul.bench import contenders, emulated, peak, run, session, start, timing, workers
 from npu_matmul.bench.accuracy import error_bound, is_right
 from npu_matmul.bench.contenders import (
     BASELINE,
+    BOTH,
     OPTIONAL,
     OWN_AVX2,
     OWN_INT8,
@@ -187,16 +190,97 @@ def test_a_result_must_be_right_and_new_before_and_after_its_turns(
 class Here:
     """A library's process that is this one."""
 
-    threads, path = 1, None
-
-    def __init__(self, library: str) -> None:
-        self.library, self.worker = library, Worker(library, None, 1)
+    def __init__(self, library: str, threads: int = 1, path: str | None = None) -> None:
+        self.library, self.threads, self.path = library, threads, path
+        self.worker = Worker(library, path, 1)
 
     def ask(self, request: str, **arguments: Any) -> Any:
         return getattr(self.worker, request)(**arguments)
 
     def turn(self, name: str) -> float:
-        return self.worker.turn(name)["cpu_s"]
+        return self.worker.turn(name)["wall_s"]
+
+
+def test_threads_are_measured_beside_numpys_and_around_where_they_begin(
+    quick: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def all_here(libraries: list[str], threads: int, paths: tuple[str, ...]) -> Iterator[Any]:
+        yield [Here(library, threads) for library in libraries]
+
+    monkeypatch.setattr(session, "processes", all_here)
+    plan = Plan([SHAPE], against=("numpy",), threads=(1, 2), in_cache=True, small_cubes=(16,))
+    results = results_for(plan)
+    measure(plan, results)
+    assert [(row["size"], row["threads"]) for row in results.small] == [(16, 1)] * 2 + [(16, 2)] * 2
+    (pair,) = results.beside
+    assert (pair["product"], pair["threads"], pair["shape"]) == (BOTH, 2, list(SHAPE))
+    assert pair["accuracy"] == {"wrong_values": 0, "values": 37 * 29}
+    took = {(row["product"], row["threads"]): row["seconds"] for row in results.rows}
+    assert BOTH not in {name for name, _ in took}
+    alone = took[OWN_INT8, 2] + took[BASELINE, 2]
+    assert pair["times_alone"] == pytest.approx(pair["seconds"] / alone)
+
+
+def test_a_pair_is_numpys_product_and_then_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    makers = {name: getattr(contenders, name) for name in ("_numpy_f32", "_own_int8")}
+
+    def spied(name: str, problem: Problem) -> Ready:
+        ready = makers[name](problem)
+        return Ready(lambda: (order.append(name), ready.work()), ready.result)
+
+    for name in makers:
+        monkeypatch.setattr(contenders, name, partial(spied, name))
+    (form,) = forms("both")
+    problem = Problem.random(SHAPE)
+    pair = form.prepare(problem)
+    pair.result()[...] = 0
+    pair.work()
+    assert order == ["_numpy_f32", "_own_int8"]
+    assert is_right(problem.accuracy(form.kind, pair.result()))
+
+
+def test_numpys_threads_spin_as_usual_only_beside_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENBLAS_THREAD_TIMEOUT", raising=False)
+    assert "OPENBLAS_THREAD_TIMEOUT" in workers._variables("numpy", 2, None)
+    both = workers._variables("both", 2, None)
+    assert "OPENBLAS_THREAD_TIMEOUT" not in both
+    assert both["OPENBLAS_NUM_THREADS"] == both["NPU_MATMUL_THREADS"] == "2"
+
+
+def test_a_fresh_process_tells_when_its_first_result_is_there_and_how_right_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in start.PROGRAMS:
+        _, accuracy = start.first_result_s(name, SHAPE)
+        assert accuracy == {"wrong_values": 0, "values": 37 * 29}
+    monkeypatch.setitem(start.PROGRAMS, "off", ("", "c = a.astype(int) @ b + 1"))
+    _, accuracy = start.first_result_s("off", SHAPE)
+    assert accuracy == {"wrong_values": 37 * 29, "values": 37 * 29}
+    for imports, product in (("import no_such", "c = a"), ("", "c = a @ a")):
+        monkeypatch.setitem(start.PROGRAMS, "dies", (imports, product))
+        with pytest.raises(WorkerFailed, match=r"that computes dies ended .*(no_such|matmul)"):
+            start.first_result_s("dies", SHAPE)
+
+
+def test_starts_are_timed_in_turn_and_every_one_must_be_right(
+    quick: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def canned(name: str) -> Any:
+        order.append(name)
+        return len(order), {"wrong_values": int(len(order) == 5), "values": 9}
+
+    monkeypatch.setattr(start, "first_result_s", canned)
+    results = Results({}, "", "")
+    start.measure_starts(results)
+    a, b = start.PROGRAMS
+    assert order == [a, b, *(a, b, b, a) * 3]
+    assert [row["accuracy"]["wrong_values"] for row in results.starts] == [0, 1]
+    assert [row["clock"] for row in results.starts] == ["wall", "wall"]
+    assert results.starts[0]["seconds"] == 8.5  # of 3, 6, 7, 10, 11, 14
 
 
 def small_products(
@@ -313,6 +397,7 @@ def test_the_command_prints_tables_and_writes_json(
         measure(Plan(plan.shapes, ("numpy",), (1,), small_cubes=(16,)), *rest)
 
     monkeypatch.setattr(run, "measure", canned)
+    monkeypatch.setattr(run, "measure_starts", lambda *_: None)
     path = tmp_path / "b.json"
     done = invoke("--against", "numpy", "--shapes", "9,8,7", "5,6,7", "--json", str(path))
     assert done.exit_code == 0, done.output
@@ -376,6 +461,7 @@ def test_a_wrong_result_is_said_and_is_exit_code_1(
         results.rows.append(a_row(63, wrong))
 
     monkeypatch.setattr(run, "measure", measured)
+    monkeypatch.setattr(run, "measure_starts", lambda *_: None)
     done = invoke("--against", "numpy", "--threads", "1")
     assert done.exit_code == code
     said = f"error: {BASELINE}, 9x8x7, one core: 63 of 63 values are wrong"

@@ -25,6 +25,7 @@ from npu_matmul.bench.shapes import Shape
 BASELINE = "np.matmul f32"
 OWN_INT8, OWN_BF16, OWN_DYNAMIC = "npu_matmul int8", "npu_matmul bf16", "npu_matmul dynamic int8"
 OWN_AVX2, OWN_PACKING = "npu_matmul int8, AVX2 only", "npu_matmul int8, packing B"
+BOTH = "np.matmul f32, npu_matmul int8"  # one after the other, in one process
 TORCH_INT8, TORCH_BF16, TORCH_F32 = "torch._int_mm", "torch bf16", "torch f32"
 ORT_INT8, ORT_DYNAMIC = "ort MatMulInteger u8s8", "ort DynamicQuantizeMatMul"
 
@@ -161,6 +162,18 @@ def _numpy_f32(problem: Problem) -> Ready:
     return Ready(partial(np.matmul, a, b, out=out), lambda: out)
 
 
+def _both(problem: Problem) -> Ready:
+    """NumPy's product and ours in turn, as a program has them that uses both; the result is ours,
+    the second."""
+    theirs, ours = _numpy_f32(problem), _own_int8(problem)
+
+    def work() -> None:
+        theirs.work()
+        ours.work()
+
+    return Ready(work, ours.result)
+
+
 def _torch_int8(problem: Problem) -> Ready:
     import torch
 
@@ -246,6 +259,7 @@ _FORMS = {
         Form(OWN_DYNAMIC, "dynamic int8", (4, 1, 4), _own_dynamic, weights=PACKED),
     ],
     "numpy": [Form(BASELINE, "f32", (4, 4, 4), _numpy_f32)],
+    "both": [Form(BOTH, "int8", (5, 5, 8), _both, weights=PACKED)],
     "torch": [
         Form(TORCH_INT8, "int8", (1, 1, 4), _torch_int8),
         Form(TORCH_BF16, "bf16", (2, 2, 2), partial(_torch_float, bf16=True)),

@@ -14,6 +14,7 @@ from npu_matmul.bench.encoder_session import measure_encoders
 from npu_matmul.bench.environment import summary, usable_cpus
 from npu_matmul.bench.session import Plan, Results, Show, inaccurate, measure, results_for
 from npu_matmul.bench.shapes import parse_shapes
+from npu_matmul.bench.start import measure_starts
 from npu_matmul.bench.targets import judge
 from npu_matmul.bench.workers import WorkerFailed
 from npu_matmul.whisper.dimensions import SIZES
@@ -79,6 +80,8 @@ def _measure(plan: Plan, results: Results, tell: Show, console: Console) -> list
             tell,
             lambda rows, peaks: console.print(tables.products_table(rows, peaks)),
         )
+        if plan.shapes:
+            measure_starts(results, tell)
         measure_encoders(
             plan,
             results,
@@ -104,9 +107,16 @@ def content(results: Results) -> dict[str, Any]:
 
 
 def show(results: Results, plan: Plan, console: Console) -> None:
-    """Small products, targets, and what a reader of the tables must know."""
-    if results.small:
-        console.print(tables.small_table(results.small))
+    """What is not a table of one shape: pairs, small products, starts and targets; then what a
+    reader of the tables must know."""
+    if results.beside:
+        console.print(tables.beside_table(results.beside))
+    for threads in plan.threads:
+        small = [row for row in results.small if row["threads"] == threads]
+        if small:
+            console.print(tables.small_table(small))
+    if results.starts:
+        console.print(tables.start_table(results.starts))
     targets = judge(results)
     if any(row["reached"] is not None for row in targets):
         console.print(tables.target_table(targets, results.operands))
@@ -122,8 +132,8 @@ def _notes(results: Results, plan: Plan, targets: Sequence[dict[str, Any]]) -> l
         notes += _not_measured(targets)
     if any(tables.verdict(row).endswith("*") for row in targets):
         notes.append("* beyond what the peak that was probed in the same turns allows")
-    measured = *results.rows, *results.peaks, *results.small, *results.strategies
-    measured = *measured, *results.encoders, *results.functions
+    measured = *results.rows, *results.peaks, *results.beside, *results.small, *results.starts
+    measured = *measured, *results.strategies, *results.encoders, *results.functions
     if not all(row["steady"] for row in measured):
         notes.append(tables.UNSTEADY)
     disturbed = tables.disturbed(results.peaks)

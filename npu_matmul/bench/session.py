@@ -57,7 +57,9 @@ class Results:
     rows: list[Row] = field(default_factory=list)
     peaks: list[Row] = field(default_factory=list)
     bandwidth: list[Row] = field(default_factory=list)
+    beside: list[Row] = field(default_factory=list)
     small: list[Row] = field(default_factory=list)
+    starts: list[Row] = field(default_factory=list)
     stages: list[Row] = field(default_factory=list)
     encoders: list[Row] = field(default_factory=list)
     functions: list[Row] = field(default_factory=list)
@@ -82,7 +84,8 @@ def measure(
     results.skipped += skipped_probes()
     for threads in plan.threads if plan.shapes else ():
         show(f"starting processes, {threads_text(threads)}")
-        with processes(plan.libraries, threads, FORCED_PATHS) as started:
+        both = ["both"] if threads > 1 else []  # one thread is in nobody's way
+        with processes([*plan.libraries, *both], threads, FORCED_PATHS) as started:
             _introduce(results, started, threads)
             _bandwidth(results, started, threads)
             for shape in plan.shapes:
@@ -90,8 +93,7 @@ def measure(
                 finished(*_products(results, plan, started, shape, partial(_round, show, tell)))
                 if threads == 1:
                     _stages(results, started, shape)
-            if threads == 1:
-                _small(results, plan, started, show)
+            _small(results, plan, started, show)
 
 
 def threads_text(threads: int) -> str:
@@ -134,19 +136,41 @@ def _products(
     shape: Shape,
     show: Callable[[int], None],
 ) -> tuple[list[Row], list[Row]]:
-    """All products of one shape and the peaks, in the same turns."""
+    """All products of one shape and the peaks, in the same turns; NumPy's and ours in one process,
+    too."""
     common = {"shape": list(shape), "threads": started[0].threads}
     libraries = [process for process in started if process.library != "peak"]
     prober = _one_of(started, "peak")
     peaks = prober.ask("peaks", turn_s=timing.TURN_S)
     probes = {row["peak"]: partial(prober.turn, row["peak"]) for row in peaks}
     asked = {"shape": shape, "pool_bytes": plan.pool_bytes}
-    products, samples = _in_turn(results, libraries, asked, common, show, probes)
+    rows, samples = _in_turn(results, libraries, asked, common, show, probes)
+    products = [row for row in rows if row["library"] != "both"]
     peaks = [{**common, **row, **timed(row, samples[row["peak"]], common)} for row in peaks]
     _compare(products, peaks, results.environment["blas"]["kernel"])
     results.peaks += peaks
     results.rows += products
+    results.beside += [_beside(row, results.rows) for row in rows if row["library"] == "both"]
     return products, peaks
+
+
+def _beside(row: Row, rows: Sequence[Row]) -> Row:
+    """The pair of products beside what each takes alone, also with ours on one core: while a thread
+    of NumPy's spins after its product, there is a core less."""
+    alone = {
+        (each["product"], each["threads"]): each["seconds"]
+        for each in rows
+        if each["shape"] == row["shape"]
+    }
+    numpy_s = alone[BASELINE, row["threads"]]
+    each_s = numpy_s + alone[OWN_INT8, row["threads"]]
+    one_core_s = alone.get((OWN_INT8, 1))
+    return {
+        **row,
+        "alone_s": each_s,
+        "times_alone": row["seconds"] / each_s,
+        "times_with_a_core_less": (numpy_s + one_core_s) / each_s if one_core_s else None,
+    }
 
 
 def _in_turn(
@@ -240,12 +264,14 @@ def _stages(results: Results, started: list[Process], shape: Shape) -> None:
 
 
 def _small(results: Results, plan: Plan, started: list[Process], show: Show) -> None:
-    """Cubes through the public function, operands in cache, against np.matmul with ``out=``."""
+    """Cubes through the public function, operands in cache, against np.matmul with ``out=``; among
+    them are those from which on there is work enough for a second thread."""
     contestants = [_one_of(started, "npu_matmul"), _one_of(started, "numpy")]
+    threads = started[0].threads
     for size in plan.small_cubes:
         asked = {"shape": [size] * 3, "pool_bytes": 0, "only": [OWN_INT8, BASELINE]}
-        common = {"size": size, "shape": [size] * 3, "threads": 1}
-        told = partial(_round, show, f"{size} cube, one core")
+        common = {"size": size, "shape": [size] * 3, "threads": threads}
+        told = partial(_round, show, f"{size} cube, {threads_text(threads)}")
         rows, _ = _in_turn(results, contestants, asked, common, told, {})
         if len(rows) == len(contestants):
             _compare(rows, [], results.environment["blas"]["kernel"])
@@ -260,7 +286,8 @@ def path_is_confirmed(rows: Sequence[Row], path: str) -> bool:
 
 def inaccurate(results: Results) -> list[str]:
     """A line for each thing that was measured and is not right."""
-    rows = *results.rows, *results.small, *results.encoders, *results.functions
+    rows = *results.rows, *results.beside, *results.small, *results.starts
+    rows = *rows, *results.encoders, *results.functions
     wrong = [row for row in rows if not is_right(row["accuracy"])]
     unequal = [row for row in results.strategies if not row["equal"]]
     return [

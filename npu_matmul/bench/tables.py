@@ -20,6 +20,10 @@ FUNCTIONS_CAPTION = (
     "Of both: gelu and softmax work in place after a copy of their input, which is timed, too; "
     "layer_norm and attention make a new result. torch's gelu is without the bias of ours."
 )
+BESIDE_CAPTION = (
+    "alone: the sum of both in processes of their own. a core less: what ours on one core would "
+    "make of it, as a thread of NumPy's spins for a while after its product."
+)
 UNSTEADY = "~ its median was not steady; the machine was busy, or slow to settle"
 
 
@@ -63,7 +67,8 @@ def weights_note(rows: Sequence[Row]) -> str:
 
 def small_table(rows: Sequence[Row]) -> Table:
     """Microseconds of one call of the public function, beside np.matmul's."""
-    table = _table("us per call of small products, one core, out=, in cache")
+    threads = threads_text(rows[0]["threads"])
+    table = _table(f"us per call of small products, {threads}, out=, in cache")
     for heading in ("cube", "npu_matmul int8", "np.matmul f32", "x np f32", "error"):
         table.add_column(heading, justify="right")
     for row in rows:
@@ -72,6 +77,40 @@ def small_table(rows: Sequence[Row]) -> Table:
             times = (_mark(each, f"{each['seconds'] * 1e6:.2f}") for each in (row, other))
             ratio = f"{row['times_np_f32']:.2f}"
             table.add_row(str(row["size"]), *times, ratio, accuracy_text(row["accuracy"]))
+    return table
+
+
+def beside_table(rows: Sequence[Row]) -> Table:
+    """NumPy's product and ours in one process, one after the other, beside each alone."""
+    table = _table("np.matmul f32, then npu_matmul int8, over and over in one process")
+    table.caption, table.caption_justify = BESIDE_CAPTION, "left"
+    table.add_column("M, K, N")
+    for heading in ("threads", "ms", "alone, ms", "x alone", "a core\nless", "error"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        less = row["times_with_a_core_less"]
+        table.add_row(
+            shape_text(row["shape"]),
+            str(row["threads"]),
+            _mark(row, three_digits(row["seconds"] * 1e3)),
+            three_digits(row["alone_s"] * 1e3),
+            f"{row['times_alone']:.2f}",
+            "" if less is None else f"{less:.2f}",
+            accuracy_text(row["accuracy"]),
+        )
+    return table
+
+
+def start_table(rows: Sequence[Row]) -> Table:
+    """Seconds of fresh processes."""
+    table = _table(f"fresh processes, warm caches, {shape_text(rows[0]['shape'])}")
+    table.add_column("product")
+    for heading in ("s until its first result", "error"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        seconds = _mark(row, three_digits(row["seconds"]))
+        name = row["product"].removeprefix("first ")
+        table.add_row(name, seconds, accuracy_text(row["accuracy"]))
     return table
 
 

@@ -100,9 +100,9 @@ def processes(
 
 def _variables(library: str, threads: int, path: str | None) -> dict[str, str]:
     """Every library's thread limit. Where NumPy only checks accuracy it gets one thread, so that
-    no second pool exists."""
+    no second pool exists. Beside ours its threads spin as long as they do for everybody."""
     limits = dict.fromkeys((*THREAD_VARIABLES, THREADS_VARIABLE), str(threads))
-    variables = {**os.environ, **SPIN, **limits}
+    variables = {**os.environ, **({} if library == "both" else SPIN), **limits}
     variables.pop(PATH_VARIABLE, None)
     if library in ("torch", "ort"):
         variables["OPENBLAS_NUM_THREADS"] = "1"
