@@ -6,8 +6,8 @@ they had before. For inference without gradients, on CPU tensors.
 
 A parameter that was changed or replaced is packed again at the next call. The trap: torch does not
 count changes through ``parameter.data``, so that they go unseen; use ``parameter.copy_`` under
-``torch.no_grad()``, or ``load_state_dict``. Of parameters that were made in inference mode torch
-counts no changes at all; these are compared with a copy at each call.
+``torch.no_grad()`` or ``load_state_dict``, or restore and accelerate again. Torch counts no changes
+at all of parameters made in inference mode; these are compared with a copy at each call.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,7 @@ from npu_matmul.integrations.torch_layers import (
     Resident,
     Unhurried,
     accelerated,
+    as_array,
     checked,
     must_call,
 )
@@ -268,6 +270,16 @@ class EncoderModule(nn.Module):
         super().__init__()
         self.encoder = encoder
 
+    @torch.compiler.disable
     def forward(self, mel: Tensor) -> Tensor:
-        features = self.encoder(checked(self, mel).float().numpy())
+        features = self.encoder(as_array(checked(self, mel).float()))
         return torch.from_numpy(features).to(mel.dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> EncoderModule:
+        return EncoderModule(self.encoder).train(self.training)  # whose weights never change
+
+    def __reduce__(self) -> str:
+        raise TypeError(
+            "an EncoderModule cannot be saved, because its weights lie on a device: load it again "
+            "from its checkpoint"
+        )

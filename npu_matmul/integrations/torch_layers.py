@@ -60,7 +60,7 @@ class Resident:
 
     def packed(self, weight: Tensor) -> PackedMatrix:
         """``weight`` (out, in) or (out, in, width) as the matrix B of a product."""
-        flat = _as_array(weight.detach())
+        flat = as_array(weight.detach())
         packed = self._packed
         if packed is None or not packed.is_of(weight):
             if flat.ndim == 3:  # a row of the left operand is frame after frame
@@ -75,9 +75,10 @@ class Resident:
 
     def product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """``rows`` (..., K) times the weight, plus the bias, in the type that torch's has."""
-        given, matrix = _as_array(rows), self.packed(weight)
-        result = torch.empty((*rows.shape[:-1], weight.shape[0]), dtype=_result_type(rows))
-        out = _as_array(result)
+        given, matrix = as_array(rows), self.packed(weight)
+        shape = (*rows.shape[:-1], weight.shape[0])
+        result = torch.empty(shape, dtype=_result_type(rows), device="cpu")
+        out = as_array(result)
         npu_matmul(given, matrix, out=out, dtype=out.dtype)
         return result if bias is None else result.add_(bias.detach().to(result.dtype))
 
@@ -113,6 +114,7 @@ class AcceleratedLinear(Accelerated):
     weight: Tensor
     bias: Tensor | None
 
+    @torch.compiler.disable  # which else would take what npu_matmul does apart
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         rows = checked(self, input, self.weight, self.bias)
         _check_size(self, rows, -1, self.weight.shape[1])
@@ -130,6 +132,7 @@ class AcceleratedConv1d(Accelerated):
     dilation: tuple[int]
     _reversed_padding_repeated_twice: list[int]
 
+    @torch.compiler.disable  # which else would take what npu_matmul does apart
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         given = checked(self, input, self.weight, self.bias)
         _check_size(self, given, -2, self.weight.shape[1])
@@ -189,8 +192,6 @@ def _accelerated(original: type[nn.Module]) -> type[Accelerated]:
     base: type[Accelerated]
     if issubclass(original, nn.Linear | nn.Conv1d):
         base = AcceleratedLinear if issubclass(original, nn.Linear) else AcceleratedConv1d
-        # torch.compile would take what npu_matmul does apart; now it goes around these calls
-        own["forward"] = torch.compiler.disable(base.forward)
     else:
         base = Unhurried
         own |= {
@@ -253,7 +254,7 @@ def _result_type(rows: Tensor) -> torch.dtype:
     return torch.mm(nothing, nothing).dtype
 
 
-def _as_array(tensor: Tensor) -> NDArray[Any]:
+def as_array(tensor: Tensor) -> NDArray[Any]:
     """The tensor's memory as an array; NumPy has bf16 from ml_dtypes, which torch does not know."""
     try:
         if tensor.dtype == torch.bfloat16:
@@ -262,8 +263,9 @@ def _as_array(tensor: Tensor) -> NDArray[Any]:
         array: NDArray[Any] = tensor.numpy()
     except (RuntimeError, TypeError) as error:
         raise TypeError(
-            "an accelerated layer computes from numbers in the CPU's memory, and was called with "
-            f"a tensor that has none there ({error}): vmap, torch.func and torch.export need "
-            "restore() before, sparse and nested tensors to_dense() or to_padded_tensor()"
+            "npu_matmul computes from numbers in the CPU's memory, and was called with a tensor "
+            f"that has none there ({error}): vmap, torch.func and torch.export need layers that "
+            "restore() made torch's again, sparse and nested tensors to_dense() or "
+            "to_padded_tensor()"
         ) from error
     return array

@@ -208,16 +208,6 @@ def test_derivatives_in_forward_mode_are_refused() -> None:
         torch.func.jvp(layer, (x,), (x,))
 
 
-def test_an_encoder_in_numpy_is_refused_gradients() -> None:
-    tensors = random_tensors(Dimensions(8, 6, 64, 1, 1))
-    module = EncoderModule(AudioEncoder(tensors, device="cpu"))
-    mel = torch.zeros(1, 8, 12, requires_grad=True)
-    with pytest.raises(GradientsNotSupported, match="EncoderModule"):
-        module(mel)
-    with torch.no_grad():
-        assert module(mel).shape == (1, 6, 64)
-
-
 # Compiling, tracing and transforming
 
 
@@ -335,6 +325,15 @@ def test_a_layer_that_left_the_cpu_says_so() -> None:
         layer(torch.zeros(2, 4))
 
 
+def test_torchs_default_device_does_not_matter() -> None:
+    layer, x = accelerated(nn.Linear(64, 32)), torch.randn(5, 64)
+    with torch.no_grad():
+        want = layer(x)
+        with torch.device("meta"):
+            got = layer(x)
+    assert torch.equal(got, want)
+
+
 def test_results_are_contiguous_as_torchs_are() -> None:
     layer, x = nn.Conv1d(130, 32, 3), torch.randn(2, 130, 50)
     with torch.no_grad():
@@ -368,3 +367,37 @@ def test_layers_whose_weight_is_no_plain_tensor_are_skipped() -> None:
         assert words in done.skipped[name]
     with torch.no_grad():
         model(torch.zeros(2, 4))
+
+
+# The encoder in NumPy as a module
+
+
+@pytest.fixture
+def encoder() -> EncoderModule:
+    tensors = random_tensors(Dimensions(8, 6, 64, 1, 1))
+    return EncoderModule(AudioEncoder(tensors, device="cpu"))
+
+
+def test_an_encoder_in_numpy_is_refused_gradients(encoder: EncoderModule) -> None:
+    mel = torch.zeros(1, 8, 12, requires_grad=True)
+    with pytest.raises(GradientsNotSupported, match="EncoderModule"):
+        encoder(mel)
+    with torch.no_grad():
+        assert encoder(mel).shape == (1, 6, 64)
+
+
+def test_an_encoder_in_numpy_can_be_copied_but_not_saved(encoder: EncoderModule) -> None:
+    model, mel = nn.Sequential(encoder).eval(), torch.randn(1, 8, 12)
+    replica = copy.deepcopy(model)
+    assert replica[0] is not encoder and replica[0].encoder is encoder.encoder
+    assert not replica[0].training and torch.equal(replica(mel), model(mel))
+    with pytest.raises(TypeError, match=r"cannot be saved.*load it again from its checkpoint"):
+        pickle.dumps(model)
+
+
+def test_an_encoder_in_numpy_is_compiled_around_and_not_exported(encoder: EncoderModule) -> None:
+    mel = torch.randn(1, 8, 12)
+    assert torch.equal(torch.compile(encoder, backend="eager")(mel), encoder(mel))
+    for transform in (traced, exported, mapped):
+        with pytest.raises(TypeError, match=r"cannot be traced|has none there"):
+            transform(encoder, mel)
