@@ -40,6 +40,8 @@ ON_FOUR_CORES = dataclasses.replace(SMALL, grid=CoreGrid(2, 2))
 
 # A real NPU shares its memory with the host: there is nothing to lag behind.
 two_sides = pytest.mark.parametrize("npu", ["emulated", "double"], indirect=True)
+# Nor may a program write what the NPU writes: the CPU's cache would write its lines over that.
+two_arrays = pytest.mark.parametrize("npu", ["emulated"], indirect=True)
 
 
 class Launchable:
@@ -97,13 +99,14 @@ def test_what_the_host_writes_after_the_sync_stays_on_the_host(ready: Launchable
 @two_sides
 def test_the_host_sees_a_result_only_after_its_sync(ready: Launchable) -> None:
     ready.buffers[2].host[:] = 7
+    ready.buffers[2].sync_to_device()
     ready.launch()
     assert (ready.buffers[2].host == 7).all()
     ready.buffers[2].sync_from_device()
     assert_equal_bits(ready.host_result(), product_int32(ready.a, ready.b))
 
 
-@two_sides
+@two_arrays
 def test_a_view_shares_both_sides_and_syncs_its_own_bytes_alone(npu: NpuDevice) -> None:
     whole = filled(npu, 1)
     whole.sync_to_device()
@@ -119,7 +122,7 @@ def test_a_view_shares_both_sides_and_syncs_its_own_bytes_alone(npu: NpuDevice) 
     assert_equal_bits(whole.host, np.repeat(np.array([1, 9], np.uint8), [4, 60]))
 
 
-@two_sides
+@two_arrays
 def test_a_view_of_a_view_counts_from_the_view(npu: NpuDevice) -> None:
     whole = npu.alloc(64)
     whole.host[:] = np.arange(64)

@@ -122,6 +122,21 @@ def test_the_product_is_exact_and_its_counts_equal_the_formula(
         assert counts(counters) == expected(strategy, grid, resident, limits)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_what_parts_of_k_were_added_in_serves_the_next_product(
+    npu: NpuDevice, strategy: str
+) -> None:
+    """In the same lent buffers: lines of them that the host had written and not synced, the CPU's
+    cache would write over the NPU's result."""
+    loaded = npu.load(KERNELS["16x16"])
+    grid = TileGrid(loaded.kernel, 33, 70, 50)
+    for seed in range(3):
+        a, b = random_int8(seed, 33, 70), random_int8(seed + 9, 70, 50)
+        got, counters = run(strategy, loaded, a, b, limits=limits_of("parts of K", grid))
+        assert_equal_bits(got, product_int32(a, b))
+        assert bool(counters.allocations) == (seed == 0)
+
+
 def test_small_limits_really_split() -> None:
     """Else the test above would show nothing about parts."""
     grid = TileGrid(KERNELS["16x16"], 40, 70, 130)

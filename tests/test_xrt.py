@@ -13,9 +13,9 @@ from comparing import assert_equal_bits, product_int32, random_int8
 from pyxrt_double import npu as double_npu
 from pyxrt_double.binding import make_binding
 from pyxrt_double.built import publish
-from pyxrt_double.npu import Npu
+from pyxrt_double.npu import Crash, Npu
 from pyxrt_double.xclbin import xclbin_bytes
-from xrt_products import KERNEL, check, opened, tiles_of
+from xrt_products import KERNEL, check, opened, ready, tiles_of
 
 from npu_matmul import device as devices
 from npu_matmul import last_call, npu_matmul, open_device, pack_b
@@ -239,6 +239,27 @@ def test_what_the_npu_writes_begins_at_a_cache_line(double: Npu, everything_buil
     loaded.launch(stream, [a, b, c.view(64, 1024)]).wait(1.0)
     loaded.launch(stream, [a, a.view(0, 256), c]).wait(1.0)
     assert written_arguments(decode(stream)) == {2}
+
+
+def test_what_the_host_wrote_last_would_come_over_the_result(
+    double: Npu, everything_built: None
+) -> None:
+    """The double refuses what only hardware shows: lines that wait in the CPU's cache."""
+    loaded, stream, (a, c) = ready(opened())
+    c.host[:] = 9
+    c.sync_to_device()
+    loaded.launch(stream, [a, a, c]).wait(1.0)
+    c.host[-1] = 8
+    with pytest.raises(Crash, match="writes lines back over what the NPU has written"):
+        c.sync_from_device()
+    c.host[-1] = 9
+    c.sync_from_device()
+    assert (c.host.view(np.int32) == 16).all()
+    c.host[3] = 9
+    with pytest.raises(Crash, match="writes lines back"):
+        loaded.launch(stream, [a, a, c]).wait(1.0)
+    c.sync_to_device()
+    double.crashes.clear()
 
 
 def test_a_view_is_a_part_of_its_buffer_object(double: Npu, everything_built: None) -> None:

@@ -13,7 +13,12 @@ from npu_matmul.target import WORD_BYTES
 
 
 class Buffer(ABC):
-    """``host`` is the host side, an array of bytes; what the device side is, a device knows."""
+    """``host`` is the host side, an array of bytes; what the device side is, a device knows.
+
+    What the host has written must be synced before a launch reads it, and also before one writes
+    there: a real NPU does not see the CPU's cache, which writes lines that wait in it back over the
+    result, at the latest when that is synced.
+    """
 
     def __init__(self, device: Device, host: NDArray[np.uint8], name: str) -> None:
         self.device = device

@@ -23,6 +23,7 @@ from npu_matmul.emulator.shim import DeviceMemory
 from npu_matmul.emulator.symbols import models
 from npu_matmul.instructions import decode
 from npu_matmul.mlir.elaborate import overlay_of_text
+from npu_matmul.streams import written_arguments
 from pyxrt_double.xclbin import kernel_of
 
 NEW, COMPLETED, ERROR, ABORT, TIMEOUT = 1, 4, 5, 6, 8
@@ -30,6 +31,7 @@ IN_FLIGHT = 4  # commands that the driver takes of a context
 HEAP_BYTES = 64 * 2**20
 HEAP_GRANULE_BYTES = 32 * 2**10
 HOST, SRAM, NO_BANK = 0, 1, 0xFFFF
+CACHE_LINE_BYTES = 64
 GONE = "DRM_IOCTL_AMDXDNA_{} IOCTL failed (err=-19): No such device"
 
 
@@ -195,19 +197,23 @@ class ContextState:
 
 @dataclass(eq=False)
 class Store:
-    """Memory of a buffer object: what the host sees, and what the NPU sees."""
+    """Memory of a buffer object: what the host sees, what the NPU sees, and what the host saw after
+    its last sync: bytes that differ from that are in the CPU's cache only, which writes them back
+    whenever it likes, whole lines and over whatever the NPU has written."""
 
     npu: Npu
     nbytes: int
     bank: int
     cacheable: bool
     host: Any = field(init=False)
+    synced: Any = field(init=False)
     words: Any = field(init=False)
     known: Any = field(init=False)
 
     def __post_init__(self) -> None:
         padded = -(-self.nbytes // 4) * 4
         self.host = np.full(padded, POISON, np.uint8)
+        self.synced = self.host.copy()
         self.words = self.host.copy().view(np.uint32)
         self.known = np.zeros(padded // 4, np.bool_)
         self._account(1)
@@ -238,9 +244,19 @@ class Store:
         words = slice(offset // 4, -(-(offset + nbytes) // 4))
         return DeviceMemory("a buffer object", self.words[words], self.known[words])
 
+    def require_clean(self, offset: int, nbytes: int) -> None:
+        """No cache line of these bytes was written by the host since its last sync."""
+        first = offset // CACHE_LINE_BYTES * CACHE_LINE_BYTES
+        end = -(-(offset + nbytes) // CACHE_LINE_BYTES) * CACHE_LINE_BYTES
+        if not np.array_equal(self.host[first:end], self.synced[first:end]):
+            self.npu.crash("the CPU's cache writes lines back over what the NPU has written")
+
     def sync(self, to_device: bool, offset: int, nbytes: int) -> None:
         device = self.words.view(np.uint8)
         where = slice(offset, offset + nbytes)
+        if not to_device:
+            self.require_clean(offset, nbytes)
+        self.synced[where] = self.host[where] if to_device else device[where]
         if to_device:
             device[where] = self.host[where]
             self.known[offset // 4 : -(-(offset + nbytes) // 4)] = True
@@ -259,6 +275,9 @@ def launch_of(
         if not instructions.known[:words].all():
             raise EmulationError("the firmware reads instructions that were never synced")
         stream = decode(instructions.words[:words].tobytes())
+        for number in written_arguments(stream):
+            store, offset, nbytes = data[number]
+            store.require_clean(offset, nbytes)
         context.machine.launch(stream, arguments)
 
     return Launch(perform, [instructions, *(store for store, _, _ in data)])
