@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from comparing import assert_equal_bits, product_int32, random_int8
 from pyxrt_double.npu import Npu
+from xrt_products import opened, ready
 
 from npu_matmul import call, last_call, npu_matmul, open_device
 from npu_matmul.device import DeviceError, DeviceUnavailable, LaunchFailed, NpuDevice, xrt_runs
@@ -50,7 +51,6 @@ def machine(double: Npu, everything_built: None) -> Iterator[Npu]:
     for context in list(double.contexts):
         for command in context.queue:
             command.hangs = False
-        context.broken = True
     double.vanished = False
     assert xrt_runs.IN_FLIGHT.drain()
 
@@ -106,7 +106,8 @@ def test_a_launch_that_fails_once_is_launched_again_in_a_new_context(
 def test_a_second_failure_is_told_apart_and_declines_the_device(
     machine: Npu, fault: str, error: type[LaunchFailed], words: str, strategy: str
 ) -> None:
-    fail(machine, fault, fault)
+    goes_on = (fault, strategy) == ("error", "output_tile")  # with what is behind the chain
+    fail(machine, *[fault] * (3 if goes_on else 2))
     with pytest.raises(error) as caught:
         check(seed=5, strategy=strategy)
     message = str(caught.value)
@@ -295,6 +296,58 @@ def test_others_in_flight_are_launched_again_too(machine: Npu) -> None:
     for out in outs:
         out.sync_from_device()
         assert (out.host.view(np.int32) == 16).all()
+    assert machine.events.count("context made") == made + 1
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)])
+def test_what_ran_after_an_error_is_not_believed(machine: Npu, order: tuple[int, ...]) -> None:
+    """The driver lets a context go on after an error, on an array that holds leftovers."""
+    loaded, stream, (a, _) = ready(opened())
+    outs = [loaded.device.alloc(1024) for _ in order]
+    made = machine.events.count("context made")
+    fail(machine, "error", first=2)
+    machine.asks_a_step = 100  # so that all are in flight
+    runs = [loaded.launch(stream, [a, a, out]) for out in outs]
+    machine.asks_a_step = 1
+    for number in order:
+        runs[number].wait(TIMEOUT_S)
+        outs[number].sync_from_device()
+        assert (outs[number].host.view(np.int32) == 16).all()
+    assert machine.events.count("context made") == made + 1
+    assert loaded.device.totals.relaunches == 2  # not the first, which had completed
+
+
+@pytest.mark.parametrize("fault", ["error", "abort", "timeout"])
+def test_after_a_failure_that_nobody_waits_for_the_context_is_a_new_one(
+    machine: Npu, fault: str
+) -> None:
+    loaded, stream, (a, c) = ready(opened())
+    made = machine.events.count("context made")
+    fail(machine, fault)
+    loaded.launch(stream, [a, a, c])
+    assert xrt_runs.IN_FLIGHT.drain()
+    check(strategy="output_tile")
+    assert last_call().relaunches == 0
+    assert machine.events.count("context made") == made + 1
+
+
+def test_after_a_failure_that_ctrl_c_hid_the_context_is_a_new_one(
+    machine: Npu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, stream, (a, c) = ready(opened())
+    made = machine.events.count("context made")
+    fail(machine, "error")
+    run, sleep = loaded.launch(stream, [a, a, c]), xrt_runs.time.sleep
+
+    def interrupted(seconds: float) -> None:
+        monkeypatch.setattr(xrt_runs.time, "sleep", sleep)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(xrt_runs.time, "sleep", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.wait(TIMEOUT_S)
+    check()
+    assert last_call().relaunches == 0
     assert machine.events.count("context made") == made + 1
 
 

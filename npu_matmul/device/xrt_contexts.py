@@ -35,7 +35,8 @@ class Registered:
 
 class Context:
     """A hardware context, its kernel, and the memory groups of its arguments: opaque numbers that
-    differ from context to context."""
+    differ from context to context. ``broken`` says that a launch failed in it: the array may hold
+    leftovers of that one, and what ran after it is not to be believed."""
 
     def __init__(self, api: Any, handle: Any, overlay: Registered) -> None:
         self.hardware = api.hw_context(handle, overlay.uuid)
@@ -43,6 +44,7 @@ class Context:
         self.instruction_group = self.kernel.group_id(INSTRUCTIONS)
         self.data_group = self.kernel.group_id(FIRST_DATA)
         self.overlay = overlay
+        self.broken = False
 
     def close(self) -> None:
         """Kernel before context, as XRT wants it."""

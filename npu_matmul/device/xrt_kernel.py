@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -54,9 +53,6 @@ class Instructions:
     cycles: int  # of one launch, a pessimistic estimate
 
 
-Ready = Sequence[tuple[Instructions, Sequence[Buffer]]]
-
-
 class XrtKernel(LoadedKernel):
     """An overlay from the cache, checked against the kernel."""
 
@@ -87,10 +83,10 @@ class XrtKernel(LoadedKernel):
         """Start launches that were checked: one, or several in a chain."""
         self.device.require_open()
         with self._lock:
-            prepared = [self._prepare(stream).instructions for stream, _ in launches]
+            for stream, _ in launches:
+                self._prepare(stream)
             self.device.count(launches=len(launches), relaunches=relaunches)
-            buffers = [buffers for _, buffers in launches]
-            return self._fly(list(zip(prepared, buffers, strict=True)), owner)
+            return self._fly(launches, owner)
 
     def rebuild(self, broken: Context | None) -> None:
         """Make the context anew (None: the one there is), unless another launch that failed in it
@@ -143,22 +139,20 @@ class XrtKernel(LoadedKernel):
         return Instructions(memory, stream, frozenset(written_arguments(decoded)), cycles)
 
     def _start(self, instructions: Instructions, buffers: Sequence[Buffer]) -> Run:
-        submission = Submission(self, [(instructions.stream, tuple(buffers))])
-        return XrtRun(submission, lambda: self._fly([(instructions, buffers)], submission))
+        launches = [(instructions.stream, tuple(buffers))]
+        submission = Submission(self, launches)
+        return XrtRun(submission, lambda: self._fly(launches, submission))
 
     def _launch(self, launches: Launches, try_again: bool = True) -> Run:
         submission = Submission(self, launches)
         return XrtRun(submission, lambda: self.start(launches, submission), try_again)
 
-    def _fly(
-        self, launches: Sequence[tuple[Instructions, Sequence[Buffer]]], owner: object
-    ) -> Flight:
-        """Start runs whose instructions are on the device: all but the last in a chain.
+    def _fly(self, launches: Launches, owner: object) -> Flight:
+        """Start runs of streams that were prepared: all but the last in a chain.
 
         A chain can only be waited for inside XRT, which lets nothing else through. So the last run
         is submitted alone: a context works in order, and the end of that run is the chain's too.
         """
-        context = self.npu.contexts.get(self.overlay)
         memory = frozenset(b.memory for _, given in launches for b in xrt_buffers(given))
         commands = min(2, len(launches))
         if IN_FLIGHT.may_touch(memory, owner):
@@ -166,14 +160,25 @@ class XrtKernel(LoadedKernel):
                 "a launch that did not end may still use this buffer; allocate another, or restart "
                 "the process"
             )
-        IN_FLIGHT.wait_for_room(context, CONTEXT_COMMANDS - commands, self.TIMEOUT_S)
+        context = self._context_with_room(commands)
+        ready = [(self._prepare(stream).instructions, given) for stream, given in launches]
         with reported("the driver did not take it", LaunchNotStarted):
-            runs = [self._run(context, *launch) for launch in launches]
+            runs = [self._run(context, *launch) for launch in ready]
             chain = self._chain(context, runs[:-1])
             shown = self._shown(len(launches))
-            flight = Flight(context, owner, runs, chain, memory, commands, tuple(launches), shown)
+            flight = Flight(context, owner, runs, chain, memory, commands, tuple(ready), shown)
             _submit(flight)
         return flight
+
+    def _context_with_room(self, commands: int) -> Context:
+        """The overlay's context, once it can take so many commands; a new one in place of one that
+        a launch has failed in, which takes the streams that were prepared with it."""
+        while True:
+            context = self.npu.contexts.get(self.overlay)
+            IN_FLIGHT.wait_for_room(context, CONTEXT_COMMANDS - commands, self.TIMEOUT_S)
+            if not context.broken:
+                return context
+            self.npu.contexts.discard(context)
 
     def _shown(self, launches: int) -> listening.InFlight | listening.Nothing:
         """These launches in a timeline, from when they are submitted until their end is seen."""
@@ -266,8 +271,10 @@ def _submit(flight: Flight) -> None:
         IN_FLIGHT.start_failed(flight)
         flight.shown.end(failed="not started")
         if chain is not None:  # what of it was submitted must end before memory is reused
-            with contextlib.suppress(RuntimeError):
+            try:
                 chain.wait()
+            except RuntimeError:
+                flight.context.broken = True
         raise
     except BaseException:  # an interrupt: it may have been started, or not
         IN_FLIGHT.abandon(flight)

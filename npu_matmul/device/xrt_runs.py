@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from npu_matmul.device.errors import DeviceError, LaunchFailed
 from npu_matmul.device.npu import Run
 from npu_matmul.device.xrt_errors import (
+    ABORT,
     COMPLETED,
     ERROR,
     NOT_STARTED,
@@ -36,13 +37,14 @@ FIRST_PAUSE_S = 20e-6
 LONGEST_PAUSE_S = 1e-3
 # The driver's watchdog ends a hanging launch after 2 s; as much again for its recovery.
 DRAIN_S = 4.0
+AFTERMATH = Failure(ABORT, "it ran after a launch that had failed in the same hardware context")
 
 log = logging.getLogger("npu_matmul")
 
 
 @dataclass(eq=False)
 class Flight:
-    """One command that was started, or a chain of them and the command after it.
+    """One command that was started in a context, or a chain of them and the command after it.
 
     The last of ``runs`` ends after all others, as a context works in order. ``memory`` is what the
     NPU may touch, ``owner`` whose launch it is, ``commands`` how many the driver sees.
@@ -63,7 +65,8 @@ class Flight:
         """Whether the NPU is done with it; the caller holds the lock of all flights.
 
         Asking is what lets XRT forget the run. When the end is first seen, by whom ever, XRT's
-        objects are let go of: they hold a hardware context, which another overlay may need.
+        objects are let go of: they hold a hardware context, which another overlay may need. And a
+        failure marks the context, also where nobody waits for the launch.
         """
         if not self.runs:
             return True
@@ -72,7 +75,8 @@ class Flight:
         except RuntimeError:  # the device went away; nothing can be known
             return False
         if over:
-            self.failure = self._result()
+            self.failure = self._result() or (AFTERMATH if self.context.broken else None)
+            self.context.broken = self.failure is not None
             self.runs, self.chain, self.keep = (), None, ()
         return over
 
@@ -101,16 +105,19 @@ class Flights:
     def current(self) -> list[Flight]:
         """Those that have not ended; forgets those that have."""
         with self._lock:
-            self._flights = [f for f in self._flights if not f.has_ended()]
-            return list(self._flights)
+            return list(self._look())
 
     def has_ended(self, flight: Flight) -> bool:
         """Whether this one has."""
         with self._lock:
-            over = flight.has_ended()
-            if over and flight in self._flights:
-                self._flights.remove(flight)
-            return over
+            return flight not in self._look() and flight.has_ended()
+
+    def _look(self) -> list[Flight]:
+        """Ask all, in the order in which they were started: whether a launch is to be believed
+        depends on those before it in its context. The driver lets a context go on after an error;
+        source: aie2_sched_resp_handler of amdxdna."""
+        self._flights = [f for f in self._flights if not f.has_ended()]
+        return self._flights
 
     def start_failed(self, flight: Flight) -> None:
         """Keep what XRT would not start: XRT 2.20 takes it for one that was, and would end the

@@ -43,7 +43,7 @@ class Crash(BaseException):
 class Launch:
     """What the array does when it comes to a launch, and the memory that it touches."""
 
-    perform: Callable[[], None]
+    perform: Callable[[bool], None]  # on an array that is as it should be, or is not
     stores: list[Store]
 
 
@@ -126,7 +126,7 @@ class ContextState:
         self.npu = npu
         self.kernels: dict[str, int] = dict(table["kernels"])
         self.queue: deque[Command] = deque()
-        self.broken = False
+        self.dirty = False  # the array holds leftovers of a launch that failed
         self.asked = 0
         overlay = overlay_of_text(table["design"], "overlay.mlir")
         self.machine = Machine(overlay, models(kernel_of(table["manifest"])))
@@ -156,7 +156,7 @@ class ContextState:
         if command.hangs:
             return
         for launch in command.launches:
-            outcome = ABORT if self.broken else self._launch(launch)
+            outcome = self._launch(launch)
             if outcome is None:
                 command.hangs = True
                 return
@@ -179,20 +179,23 @@ class ContextState:
         if fault == "lost":  # says that it is done, and did nothing
             return COMPLETED
         try:
-            launch.perform()
+            launch.perform(self.dirty)
         except EmulationError as error:
             self.npu.events.append(str(error))
             return TIMEOUT
         return COMPLETED
 
     def _fail(self, command: Command, state: int) -> None:
-        """The driver ends the command, and aborts what is behind it; the array's state is lost."""
-        self.broken = True
+        """The driver ends the command. Only where its watchdog stops the context does it abort what
+        is behind; an error of the firmware stops nothing. What comes later, also after a restart,
+        computes on what the array was left with."""
+        self.dirty = True
         command.state = state
-        for other in self.queue:
-            if other is not command:
+        self.queue.remove(command)
+        if state != ERROR:
+            for other in self.queue:
                 other.state = ABORT
-        self.queue.clear()
+            self.queue.clear()
 
 
 @dataclass(eq=False)
@@ -271,7 +274,7 @@ def launch_of(
     when it comes to it."""
     arguments = [store.part(offset, nbytes) for store, offset, nbytes in data]
 
-    def perform() -> None:
+    def perform(dirty: bool) -> None:
         if not instructions.known[:words].all():
             raise EmulationError("the firmware reads instructions that were never synced")
         stream = decode(instructions.words[:words].tobytes())
@@ -279,5 +282,8 @@ def launch_of(
             store, offset, nbytes = data[number]
             store.require_clean(offset, nbytes)
         context.machine.launch(stream, arguments)
+        if dirty:
+            for number in written_arguments(stream):
+                np.bitwise_xor(arguments[number].words, 1, out=arguments[number].words)
 
     return Launch(perform, [instructions, *(store for store, _, _ in data)])
