@@ -19,7 +19,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.host import gemm, microkernel, powers
+from npu_matmul.host import gemm, microkernel, paths, powers
 from npu_matmul.host.compiled import compiled
 from npu_matmul.host.convert import convert
 from npu_matmul.host.paths import choose_path, cpu_features
@@ -30,15 +30,14 @@ from npu_matmul.host.vectors import convert_row
 
 Floats = NDArray[np.float32]
 
-PATH = "avx512bf16"
 ROWS = 28  # of queries at once, two calls of a microkernel: all they need fits a 1 MB cache
-PANEL = 32  # columns of a panel
+PANEL = paths.BF16.columns
 LOG2_E = math.log2(math.e)
 
 
 def usable() -> bool:
     """Whether this CPU has the instructions, and ``$NPU_MATMUL_CPU_PATH`` allows them."""
-    return choose_path(BF16.name).name == PATH and cpu_features().issuperset(powers.FEATURES)
+    return choose_path(BF16.name) is paths.BF16 and cpu_features().issuperset(powers.FEATURES)
 
 
 def attention(

@@ -16,6 +16,7 @@ from npu_matmul.host.gemm import MOVED_UP, VNNI, rows_at_once
 from npu_matmul.host.pointers import pointer, stack_words
 
 BLOCK = 8  # rows and columns of a block of B, and columns of one of C
+WIDTH, MOST_ROWS = VNNI
 
 
 @compiled
@@ -24,11 +25,10 @@ def multiply(a, b, c, accumulate):
     sums are modulo 2**32."""
     r, across = a.shape[2], b.shape[1]
     m, k, n = a.shape[0] * r, a.shape[1] * BLOCK, across * BLOCK
-    width, most = VNNI
-    panels = (n + width - 1) // width
-    scratch = np.empty(panels * k * width + 20 * m + 64, np.int8)
+    panels = (n + WIDTH - 1) // WIDTH
+    scratch = np.empty(panels * k * WIDTH + 20 * m + 64, np.int8)
     right = (np.int64(scratch.ctypes.data) + 63) // 64 * 64  # no vector of B crosses cache lines
-    a_rows = right + panels * k * width  # where each row of A begins, then each of C
+    a_rows = right + panels * k * WIDTH  # where each row of A begins, then each of C
     c_rows = a_rows + 8 * m
     starts = c_rows + 8 * m
     block_bytes = 4 * r * BLOCK  # of C
@@ -39,11 +39,11 @@ def multiply(a, b, c, accumulate):
     keep = -1 if accumulate else 0
     i = 0
     while i < m:
-        count = rows_at_once(m - i, most)
+        count = rows_at_once(m - i, MOST_ROWS)
         for p in range(panels):
             microkernel.vnni_blocks(
                 count, a_rows + 8 * i, r * BLOCK, k // BLOCK, starts + 4 * i, 0,
-                right + p * k * width, c_rows + 8 * i, block_bytes, n - width * p, keep,
+                right + p * k * WIDTH, c_rows + 8 * i, block_bytes, n - WIDTH * p, keep,
                 p * 4 * block_bytes,
             )  # fmt: skip
         i += count
@@ -76,16 +76,17 @@ def _start_sums(a, down, r, down_bytes, to):
 
 @numba.njit(nogil=True)
 def _panels_of_blocks(b, to, k, across):
-    """Blocks of B as panels of 32 columns; what lies beyond the last block is left as it is."""
+    """Blocks of B as panels; what lies beyond the last block is left as it is."""
     for j in range(across):
-        panel = to + j // 4 * k * 32 + j % 4 * 4 * BLOCK
+        p, place = divmod(j, WIDTH // BLOCK)
+        panel = to + p * k * WIDTH + place * 4 * BLOCK
         for kk in range(k // BLOCK):
-            _zip_block(b + (kk * across + j) * BLOCK * BLOCK, panel + kk * 8 * 32)
+            _zip_block(b + (kk * across + j) * BLOCK * BLOCK, panel + kk * BLOCK * WIDTH)
 
 
 @intrinsic
 def _zip_block(typingctx, source, to):  # type: ignore[no-untyped-def]
-    """One block of B as two groups of eight columns, moved up by 128; a group is 128 bytes on."""
+    """One block of B as two groups of eight columns, moved up by 128."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         block = ir.VectorType(ir.IntType(8), 64)
@@ -95,7 +96,7 @@ def _zip_block(typingctx, source, to):  # type: ignore[no-untyped-def]
         for half in range(2):
             lanes = [(4 * half + z) * BLOCK + x for x in range(BLOCK) for z in range(4)]
             mask = ir.Constant(ir.VectorType(ir.IntType(32), 32), lanes)
-            where = b.add(args[1], ir.IntType(64)(128 * half))
+            where = b.add(args[1], ir.IntType(64)(4 * WIDTH * half))
             part = b.shuffle_vector(value, ir.Constant(block, ir.Undefined), mask)
             b.store(part, b.inttoptr(where, ir.PointerType(group)), align=1)
         return context.get_dummy_value()

@@ -29,6 +29,13 @@ ELEMENTS: dict[str, Any] = {
 _ROUNDING = {"float32": (1.5 * 2**23, INT32), "float64": (1.5 * 2**52, INT64)}
 
 
+def call(builder: Any, name: str, result: Any, *args: Value) -> Value:
+    """A call of one of LLVM's own functions, an instruction mostly."""
+    kind = ir.FunctionType(result, [arg.type for arg in args])
+    function = builder.module.globals.get(name) or ir.Function(builder.module, kind, name)
+    return builder.call(function, args)
+
+
 def element_bytes(name: str) -> int:
     """Bytes of one element of a type."""
     return bytes_of(ELEMENTS[name.split("|")[0]])

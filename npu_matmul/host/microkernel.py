@@ -19,13 +19,14 @@ from llvmlite import binding, ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from npu_matmul.host import paths
+from npu_matmul.host.elements import Value, call
 from npu_matmul.host.pointers import LINE_BYTES
 
 ROWS = (1, 2, 4, 6, 8, 10, 12, 14)  # 14 rows of two vectors are 28 of AVX-512's 32 registers
 WORD = ir.IntType(32)
 INT = ir.IntType(64)
 
-Value = Any  # an llvmlite value
 Dot = Callable[[ir.IRBuilder, Value, Value, Value], Value]  # sums, group of A, group of B
 
 
@@ -48,18 +49,13 @@ class Unit:
         return ir.VectorType(WORD, self.lanes)
 
 
-def _call(b: ir.IRBuilder, name: str, result: Any, *args: Value) -> Value:
-    kind = ir.FunctionType(result, [arg.type for arg in args])
-    return b.call(b.module.globals.get(name) or ir.Function(b.module, kind, name), args)
-
-
 def _vpdpbusd(b: ir.IRBuilder, sums: Value, a: Value, panel: Value) -> Value:
     """Four products of unsigned bytes (of B, moved up by 128) with signed ones (of A)."""
-    return _call(b, "llvm.x86.avx512.vpdpbusd.512", sums.type, sums, panel, a)
+    return call(b, "llvm.x86.avx512.vpdpbusd.512", sums.type, sums, panel, a)
 
 
 def _vdpbf16ps(b: ir.IRBuilder, sums: Value, a: Value, panel: Value) -> Value:
-    return _call(b, "llvm.x86.avx512bf16.dpbf16ps.512", sums.type, sums, a, panel)
+    return call(b, "llvm.x86.avx512bf16.dpbf16ps.512", sums.type, sums, a, panel)
 
 
 def _vpmaddwd(b: ir.IRBuilder, sums: Value, a: Value, panel: Value) -> Value:
@@ -73,9 +69,9 @@ def _vpmaddwd(b: ir.IRBuilder, sums: Value, a: Value, panel: Value) -> Value:
     return b.add(sums, b.call(both, [a, panel]))
 
 
-VNNI = Unit(16, WORD, 14, _vpdpbusd)
-BF16 = Unit(16, ir.FloatType(), 14, _vdpbf16ps)
-AVX2 = Unit(8, WORD, 6, _vpmaddwd)
+VNNI = Unit(paths.VNNI.columns // 2, WORD, 14, _vpdpbusd)
+BF16 = Unit(paths.BF16.columns // 2, ir.FloatType(), 14, _vdpbf16ps)
+AVX2 = Unit(paths.AVX2.columns // 2, WORD, 6, _vpmaddwd)
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,7 @@ def _store(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, vector: 
             mask = b.icmp_signed("<", lane, _splat(b, left, lanes))
             letter = "f" if element == ir.FloatType() else "i"
             name = f"llvm.masked.store.v{lanes}{letter}{size * 8}.p0"
-            _call(b, name, ir.VoidType(), vector, where, WORD(1), mask)
+            call(b, name, ir.VoidType(), vector, where, WORD(1), mask)
 
 
 def _sums(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, sums: Value) -> None:
@@ -205,7 +201,7 @@ def vnni_row_sum(typingctx, address, size):  # type: ignore[no-untyped-def]
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         total = _sums_of_words(b, *args)
-        return _call(b, "llvm.vector.reduce.add.v16i32", WORD, total)
+        return call(b, "llvm.vector.reduce.add.v16i32", WORD, total)
 
     return types.int32(types.int64, types.int64), codegen
 
@@ -234,7 +230,7 @@ def _sums_of_words(b: ir.IRBuilder, address: Value, size: Value) -> Value:
         left = b.trunc(b.select(b.icmp_signed("<", left, most), left, most), line.element)
         mask = b.icmp_signed("<", lane, _splat(b, left, LINE_BYTES))
         nothing = ir.Constant(line, None)
-        few = _call(b, "llvm.masked.load.v64i8.p0", line, where, WORD(1), mask, nothing)
+        few = call(b, "llvm.masked.load.v64i8.p0", line, where, WORD(1), mask, nothing)
         b.store(_vpdpbusd(b, b.load(total), b.bitcast(few, sums), ones), total)
     return b.load(total)
 
@@ -265,7 +261,7 @@ def _ask_for(b: ir.IRBuilder, row: Value, size: int) -> None:
     One that only ends here came with the panel before."""
     for last in range(min(size, LINE_BYTES) - 1, size, LINE_BYTES):
         where = b.inttoptr(b.add(row, INT(last)), ir.PointerType(ir.IntType(8)))
-        _call(b, "llvm.prefetch.p0", ir.VoidType(), where, WORD(1), WORD(3), WORD(1))
+        call(b, "llvm.prefetch.p0", ir.VoidType(), where, WORD(1), WORD(3), WORD(1))
 
 
 def _rows(
@@ -278,7 +274,6 @@ def _rows(
     args: Sequence[Value],
 ) -> None:
     a, a_row, words, starts, tails, panel, c, c_row, columns, row_scale, column_scale = args
-    before = b.block
     if blocked:
         rows = [_load(b, b.add(a, INT(8 * i)), INT) for i in range(count)]
         stride, groups = a_row, 2
@@ -292,50 +287,68 @@ def _rows(
         else:
             start = ir.Constant(unit.sum_type, 0.0)
         first += [_splat(b, start, unit.lanes)] * 2
+
+    def step(place: Value, sums: Sequence[Value]) -> list[Value]:
+        """One word of each row of A, or two of a block."""
+        if panel_bytes:
+            row = b.select(b.icmp_signed("<", place, INT(count)), place, INT(count - 1))
+            _ask_for(b, b.add(c, b.mul(c_row, row)), panel_bytes)
+        offset, group_bytes = b.mul(place, stride), 8 * unit.lanes
+        here = b.add(panel, b.mul(place, INT(groups * group_bytes)))
+        for group in range(groups):
+            lefts = [b.add(b.add(row, offset), INT(4 * group)) for row in rows]
+            sums = _step(b, unit, lefts, b.add(here, INT(group * group_bytes)), sums)
+        return list(sums)
+
+    sums = _over_words(b, words, first, step)
+    sums = _with_tails(b, unit, tails, b.add(panel, b.mul(words, INT(8 * unit.lanes))), sums)
+    tile = Tile(c, c_row, columns, row_scale, column_scale)
+    for i in range(count):
+        for v in range(2):
+            epilogue(b, unit, tile, INT(i), v, sums[2 * i + v])
+
+
+def _over_words(
+    b: ir.IRBuilder,
+    words: Value,
+    first: Sequence[Value],
+    step: Callable[[Value, Sequence[Value]], list[Value]],
+) -> list[Value]:
+    """A loop whose sums stay in registers: ``first``, then what ``step`` makes of them."""
+    before = b.block
     head, body, last = (b.append_basic_block(name) for name in ("head", "body", "last"))
     b.branch(head)
-
     b.position_at_end(head)
-    step = b.phi(INT)
-    step.add_incoming(INT(0), before)
-    sums = [b.phi(unit.sums) for _ in first]
+    place, sums = b.phi(INT), [b.phi(value.type) for value in first]
+    place.add_incoming(INT(0), before)
     for phi, value in zip(sums, first, strict=True):
         phi.add_incoming(value, before)
-    b.cbranch(b.icmp_signed("<", step, words), body, last)
-
+    b.cbranch(b.icmp_signed("<", place, words), body, last)
     b.position_at_end(body)
-    if panel_bytes:
-        row = b.select(b.icmp_signed("<", step, INT(count)), step, INT(count - 1))
-        _ask_for(b, b.add(c, b.mul(c_row, row)), panel_bytes)
-    offset, group_bytes = b.mul(step, stride), 8 * unit.lanes
-    here = b.add(panel, b.mul(step, INT(groups * group_bytes)))
-    new: list[Value] = sums
-    for group in range(groups):
-        words_of_a = [b.add(b.add(row, offset), INT(4 * group)) for row in rows]
-        new = _step(b, unit, words_of_a, b.add(here, INT(group * group_bytes)), new)
-    for phi, value in zip(sums, new, strict=True):
+    for phi, value in zip(sums, step(place, sums), strict=True):
         phi.add_incoming(value, b.block)
-    step.add_incoming(b.add(step, INT(1)), b.block)
+    place.add_incoming(b.add(place, INT(1)), b.block)
     b.branch(head)
-
     b.position_at_end(last)
-    with_tail = b.icmp_signed("!=", tails, INT(0))
+    return sums
+
+
+def _with_tails(
+    b: ir.IRBuilder, unit: Unit, tails: Value, panel: Value, sums: Sequence[Value]
+) -> list[Value]:
+    """The incomplete word of each row too, if there are any."""
     origin = b.block
-    with b.if_then(with_tail):
-        lefts = [b.add(tails, INT(4 * i)) for i in range(count)]
-        here = b.add(panel, b.mul(words, INT(8 * unit.lanes)))
-        ended = _step(b, unit, lefts, here, sums)
+    with b.if_then(b.icmp_signed("!=", tails, INT(0))):
+        lefts = [b.add(tails, INT(4 * i)) for i in range(len(sums) // 2)]
+        ended = _step(b, unit, lefts, panel, sums)
         tail_block = b.block
-    tile = Tile(c, c_row, columns, row_scale, column_scale)
     final = []
     for value, other in zip(sums, ended, strict=True):
         phi = b.phi(unit.sums)
         phi.add_incoming(value, origin)
         phi.add_incoming(other, tail_block)
         final.append(phi)
-    for i in range(count):
-        for v in range(2):
-            epilogue(b, unit, tile, INT(i), v, final[2 * i + v])
+    return final
 
 
 def _step(

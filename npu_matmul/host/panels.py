@@ -23,6 +23,8 @@ from numba.extending import intrinsic, register_jitable
 from numpy.typing import NDArray
 
 from npu_matmul.host.compiled import compiled
+from npu_matmul.host.convert import STORED_AS
+from npu_matmul.host.paths import AVX2, BF16, VNNI, Path
 from npu_matmul.host.pointers import pointer
 
 LINE_WORDS = 16
@@ -30,13 +32,11 @@ LINE_WORDS = 16
 Packer = Callable[[int, int, int, int, int, NDArray[np.uint32]], None]
 
 
-def _zip(source: int, stored: int, flip: int, per_group: int) -> Any:
-    """An intrinsic that packs one group of 32 (16) columns: the elements of ``per_group`` rows
-    become neighbours.
-
-    ``source`` and ``stored`` are bits of an element of B and of the panel; ``flip`` is xored.
-    """
-    columns = 32 if source == stored else 16
+def _zip(path: Path, flip: int = 0) -> Any:
+    """An intrinsic that packs one group of a panel's columns: the elements of its rows become
+    neighbours. ``flip`` is xored."""
+    source, stored = 8 * STORED_AS[path.element].itemsize, 8 * path.fed_bytes  # bits of an element
+    columns = path.columns
 
     @intrinsic
     def zipped(typingctx, first, row_bytes, to):  # type: ignore[no-untyped-def]
@@ -45,7 +45,7 @@ def _zip(source: int, stored: int, flip: int, per_group: int) -> Any:
             line = ir.VectorType(ir.IntType(source), columns)
             wide = ir.VectorType(ir.IntType(stored), columns)
             rows = []
-            for i in range(per_group):
+            for i in range(path.group):
                 where = b.add(address, b.mul(row, ir.IntType(64)(i)))
                 value = b.load(b.inttoptr(where, ir.PointerType(line)), align=1)
                 rows.append(b.sext(value, wide) if source != stored else value)
@@ -71,9 +71,7 @@ def _interleave(b: Any, x: Any, y: Any) -> Any:
     return b.shuffle_vector(x, y, mask)
 
 
-_zip_vnni = _zip(8, 8, 0x80, 4)
-_zip_avx2 = _zip(8, 16, 0, 2)
-_zip_bf16 = _zip(16, 16, 0, 2)
+_zip_vnni, _zip_avx2, _zip_bf16 = _zip(VNNI, flip=0x80), _zip(AVX2), _zip(BF16)
 
 
 @register_jitable

@@ -23,28 +23,38 @@ from functools import lru_cache
 PATH_VARIABLE = "NPU_MATMUL_CPU_PATH"
 
 
+GROUP_BYTES = 4  # of what an instruction multiplies at once, along K
+
+
 @dataclass(frozen=True)
 class Path:
     """One way: the CPU features it needs (as LLVM calls them), columns of a panel, elements of a
-    group, bytes of an element as the instruction reads it, and multiplications per second of one
-    core, about: 230 and 117 G were measured on a Zen 4 at 3.7 GHz, twice that on a Zen 5."""
+    group, and multiplications per second of one core, about: 230 and 117 G were measured on a
+    Zen 4 at 3.7 GHz, twice that on a Zen 5."""
 
     name: str
     element: str
     features: tuple[str, ...]
     columns: int
     group: int
-    fed_bytes: int
     rate: float
 
+    @property
+    def fed_bytes(self) -> int:
+        """Bytes of an element as the instruction reads it."""
+        return GROUP_BYTES // self.group
 
+
+VNNI = Path("avx512vnni", "int8", ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), 32, 4, 230e9)
+AVX2 = Path("avx2", "int8", ("avx2",), 16, 2, 90e9)
+BF16 = Path("avx512bf16", "bfloat16", ("avx512f", "avx512bw", "avx512bf16"), 32, 2, 117e9)
 PORTABLE = "portable"
 PATHS = (
-    Path("avx512vnni", "int8", ("avx512f", "avx512bw", "avx512vl", "avx512vnni"), 32, 4, 1, 230e9),
-    Path("avx2", "int8", ("avx2",), 16, 2, 2, 90e9),
-    Path(PORTABLE, "int8", (), 0, 0, 0, 0),
-    Path("avx512bf16", "bfloat16", ("avx512f", "avx512bw", "avx512bf16"), 32, 2, 2, 117e9),
-    Path(PORTABLE, "bfloat16", (), 0, 0, 0, 0),
+    VNNI,
+    AVX2,
+    Path(PORTABLE, "int8", (), 0, 0, 0),
+    BF16,
+    Path(PORTABLE, "bfloat16", (), 0, 0, 0),
 )
 
 

@@ -11,7 +11,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from npu_matmul.host.elements import FLOAT, INT16, INT32, INT64, Value, all_of, bytes_of
+from npu_matmul.host.elements import FLOAT, INT16, INT32, INT64, Value, all_of, bytes_of, call
 
 FEATURES = "avx512dq", "avx512bf16"
 LANES = 16
@@ -73,18 +73,13 @@ def _exp2(b: Any, x: Value) -> Value:
 def _masked(b: Any, name: str, x: Value, y: Value) -> Value:
     """An instruction of two operands, in all lanes."""
     all_lanes = ir.IntType(LANES)(-1)
-    return _call(
+    return call(
         b, f"llvm.x86.avx512.mask.{name}.ps.512", x.type, x, y, x, all_lanes, ROUND_AS_USUAL
     )
 
 
-def _call(b: Any, name: str, result: Any, *args: Value) -> Value:
-    kind = ir.FunctionType(result, [arg.type for arg in args])
-    return b.call(b.module.globals.get(name) or ir.Function(b.module, kind, name), args)
-
-
 def _bf16(b: Any, x: Value) -> Value:
-    return _call(b, "llvm.x86.avx512bf16.cvtneps2bf16.512", ir.VectorType(INT16, LANES), x)
+    return call(b, "llvm.x86.avx512bf16.cvtneps2bf16.512", ir.VectorType(INT16, LANES), x)
 
 
 def _larger(b: Any, x: Value, y: Value) -> Value:
