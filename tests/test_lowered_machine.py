@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from comparing import assert_equal_bits, product_int32, random_int8
 from golden import changed, gemm_sequence, launch, synced, unsynced
-from lowered_modules import SYMBOLS, every_schedule, line_of, machine, module, text
+from lowered_modules import SYMBOLS, after_line, every_schedule, line_of, machine, module, text
 from numpy.typing import NDArray
 
 from npu_matmul.emulator import EmulationError
@@ -323,6 +323,29 @@ def test_an_unrolled_core_rests_at_any_of_its_copies() -> None:
         booted.launch(stream, [synced(given), out])
         tiles = given[: elements * 1024].reshape(elements, 8, 4, 4, 8).transpose(0, 1, 3, 2, 4)
         assert_equal_bits(out.words.view(np.int8)[: elements * 1024], tiles.reshape(-1))
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_what_a_core_does_once_is_no_part_of_its_rest(times: int) -> None:
+    """Before its loop it clears a buffer of its own, in a loop of its own the second time."""
+    source = after_line(
+        text("gemm_one_core"), "%_anonymous0 = aie.buffer", "    %own = aie.buffer(%tile_0_2) "
+        '{address = 8192 : i32, sym_name = "own"} : memref<256xi32>\n',
+    )  # fmt: skip
+    before = (
+        f"      %times = arith.constant {times} : index\n      cf.br ^before(%c0 : index)\n"
+        "    ^before(%n: index):\n      func.call @zero(%own) : (memref<256xi32>) -> ()\n"
+        "      %n1 = arith.addi %n, %c1 : index\n"
+        "      %again = arith.cmpi slt, %n1, %times : index\n"
+        "      cf.cond_br %again, ^before(%n1 : index), ^bb1(%c0 : index)\n"
+    )
+    if times == 1:
+        before = (
+            "      func.call @zero(%own) : (memref<256xi32>) -> ()\n      cf.br ^bb1(%c0 : index)\n"
+        )
+    booted = machine(source.replace("      cf.br ^bb1(%c0 : index)\n", before, 1))
+    for shape in ((2, 2, 3), (1, 1, 2)):
+        gemm(booted, shape, seed=7)
 
 
 def test_a_full_lock_is_an_error() -> None:

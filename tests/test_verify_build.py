@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pytest
+from lowered_builds import lowered_build, reference_shape
 from lowered_modules import text
 
-from npu_matmul.kernel import Kernel, load_kernel
+from npu_matmul.kernel import CoreGrid, Kernel, kernel_folders, load_kernel
 from npu_matmul.schedule import LaunchShape, cover, launch_sequence
 from npu_matmul.sequence import to_mlir
 from npu_matmul.streams import launch_stream
@@ -79,4 +83,25 @@ def test_a_build_of_another_kernel_is_refused() -> None:
     verdict = verify_build(kernel, shape, GEMM, insts, count=1)
     assert verdict.disagrees == "module"
     assert [problem.kind for problem in verdict.problems] == ["kernel", "sequence"]
-    assert verdict.problems[0].text.endswith("1x1 cores; built was matmul_64x512 int8")
+    assert verdict.problems[0].text.endswith("1x1 cores; built was matmul_64x512 int8 of 4x4 cores")
+
+
+def test_a_build_is_its_own_kernels_where_another_has_the_same_functions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels on other grids may share a core function; the first one found is not meant."""
+    kernel = load_kernel("matmul_16x16")
+    manifest = (kernel_folders()["matmul_16x16"] / "kernel.toml").read_text(encoding="utf-8")
+    (tmp_path / "all_columns").mkdir()
+    wide = re.sub(r"(?m)^(grid = .*)columns = 1", r"\1columns = 4", manifest)
+    assert wide != manifest
+    (tmp_path / "all_columns" / "kernel.toml").write_text(wide, encoding="utf-8")
+    monkeypatch.setenv("NPU_MATMUL_KERNELS", str(tmp_path))
+    assert next(iter(kernel_folders())) == "all_columns"
+    assert load_kernel("all_columns").symbols == kernel.symbols
+    source, insts = lowered_build(kernel)
+    verdict = verify_build(kernel, reference_shape(kernel), source, insts, count=1)
+    assert verdict.ok, verdict.problems
+    other = replace(kernel, grid=CoreGrid(1, 4))
+    refused = verify_build(other, reference_shape(kernel), source, insts, count=1)
+    assert refused.problems[0].text.endswith("1x1 cores; built was matmul_16x16 int8 of 1x4 cores")

@@ -20,6 +20,7 @@ Slot = Callable[[SSAValue], int]
 class Code:
     """A block: its steps, and which block comes after it."""
 
+    block: Block
     steps: list[Any]
     leave: Callable[[Values], Code | None]
 
@@ -69,3 +70,15 @@ def _branch(code: Code, sources: list[int], targets: list[int]) -> Leave:
         return code
 
     return branch
+
+
+def following(block: Block) -> set[Block]:
+    """The blocks that can run after a block; itself only where it is in a loop."""
+    found: set[Block] = set()
+    open_blocks = [block]
+    while open_blocks:
+        last = open_blocks.pop().last_op
+        new = set() if last is None else set(last.successors) - found
+        found |= new
+        open_blocks += new
+    return found

@@ -18,7 +18,7 @@ from xdsl.ir import Block, Operation, SSAValue
 from npu_matmul.emulator import EmulationError
 from npu_matmul.emulator.actors import Condition
 from npu_matmul.emulator.symbols import Model
-from npu_matmul.lowered.control import Code, Values, leave
+from npu_matmul.lowered.control import Code, Values, following, leave
 from npu_matmul.lowered.locks import LockError, LockState
 from npu_matmul.lowered.memory import RaceError, TileMemory
 from npu_matmul.lowered.module import Buffer, CoreCode, Lock, LoweredModule, Span, UseLock
@@ -100,6 +100,7 @@ class CoreProgram:
         self.held: list[Span] = []
         self._waits_for = ""
         self.history: deque[tuple[str, ...]] = deque(maxlen=REMEMBERED)
+        self._blocks_of_history: deque[Block] = deque(maxlen=REMEMBERED)
         self._module = module
         self._memories = memories
         self._locks = locks
@@ -110,10 +111,11 @@ class CoreProgram:
         guarded = [span for span in module.spans if span.acquires and span.releases]
         self._guarded = {d.buffer for span in guarded for d in span.descriptors}
         self._returning = {span.acquires.lock for span in guarded if span.acquires}
-        self._blocks = {block: Code([], lambda values: None) for block in core.body.blocks}
+        self._blocks = {block: Code(block, [], lambda values: None) for block in core.body.blocks}
         for block, code in self._blocks.items():
             self._translate(block, code)
-        self._entry = self._blocks[core.body.blocks[0]]
+        self._block = core.body.blocks[0]
+        self._entry = self._blocks[self._block]
 
     def run(self) -> Iterator[Condition]:
         """Execute from the first block; ends when the program does."""
@@ -122,6 +124,7 @@ class CoreProgram:
             values[index] = value
         code: Code | None = self._entry
         while code is not None:
+            self._block = code.block
             for step in code.steps:
                 if step.__class__ is Acquire:
                     yield from self._acquire(step)  # type: ignore[arg-type]
@@ -145,7 +148,7 @@ class CoreProgram:
                 if unit.span not in self.held and unit.span.port.direction == "MM2S":
                     self._claim(unit.span)
                 self.held.append(unit.span)
-        self.history.append(("acquire", step.use.lock.name, str(step.use.amount)))
+        self._note("acquire", step.use.lock.name, str(step.use.amount))
         if self._pace.fine:
             yield GO_ON
 
@@ -167,7 +170,7 @@ class CoreProgram:
                 )
             self.held.remove(given)
         step.lock.release(step.use, self.clock, self.name)
-        self.history.append(("release", step.use.lock.name, str(step.use.amount)))
+        self._note("release", step.use.lock.name, str(step.use.amount))
 
     def _call(self, step: Call, values: Values) -> Iterator[Condition]:
         self.position = step.place
@@ -189,7 +192,7 @@ class CoreProgram:
                 region.memory.write(self.clock, region.memory.where(region.buffer))
         step.symbol.model(*(region.array for region in regions))
         self.kernel_calls += 1
-        self.history.append(("call", step.name))
+        self._note("call", step.name)
         if self._pace.fine:
             yield GO_ON
 
@@ -204,6 +207,19 @@ class CoreProgram:
                 f"{self.name} at {self.position} {verb} {buffer}, which it does not hold: "
                 f"{guards} hand it over{self.holding()}"
             )
+
+    def _note(self, *step: str) -> None:
+        self.history.append(step)
+        self._blocks_of_history.append(self._block)
+
+    def rest_steps(self) -> int:
+        """How many of its last steps come again before the next rest like this one: not what it
+        did once, on its way into the loop."""
+        again = following(self._block)
+        if self._block not in again:
+            return len(self.history)
+        once = (n for n, b in enumerate(reversed(self._blocks_of_history)) if b not in again)
+        return next(once, len(self.history))
 
     def state(self, steps: int) -> str:
         """What it waits for, and what it did last: so many steps of its program, which tell this

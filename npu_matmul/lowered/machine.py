@@ -233,7 +233,7 @@ class LoweredMachine:
                     "each launch continues it"
                 )
         self._booted = True
-        self._boot_steps = [len(core.history) for core in self.cores]
+        self._rest_steps = [core.rest_steps() for core in self.cores]
         self._rest = dict(self._state())
 
     def _settle(self, actors: Sequence[Actor]) -> None:
@@ -280,7 +280,7 @@ class LoweredMachine:
             yield str(channel.clock), "ended" if actor.finished else channel.state()
         for shim in self.shims:
             yield str(shim), shim.state()
-        for core, steps in zip(self.cores, self._boot_steps, strict=True):
+        for core, steps in zip(self.cores, self._rest_steps, strict=True):
             yield core.name, core.state(steps)
 
     def _check_rest(self) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,10 +120,13 @@ class Product:
         return f"C tile {block} of {core}, element {element} of {size}"
 
 
-def find_symbols(device: aie.DeviceOp) -> tuple[dict[str, Symbol], Kernel | None, tuple[str, ...]]:
+def find_symbols(
+    device: aie.DeviceOp, built: Kernel | None = None
+) -> tuple[dict[str, Symbol], Kernel | None, tuple[str, ...]]:
     """Models of the C functions that a device's cores call, and what they multiply.
 
-    A kernel's own symbols have its models; else names tell: ``zero..`` clears its argument,
+    A kernel's own symbols have its models: those of ``built``, or of the first kernel found whose
+    symbols and tiles these are; else names tell: ``zero..`` clears its argument,
     ``copy..`` and ``passthrough..`` copy the first to the second, ``matmul..`` and ``mm..`` add to
     the third the product of the others. Raises :class:`NoProduct` for any other name.
     """
@@ -135,7 +138,8 @@ def find_symbols(device: aie.DeviceOp) -> tuple[dict[str, Symbol], Kernel | None
         for op in device.body.block.ops
         if isinstance(op, func.FuncOp)
     }
-    kernel = _kernel_of(functions)
+    candidates = _kernels() if built is None else [built]
+    kernel = next((k for k in candidates if _declared(k, functions)), None)
     called = {op.callee.string_value() for op in device.walk() if isinstance(op, func.CallOp)}
     symbols: dict[str, Symbol] = {}
     products: list[str] = []
@@ -228,24 +232,24 @@ def _parameters(core: aie.CoreOp) -> set[str]:
     return loaded - stored
 
 
-def _kernel_of(functions: Mapping[str, Arguments]) -> Kernel | None:
-    """The kernel whose symbols and tiles these are."""
+def _kernels() -> Iterator[Kernel]:
     for name in kernel_folders():
         try:
-            variants = load_variants(name).values()
+            yield from load_variants(name).values()
         except ManifestError:
             continue  # of somebody's kernel that has nothing to do with this module
-        for kernel in variants:
-            tile, types = kernel.tile, kernel.types
-            arguments = (
-                (tile.m * tile.k, types.a),
-                (tile.k * tile.n, types.b),
-                (tile.m * tile.n, types.c),
-            )
-            names = kernel.symbols.first, kernel.symbols.next
-            if all(functions.get(symbol) == arguments for symbol in names):
-                return kernel
-    return None
+
+
+def _declared(kernel: Kernel, functions: Mapping[str, Arguments]) -> bool:
+    """Whether a kernel's symbols are there, with its tiles."""
+    tile, types = kernel.tile, kernel.types
+    arguments = (
+        (tile.m * tile.k, types.a),
+        (tile.k * tile.n, types.b),
+        (tile.m * tile.n, types.c),
+    )
+    names = kernel.symbols.first, kernel.symbols.next
+    return all(functions.get(symbol) == arguments for symbol in names)
 
 
 def _assumed(name: str, arguments: Arguments) -> Kernel:

@@ -84,10 +84,12 @@ def verify_build(
     which of the two is wrong.
     """
     ours = launch_stream(kernel, shape)
-    subject = Subject(read_design(lowered, f"{kernel.name}.mlir"), f"{kernel.name}.mlir", None)
-    if subject.product is None or subject.product.kernel != kernel:
+    name = f"{kernel.name}.mlir"
+    subject = Subject(read_design(lowered, name), name, None, built=kernel)
+    if not _is_of(subject.product, kernel):
+        grid = f"{kernel.grid.rows}x{kernel.grid.columns} cores"
         text = f"the module's product is {subject.reference}; built was {kernel.name}"
-        subject.problems.append(module_problem("kernel", f"{text} {kernel.variant}"))
+        subject.problems.append(module_problem("kernel", f"{text} {kernel.variant} of {grid}"))
     for trial in subject.own:
         for problem in stream_problems(ours, trial.stream.encode()):
             subject.problems.append(module_problem("sequence", problem.text))
@@ -98,6 +100,13 @@ def verify_build(
     verdict = _verdict(subject, count, seed)
     verdict.problems += stream_problems(ours, insts)
     return verdict
+
+
+def _is_of(product: Product | None, kernel: Kernel) -> bool:
+    """Whether a product is computed by a kernel's functions on its grid of cores."""
+    if product is None or product.kernel is not kernel:
+        return False
+    return (len(product.cores), len(product.cores[0])) == (kernel.grid.rows, kernel.grid.columns)
 
 
 def verify_text(

@@ -53,9 +53,14 @@ def module_problem(kind: str, text: str, schedule: str = "") -> Problem:
 
 
 class Subject:
-    """A module with what running it needs: overlay, models, product, and the launches to try."""
+    """A module with what running it needs: overlay, models, product, and the launches to try.
 
-    def __init__(self, device: aie.DeviceOp, name: str, insts: bytes | None) -> None:
+    ``built`` is the kernel that the module was made of, where that is known.
+    """
+
+    def __init__(
+        self, device: aie.DeviceOp, name: str, insts: bytes | None, built: Kernel | None = None
+    ) -> None:
         self.name = name
         self.problems: list[Problem] = []
         self.module: LoweredModule | None = None
@@ -72,7 +77,7 @@ class Subject:
         else:
             self.overlay = overlay_of(device)
         self.runnable = not self.problems
-        self.symbols, kernel, multiplying = _found_symbols(device)
+        self.symbols, kernel, multiplying = _found_symbols(device, built)
         try:
             self.product = find_product(device, self.overlay, kernel, multiplying)
             self.reference = str(self.product)
@@ -126,10 +131,10 @@ class Subject:
 
 
 def _found_symbols(
-    device: aie.DeviceOp,
+    device: aie.DeviceOp, built: Kernel | None
 ) -> tuple[dict[str, Symbol], Kernel | None, tuple[str, ...]]:
     try:
-        return find_symbols(device)
+        return find_symbols(device, built)
     except NoProduct as error:
         raise DesignError(str(error)) from None
 
