@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from xdsl.dialects import scf
+
 from npu_matmul.balance import unbalanced
 from npu_matmul.instructions import Operation, Stream, step_operations
 from npu_matmul.layout_rules import layout_violations
@@ -21,8 +23,9 @@ from npu_matmul.lowering import dma_ends, pools
 from npu_matmul.memory_map import memory_map
 from npu_matmul.memory_rules import alignment_violations, memory_violations
 from npu_matmul.mlir import aie
+from npu_matmul.mlir.constants import constant_of
 from npu_matmul.mlir.elaborate import overlay_of, sequence_of
-from npu_matmul.mlir.reader import DesignError, read_design
+from npu_matmul.mlir.reader import DesignError, place, read_design
 from npu_matmul.overlay import Overlay, Tile, dma_channels
 from npu_matmul.sequence import Sequence, Step, Transfer, WriteParameter
 from npu_matmul.stream_rules import stream_violations
@@ -98,6 +101,7 @@ def check(
         *_locks(overlay),
         *layout_violations(overlay),
         *_acquires(overlay),
+        *_unrolled(overlay),
         *(violation for core in overlay.cores for violation in unbalanced(core)),
         *(_sequence(overlay, sequence) if sequence is not None else ()),
     ]
@@ -163,6 +167,27 @@ def _acquires(overlay: Overlay) -> Iterator[Violation]:
                 )
 
 
+def _unrolled(overlay: Overlay) -> Iterator[Violation]:
+    """Loops that the toolchain unrolls, by the depths of what they acquire, must go round a known
+    number of times. Source: unrollForLoops of mlir-aie's objectFifo pass."""
+    for core in overlay.cores:
+        for op in () if core.dynamic else core.body.walk():
+            if not isinstance(op, scf.ForOp):
+                continue
+            if not any(isinstance(inner, aie.AcquireOp) for inner in op.body.block.ops):
+                continue
+            bounds = constant_of(op.lb), constant_of(op.ub)
+            if None in bounds or bounds[0] >= bounds[1]:  # type: ignore[operator]
+                found = "a loop that acquires goes round "
+                found += "as often as is known at run time" if None in bounds else "no times"
+                yield Violation(
+                    "loops",
+                    f"{place(op)}: {core.tile}",
+                    f"{found}, but the toolchain unrolls it",
+                    "give the core dynamic_objfifo_lowering = true, which keeps its loops",
+                )
+
+
 def _sequence(overlay: Overlay, sequence: Sequence) -> Iterator[Violation]:
     allowed = overlay.target.max_arguments
     if len(sequence.arguments) > allowed:
@@ -178,7 +203,9 @@ def _sequence(overlay: Overlay, sequence: Sequence) -> Iterator[Violation]:
         violations = list(step_violations(step, sequence, overlay, where))
         yield from violations
         if violations and isinstance(step, Transfer):
-            step = replace(step, offset=0)  # what it moves is judged; it still takes its turn
+            # What it moves is judged; it still takes its turn, whatever its loops.
+            d3, d2, d1, d0 = (max(size, 1) for size in step.sizes)
+            step = replace(step, offset=0, sizes=(d3, d2, d1, d0))
         if _names_what_there_is(step, sequence, overlay):
             operations += step_operations(step, sequence, overlay)
             places += [where] * (len(operations) - len(places))

@@ -21,6 +21,16 @@ FROM_SHIM = "aie.objectfifo @{}(%shim, {{%far}}, 2 : i32) : !aie.objectfifo<memr
 FAR = "%far = aie.tile(0, 4)\n    "
 STACK_OF_TWO = "@out_2(Produce, 1)\n      }\n      aie.end\n    }"
 
+LOOP = "%o = %c0 to %max"
+AT_RUN_TIME: Changes = (
+    (
+        "%c0 = arith.constant 0 : index\n",
+        "%c0 = arith.constant 0 : index\n      %w = memref.load %rtp[%c0] : memref<16xi32>\n"
+        "      %n = arith.index_cast %w : i32 to index\n",
+    ),
+    (LOOP, "%o = %c0 to %n"),
+)
+
 
 def dims(*loops: tuple[int, int]) -> str:
     return "[" + ", ".join(f"<size = {n}, stride = {s}>" for n, s in loops) + "]"
@@ -44,6 +54,20 @@ def fifo(kind: str, source: str = "%mem", sink: str = "%far") -> Changes:
 
 
 TILES: dict[str, Case] = {
+    "a loop whose end is known at run time": (
+        AT_RUN_TIME,
+        "loops",
+        "design.mlir:24: core (0, 2)",
+        "a loop that acquires goes round as often as is known at run time, but the toolchain unro",
+        "give the core dynamic_objfifo_lowering = true",
+    ),
+    "a loop of no rounds": (
+        ((LOOP, "%o = %c0 to %c0"),),
+        "loops",
+        "core (0, 2)",
+        "a loop that acquires goes round no times, but the toolchain unrolls it",
+        "give the core dynamic_objfifo_lowering = true",
+    ),
     "memory of a core": (
         ((STACK_OF_TWO, STACK_OF_TWO + " {stack_size = 65312 : i32}"),),
         "memory",

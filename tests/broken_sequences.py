@@ -21,6 +21,13 @@ def of_more(pattern: str) -> Changes:
 
 
 SEQUENCES: dict[str, Case] = {
+    "a loop of no steps": (
+        transfer("[0,0,0,0][4,1,0,32][32,0,0,1]"),
+        "pattern",
+        "sequence @run, step 2, transfer of @in",
+        "sizes (4, 1, 0, 32) must be positive",
+        "leave loops that are not needed at 1",
+    ),
     "too many runs": (
         transfer("[0,0,0,0][65,1,1,32][32,0,0,1]"),
         "iterations",

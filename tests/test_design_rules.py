@@ -9,7 +9,7 @@ from pathlib import Path
 
 import golden
 import pytest
-from broken_designs import GIVE_1, IN_1, RTP, TAKE_1, TILES, at_core, dims, fifo
+from broken_designs import AT_RUN_TIME, GIVE_1, IN_1, RTP, TAKE_1, TILES, at_core, dims, fifo
 from broken_sequences import SEQUENCES
 from golden import changed
 from rule_designs import GOOD, found_in, only
@@ -38,6 +38,11 @@ def test_a_good_design_passes() -> None:
 @pytest.mark.parametrize("name", [n for n in golden.NAMES if n != "gemm_one_core_race"])
 def test_what_the_real_toolchain_lowered_passes(name: str) -> None:
     assert found_in(golden.design(name)) == []
+
+
+def test_a_core_that_keeps_its_loops_may_take_their_bounds_from_a_parameter() -> None:
+    kept = "aie.end\n    } {dynamic_objfifo_lowering = true}\n"
+    assert found_in(changed(GOOD, *AT_RUN_TIME, ("aie.end\n    }\n", kept))) == []
 
 
 def test_a_design_without_a_sequence_is_checked_too() -> None:

@@ -152,6 +152,32 @@ def test_the_command_draws_a_timeline(tmp_path: Path) -> None:
     assert "memtile (0, 1) MM2S 0" in path.read_text()
 
 
+@pytest.mark.parametrize(
+    ("change", "why", "drawn"),
+    [
+        (
+            ("      cf.br ^bb1(", "      %early = memref.load %rtp[%c0] : memref<16xi32>\n"
+             "      cf.br ^bb1("),
+            "boot, after 0 kernel calls", "no launch was begun, so nothing is drawn",
+        ),
+        (
+            ("      aiex.npu.dma_wait {symbol = @c_shim_alloc}\n", ""),
+            "is never waited for", "launch @gemm: ",
+        ),
+    ],
+)  # fmt: skip
+def test_a_module_that_cannot_begin_is_drawn_as_far_as_that_goes(
+    change: tuple[str, str], why: str, drawn: str, tmp_path: Path
+) -> None:
+    wrong, path = tmp_path / "m.mlir", tmp_path / "m.json"
+    wrong.write_text(golden.changed(text("gemm_one_core"), change))
+    result = run(str(wrong), "--schedules", "1", "--timeline", str(path))
+    assert result.exit_code == 1, result.output
+    assert why in " ".join(result.output.split())
+    assert drawn in result.output
+    assert path.exists() == drawn.startswith("launch")
+
+
 def test_a_timeline_that_cannot_be_is_told_before_anything_runs(tmp_path: Path) -> None:
     module_file = str(FOLDER / "transform.mlir")
     result = run(module_file, "--timeline", str(tmp_path / "a.txt"))

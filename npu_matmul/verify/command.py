@@ -87,7 +87,9 @@ def verify(
     report.show(verdict, console)
     if timeline is not None:
         drawn = record_timeline(text, module.name, stream, timeline)
-        what = f"launch {drawn}: {timeline}" if drawn else "nothing was run, so nothing is drawn"
+        what = (
+            f"launch {drawn}: {timeline}" if drawn else "no launch was begun, so nothing is drawn"
+        )
         console.print(what, highlight=False, soft_wrap=True)
     if not verdict.ok:
         sys.exit(1)

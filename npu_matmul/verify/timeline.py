@@ -5,6 +5,7 @@ Of a lowered module also each lock operation, with the wait before it.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,23 @@ from xdsl.dialects import func
 from npu_matmul.emulator import EmulationError
 from npu_matmul.emulator.pace import Pace, kernel_call_cycles, pace_of
 from npu_matmul.emulator.timed import TimedMachine
+from npu_matmul.instructions import StreamError
 from npu_matmul.lowered.timed import TimedLoweredMachine
 from npu_matmul.mlir import aie
 from npu_matmul.mlir.elaborate import elements_of
-from npu_matmul.mlir.reader import read_design
+from npu_matmul.mlir.reader import DesignError, read_design
 from npu_matmul.timeline.trace import trace
 from npu_matmul.verify.subject import Subject
 from npu_matmul.verify.traffic import trial_memories
+
+TOLD = EmulationError, StreamError, DesignError  # by the verdict
 
 
 def record_timeline(text: str, name: str, insts: bytes | None, path: Path) -> str:
     """Run a module's own launch, or the first that is made up for it, into a file; which it was.
 
-    Where it goes wrong, the file has what came before. Raises as :func:`npu_matmul.trace` does.
+    Where it goes wrong, the file has what came before; there is none of an array that does not
+    boot. Raises as :func:`npu_matmul.trace` does.
     """
     device = read_design(text, name)
     subject = Subject(device, name, insts)
@@ -34,14 +39,14 @@ def record_timeline(text: str, name: str, insts: bytes | None, path: Path) -> st
         return ""
     memories = trial_memories(trials[0], np.random.default_rng(0))
     pace = _pace(subject, device)
-    with trace(path) as recording:
+    try:
         machine = _machine(subject, pace)
-        try:
+    except TOLD:
+        return ""
+    with trace(path) as recording:
+        with suppress(*TOLD):
             machine.launch(trials[0].stream, memories)
-        except EmulationError:
-            pass  # told by the verdict
-        finally:
-            recording.place(machine.shown(name))
+        recording.place(machine.shown(name))
     return trials[0].name
 
 
