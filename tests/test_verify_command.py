@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from lowered_modules import FOLDER, text
 
 from npu_matmul import cli
+from npu_matmul.verify import run as verify_run
 
 WIDTH = 80
 
@@ -40,13 +41,23 @@ def test_the_command_prints_what_was_run_and_the_verdict() -> None:
         "gemm_one_core.mlir, lowered",
         "reference C = A @ B, int8 to int32, tiles 16x16x16, 1x1 cores",
         "schedules 14: 12 fixed, 2 random; seed 7",
-        "launches 98",
+        "launches 98; its own under each schedule",
         "lock operations 5,418",
         "kernel calls 784",
         "bytes compared 200,704",
         "gemm_one_core.mlir: right under every schedule",
     ):
         assert part in output
+
+
+def test_the_command_tells_what_ran_under_one_schedule_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sequences of more calls than this are run once; here all are."""
+    monkeypatch.setattr(verify_run, "MANY_CALLS", 1)
+    output = words_of(run(str(FOLDER / "gemm_one_core.mlir"), "--schedules", "3"))
+    assert "launches 19; its own under 1 of 3 schedules" in output
+    assert "right: its own launch under the first schedule, made-up ones under all" in output
 
 
 def test_the_command_names_what_is_wrong() -> None:

@@ -22,6 +22,8 @@ def show(verdict: Verdict, console: Console) -> None:
         console.print(Text.assemble((verdict.name, "bold"), ": ", (text, "bold red")))
     else:
         text = "right under every schedule"
+        if 0 < verdict.own_schedules < len(verdict.schedules):
+            text = "right: its own launch under the first schedule, made-up ones under all"
         if not verdict.compared:
             text = "the same under every schedule; there was no product to compare it with"
         console.print(Text.assemble((verdict.name, "bold"), ": ", (text, "bold green")))
@@ -41,7 +43,7 @@ def _table(verdict: Verdict) -> Table:
     for name, value in (
         ("reference", verdict.reference),
         ("schedules", _schedules(verdict)),
-        ("launches", f"{counters.launches:,}"),
+        ("launches", f"{counters.launches:,}{_origin(verdict)}"),
         ("shim tasks", f"{counters.dma_tasks:,}, {counters.dma_bytes:,} B"),
         ("transfers", f"{counters.transfers:,}"),
         ("lock operations", f"{counters.lock_operations:,}"),
@@ -58,6 +60,15 @@ def _schedules(verdict: Verdict) -> str:
     count = len(verdict.schedules)
     drawn = sum(name.startswith(RANDOM) for name in verdict.schedules)
     return f"{count}: {count - drawn} fixed, {drawn} random; seed {verdict.seed}"
+
+
+def _origin(verdict: Verdict) -> str:
+    """How often the launch ran that is the module's own: that of its sequence, or of --insts."""
+    own, count = verdict.own_schedules, len(verdict.schedules)
+    if not verdict.ok:
+        return ""
+    which = "each schedule" if own == count else f"{own} of {count} schedules"
+    return f"; its own under {which}" if own else "; none its own"
 
 
 def _problems(verdict: Verdict) -> Table:

@@ -53,6 +53,7 @@ class Verdict:
     product: Product | None = None
     compared: bool = True  # with a reference, not only with other schedules
     schedules: list[str] = field(default_factory=list)
+    own_schedules: int = 0  # of these, with the launch that the module or its stream gives
     bytes_compared: int = 0
     counters: LoweredCounters = field(default_factory=LoweredCounters)
     problems: list[Problem] = field(default_factory=list)
@@ -181,6 +182,7 @@ def _run_all(
             steps: dict[Tile, int] = {}
             for trial in trials:
                 results = launch_trial(machine, trial, runner, steps, random, verdict)
+                verdict.own_schedules += any(trial is own for own in subject.own)
                 if witness is not None:
                     verdict.bytes_compared += witness.compare(name, trial, results)
         except (EmulationError, StreamError, DesignError, WrongValues) as error:
