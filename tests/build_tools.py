@@ -6,6 +6,7 @@ taken from the code under test.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import stat
 import sys
@@ -144,6 +145,14 @@ class StandIns:
         """Program, working folder, arguments."""
         lines = self._calls.read_text().splitlines() if self._calls.exists() else []
         return [json.loads(line) for line in lines]
+
+    def running(self) -> list[str]:
+        """Command lines of its programs that run now."""
+        lines = []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                lines.append((process / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        return [line for line in lines if str(self.mlir_aie.parent) in line]
 
     def _program(self, path: Path, body: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)

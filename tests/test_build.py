@@ -172,7 +172,7 @@ def test_another_version_of_a_tool_builds_anew(
     monkeypatch.setenv("STANDIN_VERSION", "2.0")
     second = build(KERNEL, "npu1")
     assert second.folder != first.folder
-    assert {first.folder, second.folder} >= {cache.find_built(KERNEL, "npu1").folder}
+    assert cache.find_built(KERNEL, "npu1").folder == second.folder  # the newest of them
 
 
 @pytest.mark.parametrize("change", changed_kernels())
@@ -276,8 +276,9 @@ def test_builds_at_the_same_time_make_one_overlay(
     assert [call[0] for call in tools.calls] == ["clang++", "aiecc"]
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_an_interrupted_build_ends_its_programs_and_leaves_nothing(
-    tools: StandIns, monkeypatch: pytest.MonkeyPatch
+    tools: StandIns, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
     monkeypatch.setenv("STANDIN_SECONDS", "100")
     process = builder()
@@ -285,9 +286,13 @@ def test_an_interrupted_build_ends_its_programs_and_leaves_nothing(
     while [call[0] for call in tools.calls] != ["clang++", "aiecc"]:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, errors = process.communicate(timeout=30)
-    assert "KeyboardInterrupt" in errors
+    if number == signal.SIGINT:
+        assert "KeyboardInterrupt" in errors
+    else:
+        assert process.returncode == 128 + number
+    assert not tools.running()
     left = [p for p in cache.overlays_folder(KERNEL, "npu1").iterdir() if p.suffix != ".lock"]
     assert left == []
 
@@ -321,6 +326,19 @@ def test_a_dry_run_prints_the_commands_and_runs_none(tools: StandIns) -> None:
     assert not cache.cache_root().exists()
 
 
+@pytest.mark.parametrize("variable", ["MLIR_AIE_INSTALL_DIR", "PEANO_INSTALL_DIR", "XILINX_XRT"])
+def test_a_variable_that_names_no_folder_is_named(
+    tools: StandIns, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    monkeypatch.setenv(variable, "/opt/mistyped")
+    monkeypatch.setattr(toolchain, "XRT_FOLDERS", ())
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ToolchainMissing) as caught:
+        find_toolchain()
+    (cure,) = str(caught.value).splitlines()[1:]
+    assert cure == f"  ${variable} is '/opt/mistyped', which is no folder: correct it, or unset it"
+
+
 def test_a_dry_run_needs_no_toolchain(no_tools: None) -> None:
     output = command_line("--dry-run").output
     assert "# the toolchain lacks mlir-aie, Peano, xclbinutil" in output
@@ -347,16 +365,33 @@ def test_the_record_tells_how_it_was_built(tools: StandIns) -> None:
 
 
 def test_builds_are_published_whole(tools: StandIns, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Until the very last step there is nothing under the overlay's name."""
-    rename = Path.rename
+    """Until the very last step there is nothing under the overlay's name, or the one before."""
+    rename, exchange = Path.rename, cache._exchange
+    steps = []
 
     def look(self: Path, target: Path) -> Path:
+        steps.append("rename")
         assert not Path(target).exists()
         assert {p.name for p in self.iterdir()} >= {"overlay.xclbin", cache.RECORD}
         return rename(self, target)
 
+    def look_at_both(one: Path, other: Path) -> None:
+        steps.append("exchange")
+        assert cache.find_built(KERNEL, "npu1").folder == other
+        exchange(one, other)
+        assert cache.find_built(KERNEL, "npu1").folder == other
+
     monkeypatch.setattr(Path, "rename", look)
-    build(KERNEL, "npu1")
+    monkeypatch.setattr(cache, "_exchange", look_at_both)
+    first = build(KERNEL, "npu1")
+    second = build(KERNEL, "npu1", force=True)
+    assert steps == ["rename", "exchange"]
+    assert second.folder == first.folder and second.record.built > first.record.built
+
+
+def test_folders_that_cannot_change_their_names_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="here"):
+        cache._exchange(tmp_path / "here", tmp_path / "there")
 
 
 def test_the_cache_is_the_users_unless_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ or with a product that differs from it, is never loaded.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -160,7 +161,8 @@ def unfinished(place: Path) -> Path:
 
 
 def publish(work: Path, place: Path, record: Record) -> Built:
-    """Make a finished working folder the overlay at ``place``, in one step.
+    """Make a finished working folder the overlay at ``place``, in one step, also where there was
+    one before.
 
     Files reach the disk before the name does, so that not even a power cut leaves half of it.
     """
@@ -171,12 +173,21 @@ def publish(work: Path, place: Path, record: Record) -> Built:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-    old = place.with_name(f"{UNFINISHED}{place.name}-old")
     if place.exists():  # damaged, or built again
-        place.replace(old)
-    work.rename(place)
-    shutil.rmtree(old, ignore_errors=True)
+        _exchange(work, place)
+        shutil.rmtree(work, ignore_errors=True)
+    else:
+        work.rename(place)
     return Built(place, record)
+
+
+def _exchange(one: Path, other: Path) -> None:
+    """Two folders change their names, in one step: ``renameat2`` of Linux 3.15 and later."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    here, exchange = ctypes.c_int(-100), ctypes.c_uint(2)  # AT_FDCWD, RENAME_EXCHANGE
+    if libc.renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), str(one), None, str(other))
 
 
 def sha_of(path: Path) -> str | None:

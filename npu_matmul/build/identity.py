@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from dataclasses import asdict
+from pathlib import Path
 
 from npu_matmul.build.plan import ALLOCATION, COMPILER_FLAGS, TRIPLES, reference_design
 from npu_matmul.design import design_text
 from npu_matmul.kernel import Kernel
 
-INCLUDED = (".h", ".hh", ".hpp", ".inc")  # beside the source, any of which it may include
+INCLUDE = re.compile(rb'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
 NOT_BUILT_IN = ("summary", "source", "targets")  # parts of a manifest that no product depends on
 
 
@@ -32,10 +35,25 @@ def overlay_inputs(kernel: Kernel, target: str) -> dict[str, str]:
         "flags": _sha256(json.dumps(flags)),
         f"source {source.name}": _sha256(source.read_bytes()),
     }
-    for header in sorted(source.parent.iterdir()):
-        if header.suffix in INCLUDED:
-            inputs[f"header {header.name}"] = _sha256(header.read_bytes())
+    for path in included(source):
+        inputs[f"included {os.path.relpath(path, source.resolve().parent)}"] = _sha256(path.read_bytes())
     return inputs
+
+
+def included(source: Path) -> list[Path]:
+    """The files that a source includes in quotes, and those that they do, each looked for beside
+    the one that names it. What is not there belongs to the toolchain, whose version is an input
+    of its own."""
+    found: dict[Path, None] = {}
+    waiting = [source]
+    while waiting:
+        file = waiting.pop()
+        for name in INCLUDE.findall(file.read_bytes()):
+            path = (file.parent / os.fsdecode(name)).resolve()
+            if path.is_file() and path not in found:
+                found[path] = None
+                waiting.append(path)
+    return sorted(found)
 
 
 def overlay_name(inputs: dict[str, str]) -> str:

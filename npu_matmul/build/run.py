@@ -8,8 +8,10 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from filelock import Timeout
 
@@ -62,9 +64,31 @@ def build(
         if built is not None:
             tell("nothing has changed since it was built")
             return built
-        return _build(kernel, target, toolchain, place, tell)
+        with _signals_raise():
+            return _build(kernel, target, toolchain, place, tell)
     finally:
         lock.release()
+
+
+@contextlib.contextmanager
+def _signals_raise() -> Iterator[None]:
+    """What asks a process to end, such as a closed terminal, raises SystemExit, so that the
+    programs it started end too. Signals that someone else handles stay theirs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, _frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    ours = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is signal.SIG_DFL]
+    for number in ours:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def require_rules(kernel: Kernel, target: str) -> None:
@@ -107,7 +131,7 @@ def _build(
             commands=[list(step.command) for step in steps],
             products={path.name: str(cache.sha_of(path)) for path in work.iterdir()},
             verified=shown,
-            built=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            built=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="microseconds"),
         )
         return cache.publish(work, place, record)
     except BaseException:

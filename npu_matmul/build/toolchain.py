@@ -17,6 +17,7 @@ from npu_matmul.kernel import KernelNotBuilt
 
 MLIR_AIE_VARIABLE = "MLIR_AIE_INSTALL_DIR"
 PEANO_VARIABLE = "PEANO_INSTALL_DIR"
+XRT_VARIABLE = "XILINX_XRT"
 WHEELS = "https://github.com/Xilinx/{}/releases/expanded_assets/{}"
 INSTALL_MLIR_AIE = f"pip install mlir_aie==1.3.4 -f {WHEELS.format('mlir-aie', 'v1.3.4')}"
 INSTALL_PEANO = f"pip install llvm-aie -f {WHEELS.format('llvm-aie', 'nightly')}"
@@ -50,8 +51,8 @@ def survey() -> list[Part]:
     """Every part of the toolchain, found or not; of what is not there, no parts of its own."""
     mlir_aie = installed("mlir_aie", MLIR_AIE_VARIABLE)
     peano = installed("llvm-aie", PEANO_VARIABLE)
-    mlir_cure = f"{INSTALL_MLIR_AIE}  (or name its folder in ${MLIR_AIE_VARIABLE})"
-    peano_cure = f"{INSTALL_PEANO}  (or name its folder in ${PEANO_VARIABLE})"
+    mlir_cure = _cure(INSTALL_MLIR_AIE, MLIR_AIE_VARIABLE)
+    peano_cure = _cure(INSTALL_PEANO, PEANO_VARIABLE)
     parts = [Part("mlir-aie", mlir_aie, mlir_cure)]
     if mlir_aie is not None:
         newer = f"update mlir-aie, releases before March 2026 have no such program: {mlir_cure}"
@@ -64,12 +65,21 @@ def survey() -> list[Part]:
     parts.append(Part("Peano", peano, peano_cure))
     if peano is not None:
         parts.append(Part("clang++ of Peano", _inside(peano, "bin/clang++"), peano_cure))
-    parts.append(
-        Part(
-            "xclbinutil", _xclbinutil(mlir_aie), "install XRT's utilities (in Ubuntu: libxrt-utils)"
-        )
-    )
+    utilities = "install XRT's utilities (in Ubuntu: libxrt-utils)"
+    parts.append(Part("xclbinutil", _xclbinutil(mlir_aie), _misnamed(XRT_VARIABLE) or utilities))
     return parts
+
+
+def _cure(install: str, variable: str) -> str:
+    return _misnamed(variable) or f"{install}  (or name its folder in ${variable})"
+
+
+def _misnamed(variable: str) -> str:
+    """What to do about a variable that names no folder; nothing where it does, or is not set."""
+    named = os.environ.get(variable)
+    if not named or Path(named).is_dir():
+        return ""
+    return f"${variable} is {named!r}, which is no folder: correct it, or unset it"
 
 
 def find_toolchain() -> Toolchain:
@@ -158,5 +168,5 @@ def _xclbinutil(mlir_aie: Path | None) -> Path | None:
 
 
 def _xrt_folders() -> Iterator[Path]:
-    named = os.environ.get("XILINX_XRT")
+    named = os.environ.get(XRT_VARIABLE)
     yield from map(Path, ([named] if named else []) + list(XRT_FOLDERS))
