@@ -1,28 +1,20 @@
-"""The doctor: each situation has its line and its cure; gathering never raises."""
+"""The doctor: each situation has its line and its cure, on one screen."""
 
 from __future__ import annotations
 
 import dataclasses
 import doctest
 import json
-import resource
-import stat
-import sys
-from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from pyxrt_double.built import publish
-from pyxrt_double.npu import Npu
 from rich.console import Console
 
 from npu_matmul import cli
-from npu_matmul.build import cache, toolchain
 from npu_matmul.doctor import command, packages
 from npu_matmul.doctor import facts as gathering
 from npu_matmul.doctor.checks import FAIL, PASS, WARN, Line, examine, would_work
-from npu_matmul.doctor.facts import Facts, KernelState, Node, SelfTested, gather
-from npu_matmul.kernel import load_kernel
+from npu_matmul.doctor.facts import Facts, KernelState, Node, SelfTested
 
 WIDTH, HEIGHT = 80, 24
 SHOWN = "84 launches under 12 schedules right, stream equal"
@@ -39,6 +31,7 @@ GOOD = Facts(
     driver="of the kernel",
     node=Node("/dev/accel/accel0", "render", "0660", True),
     user_groups=("ada", "render"),
+    process_groups=("ada", "render"),
     iommu=True,
     firmware="1.5.5.391",
     pyxrt="/usr/lib/python3/dist-packages/pyxrt.cpython-313-x86_64-linux-gnu.so",
@@ -107,12 +100,32 @@ SITUATIONS: dict[str, tuple[Facts, str, str, str, str]] = {
         *("firmware", WARN, "unknown", "pacman -S linux-firmware"),
     ),
     "not in the group": (
-        facts(node=node(), user_groups=("ada",), **NO_DEVICE),
+        facts(node=node(), user_groups=("ada",), process_groups=("ada",), **NO_DEVICE),
         *("device node", FAIL, "group render, mode 0660: not for ada", "usermod -aG render ada"),
     ),
     "in the group since": (
-        facts(node=node(), **NO_DEVICE),
+        facts(node=node(), process_groups=("ada",), **NO_DEVICE),
         *("device node", FAIL, "not for ada", "ada has joined render since: log out"),
+    ),
+    "a node of root alone": (
+        facts(node=node(group="root", mode="0600"), **NO_DEVICE),
+        *("device node", FAIL, "group root, mode 0600", "sudo tee /etc/udev/rules.d"),
+    ),
+    "a node of root and its group": (
+        facts(node=node(group="root"), **NO_DEVICE),
+        *("device node", FAIL, "group root, mode 0660", 'GROUP="render", MODE="0660"'),
+    ),
+    "a node whose group may not use it": (
+        facts(node=node(mode="0600"), **NO_DEVICE),
+        *("device node", FAIL, "mode 0600: not for ada", "sudo udevadm trigger"),
+    ),
+    "a node that is refused for another reason": (
+        facts(node=node(), **NO_DEVICE),
+        *("device node", FAIL, "mode 0660: not for ada", "sudo udevadm trigger"),
+    ),
+    "a prerequisite that cannot be missing": (
+        facts(driver=None),
+        *("driver", WARN, "amdxdna is not loaded", "sudo modprobe amdxdna"),
     ),
     "IOMMU off in the firmware": (
         facts(iommu=False, **NO_DEVICE),
@@ -183,8 +196,12 @@ SITUATIONS: dict[str, tuple[Facts, str, str, str, str]] = {
         *("XRT", FAIL, "No such device with index", "differ in version: sudo apt install libxrt2"),
     ),
     "all contexts taken": (
-        facts(tested=(SelfTested("matmul_16x16 int8", "a hardware context for it: err=-2"),)),
+        facts(tested=(SelfTested("a int8", "refused: err=-2", failed="ContextFailed"),)),
         *("contexts", FAIL, "err=-2", "lsof /dev/accel/accel0"),
+    ),
+    "contexts that are not to blame": (
+        facts(tested=(SelfTested("a int8", "its hardware context was rebuilt", failed="Aborted"),)),
+        *("contexts", PASS, "gives out 6 at once", ""),
     ),
     "saving power": (
         facts(power_mode="Powersaver"),
@@ -230,6 +247,14 @@ SITUATIONS: dict[str, tuple[Facts, str, str, str, str]] = {
         facts(tested=(SelfTested("matmul_16x16 int8", "all values are zero"),)),
         *("self-test", FAIL, "matmul_16x16 int8: all values are zero", "--force"),
     ),
+    "self-test that hangs": (
+        facts(tested=(SelfTested("a int8", "it had not ended", failed="LaunchTimedOut"),)),
+        *("self-test", FAIL, "a int8: it had not ended", "modprobe -r amdxdna"),
+    ),
+    "a manifest that is wrong": (
+        facts(kernels=(), tested=(), kernels_problem="/k/kernel.toml: not valid TOML"),
+        *("kernels", FAIL, "/k/kernel.toml: not valid TOML", "correct that manifest"),
+    ),
 }
 
 
@@ -273,157 +298,6 @@ def test_every_situation_fits_the_width_and_cures_stand_below(given: Facts) -> N
 
 
 # --- gathering ---------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def laptop(tmp_path: Path) -> Path:
-    """The files of a machine with an NPU."""
-    for name, content in {
-        "etc/os-release": 'ID=linuxmint\nID_LIKE="ubuntu debian"\nVERSION_ID="22"\n'
-        'PRETTY_NAME="Linux Mint 22"\n',
-        "proc/cpuinfo": "processor : 0\nmodel name\t: AMD Ryzen 7 7840U\n",
-        "proc/cmdline": "quiet amd_iommu=off splash",
-        "proc/self/status": "Name:\tx\nCapEff:\t0000000000000000\n",
-        "sys/bus/pci/devices/0000:c5:00.1/vendor": "0x1022\n",
-        "sys/bus/pci/devices/0000:c5:00.1/device": "0x1502\n",
-        "sys/bus/pci/devices/0000:c5:00.1/fw_version": "1.5.2.380\n",
-        "sys/bus/pci/devices/0000:00:00.0/vendor": "0x8086\n",
-        "sys/module/amdxdna/version": "2.20.0\n",
-        "dev/accel/accel0": "",
-        "usr/lib/python3/dist-packages/pyxrt.cpython-312-x86_64-linux-gnu.so": "",
-    }.items():
-        path = tmp_path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(content)
-    (tmp_path / "sys/class/iommu/ivhd0").mkdir(parents=True)
-    return tmp_path
-
-
-@pytest.fixture
-def no_tools(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("MLIR_AIE_INSTALL_DIR", "PEANO_INSTALL_DIR", "XILINX_XRT"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(toolchain, "XRT_FOLDERS", ())
-    monkeypatch.setenv(cache.CACHE_VARIABLE, str(tmp_path / "cache"))
-
-
-def test_the_facts_of_files_are_read(laptop: Path, no_tools: None) -> None:
-    found = gather(laptop, try_device=False)
-    assert (found.distribution, found.distribution_name) == ("ubuntu", "Linux Mint 22")
-    assert (found.cpu, found.npu) == ("AMD Ryzen 7 7840U", "Phoenix or Hawk Point")
-    assert (found.driver, found.firmware) == ("2.20.0", "1.5.2.380")
-    assert (found.iommu, found.iommu_off, found.locks_anyway) == (True, True, False)
-    assert found.node is not None and found.node.usable
-    assert [Path(p).name[:17] for p in found.pyxrt_elsewhere] == ["pyxrt.cpython-312"]
-    assert found.tools_missing == ("mlir-aie", "Peano", "xclbinutil")
-    assert {kernel.built for kernel in found.kernels} == {None}
-
-
-@pytest.mark.parametrize(
-    ("folder", "version"), [("amdxdna", "of the kernel"), ("amdxdna_legacy", "2.21.0")]
-)
-def test_either_driver_is_recognised(
-    tmp_path: Path, no_tools: None, folder: str, version: str
-) -> None:
-    module = tmp_path / "root/sys/module" / folder
-    module.mkdir(parents=True)
-    if folder != "amdxdna":
-        (module / "version").write_text(f"{version}\n")
-    assert gather(tmp_path / "root", try_device=False).driver == version
-
-
-def test_a_capability_is_recognised(laptop: Path, no_tools: None) -> None:
-    (laptop / "proc/self/status").write_text("CapEff:\t0000000000004000\n")
-    assert gather(laptop, try_device=False).locks_anyway
-    (laptop / "proc/self/status").write_text("CapEff:\t000001ffffffbfff\n")
-    assert not gather(laptop, try_device=False).locks_anyway
-
-
-def test_a_node_that_is_not_for_us_is_recognised(
-    laptop: Path, no_tools: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = laptop / "dev/accel/accel0"
-    path.chmod(stat.S_IRUSR)
-    monkeypatch.setattr(gathering.os, "access", lambda *_: False)
-    found = gather(laptop, try_device=False).node
-    assert found is not None
-    assert (found.mode, found.usable) == ("0400", False)
-
-
-def test_a_bare_machine_is_described_too(tmp_path: Path, no_tools: None) -> None:
-    found = gather(tmp_path / "empty", try_device=False)
-    assert (found.npu, found.driver, found.node, found.iommu) == (None, None, None, None)
-    assert not would_work(examine(found))
-
-
-def test_the_limit_is_this_process_own(
-    tmp_path: Path, no_tools: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (2**23, 2**23))
-    assert gather(tmp_path, try_device=False).memlock_bytes == 2**23
-    unlimited = resource.RLIM_INFINITY
-    monkeypatch.setattr(resource, "getrlimit", lambda _: (unlimited, unlimited))
-    assert gather(tmp_path, try_device=False).memlock_bytes is None
-
-
-def test_the_power_mode_is_asked_of_xrt_smi(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    program = tmp_path / "xrt-smi"
-    program.write_text("#!/bin/sh\necho '  Power Mode             : Turbo '\n")
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert gathering._power_mode() == "Turbo"
-    program.write_text("#!/bin/sh\nexit 1\n")
-    assert gathering._power_mode() is None
-
-
-@pytest.mark.parametrize(
-    ("said", "number"),
-    [
-        ("clang version 22.0.0 (https://github.com/Xilinx/llvm-aie 3e93) Target: x86", "22.0.0"),
-        ("aiecc 1.4.1", "1.4.1"),
-        ("sha256 0123456789abcdef", "sha256 0123456789abcdef"),
-    ],
-)
-def test_versions_are_told_shortly(said: str, number: str) -> None:
-    assert gathering._number(said) == number
-
-
-def test_a_built_kernel_is_tested_and_timed(double: Npu, no_tools: None) -> None:
-    publish(load_kernel("matmul_16x16"))
-    found = gather()
-    assert (found.model, found.target, found.contexts) == ("NPU Phoenix", "npu1", 6)
-    assert found.xrt_version == "2.21.75"
-    (tested,) = found.tested
-    assert tested.problem is None and tested.latency_s is not None and tested.latency_s > 0
-    lines = {line.name: line for line in examine(found)}
-    assert lines["verified"].found == "matmul_16x16 int8: by the double"
-    assert lines["self-test"].status == lines["XRT"].status == PASS
-    assert lines["kernels"].status == WARN  # the others are not built
-
-
-def test_an_overlay_that_computes_wrongly_fails(double: Npu, no_tools: None) -> None:
-    publish(load_kernel("matmul_16x16"))
-    double.faults[1] = "lost"
-    lines = {line.name: line for line in examine(gather())}
-    assert lines["self-test"].status == FAIL
-    assert "computed a known product wrongly" in lines["self-test"].found
-
-
-def test_a_device_that_cannot_be_opened_is_a_fact(double: Npu, no_tools: None) -> None:
-    double.devices = 0
-    found = gather()
-    assert found.pyxrt is not None and found.model is None
-    assert "No such device with index" in found.device_problem
-
-
-def test_no_binding_is_a_fact(
-    clean_xrt: None, no_tools: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "pyxrt", None)
-    found = gather()
-    assert found.pyxrt is None and "cannot import pyxrt" in found.pyxrt_problem
 
 
 # --- the command -------------------------------------------------------------------------------

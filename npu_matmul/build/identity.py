@@ -35,8 +35,9 @@ def overlay_inputs(kernel: Kernel, target: str) -> dict[str, str]:
         "flags": _sha256(json.dumps(flags)),
         f"source {source.name}": _sha256(source.read_bytes()),
     }
+    folder = source.resolve().parent
     for path in included(source):
-        inputs[f"included {os.path.relpath(path, source.resolve().parent)}"] = _sha256(path.read_bytes())
+        inputs[f"included {os.path.relpath(path, folder)}"] = _sha256(path.read_bytes())
     return inputs
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from npu_matmul.doctor import packages
@@ -13,6 +13,8 @@ from npu_matmul.doctor.facts import Facts, KernelState
 PASS, WARN, FAIL = "pass", "warn", "fail"
 FIRST_KERNEL = (6, 14)  # with amdxdna in it
 NEVER_BUILT = "never been built"
+NEEDED = ("NPU", "driver", "IOMMU", "device node", "memlock")  # to compute anything at all
+NODE_RULE = 'SUBSYSTEM=="accel", GROUP="render", MODE="0660"'
 LOCKED_BYTES = 64 * 2**20  # that the driver's user library locks when the device is opened
 PYTHON_OF_BINDING = re.compile(r"cpython-(\d)(\d+)")
 
@@ -27,12 +29,30 @@ class Line:
     cure: str = ""
 
 
+RESET = "reload the driver (sudo modprobe -r amdxdna; sudo modprobe amdxdna), and look at dmesg"
+REBUILD = "npu-matmul build --force, then update the firmware"
+# By the type of the error; a result that is wrong is none.
+SELF_TEST_CURES = {
+    "": REBUILD,
+    "SelfTestFailed": REBUILD,
+    "OverlayMismatch": REBUILD,
+    "ContextFailed": "see contexts above",
+    "AllocationFailed": "see memlock above",
+}
+
 Rule = Callable[[Facts], Line]
 
 
 def examine(facts: Facts) -> list[Line]:
-    """Every rule's line, in the order in which things must be put right."""
-    return [rule(facts) for rule in RULES]
+    """Every rule's line, in the order in which things must be put right.
+
+    Where a known product came right, nothing that it needs can be missing: what seems to be is
+    only told.
+    """
+    lines = [rule(facts) for rule in RULES]
+    if not any(tested.problem is None for tested in facts.tested):
+        return lines
+    return [replace(x, status=WARN) if x.status == FAIL and x.name in NEEDED else x for x in lines]
 
 
 def would_work(lines: list[Line]) -> bool:
@@ -94,7 +114,11 @@ def _node(facts: Facts) -> Line:
     found = f"{node.path}, group {node.group}, mode {node.mode}"
     if node.usable:
         return Line("device node", PASS, found)
-    if node.group in facts.user_groups:
+    for_group = node.mode[-2:-1] in ("6", "7") and node.group not in ("root", "unknown")
+    if not for_group or node.group in facts.process_groups:
+        rules = "/etc/udev/rules.d/99-amdxdna.rules"
+        cure = f"echo '{NODE_RULE}' | sudo tee {rules}; sudo udevadm trigger -s accel"
+    elif node.group in facts.user_groups:
         cure = f"{facts.user} has joined {node.group} since: log out and in again"
     else:
         cure = f"sudo usermod -aG {node.group} {facts.user}, then log out and in again"
@@ -162,11 +186,12 @@ def _device(facts: Facts) -> Line:
 def _contexts(facts: Facts) -> Line:
     if facts.contexts is None:
         return Line("contexts", WARN, "not known, as there is no device")
-    refused = [t for t in facts.tested if t.problem and "hardware context" in t.problem]
+    refused = [tested for tested in facts.tested if tested.failed == "ContextFailed"]
     if refused:
         cure = "close other programs that use the NPU: sudo lsof /dev/accel/accel0"
         return Line("contexts", FAIL, str(refused[0].problem), cure)
-    return Line("contexts", PASS, f"{facts.contexts} overlays at once; more take turns")
+    found = f"the driver gives out {facts.contexts} at once; more overlays take turns"
+    return Line("contexts", PASS, found)
 
 
 def _power(facts: Facts) -> Line:
@@ -186,6 +211,9 @@ def _toolchain(facts: Facts) -> Line:
 
 
 def _kernels(facts: Facts) -> Line:
+    if facts.kernels_problem:
+        cure = "correct that manifest, or take its folder out of $NPU_MATMUL_KERNELS"
+        return Line("kernels", FAIL, facts.kernels_problem, cure)
     built = _built(facts)
     missing = [kernel for kernel in facts.kernels if kernel.built is None]
     was = [kernel for kernel in missing if NEVER_BUILT not in kernel.problem]
@@ -229,7 +257,7 @@ def _self_test(facts: Facts) -> Line:
     wrong = [tested for tested in facts.tested if tested.problem is not None]
     if wrong:
         found = f"{wrong[0].label}: {wrong[0].problem}"
-        return Line("self-test", FAIL, found, "npu-matmul build --force, then update the firmware")
+        return Line("self-test", FAIL, found, SELF_TEST_CURES.get(wrong[0].failed, RESET))
     times = [tested.latency_s for tested in facts.tested if tested.latency_s is not None]
     latency = f"; {min(times) * 1e6:,.0f} us a launch, measured" if times else ""
     return Line("self-test", PASS, f"{len(facts.tested)} right{latency}")

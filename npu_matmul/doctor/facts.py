@@ -29,7 +29,12 @@ AMD = "0x1022"
 NPU_IDS = {"0x1502": "Phoenix or Hawk Point", "0x17f0": "Strix, Krackan or Gorgon Point"}
 DRIVERS = ("amdxdna", "amdxdna_legacy")
 CAP_IPC_LOCK = 14
-XRT_PYTHON = ("/opt/xilinx/xrt/python", "/usr/lib/python3/dist-packages")
+# AMD's packages, Debian's, and where CMake puts it for the Python of a distribution.
+XRT_PYTHON = (
+    "opt/xilinx/xrt/python",
+    "usr/lib*/python3*/dist-packages",
+    "usr/lib*/python3*/site-packages",
+)
 ASK_TIMEOUT_S = 20.0
 
 
@@ -57,11 +62,13 @@ class KernelState:
 
 @dataclass(frozen=True)
 class SelfTested:
-    """An overlay that computed a known product: what was wrong, and seconds of a launch."""
+    """An overlay that computed a known product: what was wrong, the error's type where it did not
+    come to a result, and seconds of a launch."""
 
     label: str
     problem: str | None
     latency_s: float | None = None
+    failed: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,7 +86,8 @@ class Facts:
     npu: str | None = None  # of the PCI device
     driver: str | None = None  # version of the loaded amdxdna
     node: Node | None = None
-    user_groups: tuple[str, ...] = ()
+    user_groups: tuple[str, ...] = ()  # by the user database: those that a new login would have
+    process_groups: tuple[str, ...] = ()  # that this process has
     iommu: bool | None = None
     iommu_off: bool = False  # by the kernel's command line
     firmware: str | None = None
@@ -98,6 +106,7 @@ class Facts:
     tools_missing: tuple[str, ...] = ()
     tools: str = ""
     kernels: tuple[KernelState, ...] = ()
+    kernels_problem: str = ""
     tested: tuple[SelfTested, ...] = ()
 
 
@@ -130,6 +139,7 @@ def _system(root: Path) -> Facts:
         driver=_driver(root),
         node=_node(nodes[0]) if nodes else None,
         user_groups=_groups(),
+        process_groups=_names(os.getgroups()),
         iommu=any(iommus.iterdir()) if iommus.is_dir() else None,
         iommu_off=bool(re.search(r"\b(amd_iommu|iommu)=off\b", _read(root / "proc/cmdline"))),
         firmware=None if device is None else _read(device / "fw_version") or None,
@@ -173,12 +183,19 @@ def _kernels(facts: Facts) -> Facts:
     versions = {} if missing else find_toolchain().versions
     target = facts.target or "npu1"
     states, tested = [], []
-    for kernel in _variants(target):
+    try:
+        variants = _variants(target)
+    except (ValueError, OSError) as error:
+        return replace(facts, kernels_problem=str(error))
+    for kernel in variants:
         label = f"{kernel.name} {kernel.variant}"
         try:
             built = find_built(kernel, target)
         except KernelNotBuilt as error:
             states.append(KernelState(label, None, error.reason))
+            continue
+        except (ValueError, OSError) as error:  # of a design that cannot be made, or read
+            states.append(KernelState(label, None, str(error)))
             continue
         differ = [name for name, v in versions.items() if built.record.tools.get(name) != v]
         states.append(_built_state(label, built, differ))
@@ -205,8 +222,8 @@ def _test(kernel: Kernel, label: str) -> SelfTested:
         loaded = device.load(kernel)
         with device.uncounted():
             return SelfTested(label, self_test(loaded), launch_latency_s(loaded))
-    except (DeviceError, KernelNotBuilt) as error:
-        return SelfTested(label, str(error))
+    except Exception as error:
+        return SelfTested(label, str(error) or repr(error), failed=type(error).__name__)
 
 
 def _number(said: str) -> str:
@@ -255,19 +272,19 @@ def _npu_device(root: Path) -> Path | None:
 def _driver(root: Path) -> str | None:
     """The version of the loaded driver: the kernel's, or one of AMD's repository."""
     for name in DRIVERS:
-        module = root / "sys/module" / name
-        if module.is_dir():
+        module, bound = root / "sys/module" / name, root / "sys/bus/pci/drivers" / name
+        if module.is_dir() or bound.is_dir():  # one that is part of Linux may have no module
             return _read(module / "version") or "of the kernel"
     return None
 
 
 def _node(path: Path) -> Node:
-    status = path.stat()
     try:
-        group = grp.getgrgid(status.st_gid).gr_name
-    except KeyError:
-        group = str(status.st_gid)
+        status = path.stat()
+    except OSError as error:
+        return Node(str(path), "unknown", f"unknown ({error.strerror})", False)
     mode = f"{status.st_mode & 0o777:04o}"
+    (group,) = _names([status.st_gid])
     return Node(str(path), group, mode, os.access(path, os.R_OK | os.W_OK))
 
 
@@ -282,10 +299,20 @@ def _groups() -> tuple[str, ...]:
     """The groups that the user database gives this user, which a new login would have."""
     try:
         user = pwd.getpwuid(os.getuid())
-        numbers = os.getgrouplist(user.pw_name, user.pw_gid)
-        return tuple(grp.getgrgid(number).gr_name for number in numbers)
+        return _names(os.getgrouplist(user.pw_name, user.pw_gid))
     except (KeyError, OSError):
         return ()
+
+
+def _names(groups: list[int]) -> tuple[str, ...]:
+    """Of groups; those that have none are their numbers."""
+    names = []
+    for number in groups:
+        try:
+            names.append(grp.getgrgid(number).gr_name)
+        except KeyError:
+            names.append(str(number))
+    return tuple(names)
 
 
 def _may_lock(root: Path) -> bool:
@@ -294,8 +321,8 @@ def _may_lock(root: Path) -> bool:
 
 
 def _other_bindings(root: Path) -> tuple[str, ...]:
-    folders = [root / folder.lstrip("/") for folder in XRT_PYTHON]
-    return tuple(str(path) for folder in folders for path in sorted(folder.glob("pyxrt*.so")))
+    found = [path for folder in XRT_PYTHON for path in sorted(root.glob(f"{folder}/pyxrt*.so"))]
+    return tuple(dict.fromkeys(str(path.resolve()) for path in found))
 
 
 def _has_ray_tracer() -> bool:
