@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 import subprocess
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +83,12 @@ def test_encode_with_random_weights_says_loudly_that_they_mean_nothing(
     audio = str(write_audio(tmp_path / "a.wav", seconds=1))
     result = run("encode", audio, "--random", "tiny", "--device", "cpu")
     assert result.exit_code == 0, result.output
+    folder = tmp_path / "new" / "features"  # for one file, too, as a pattern may match one
+    kept = run("encode", audio, "--random", "tiny", "--device", "cpu", "-o", str(folder))
+    assert kept.exit_code == 0, kept.output
+    assert str(np.load(folder / "a.npz")["weights"]) == (
+        "random numbers in the shapes of tiny: the features mean nothing"
+    )
     assert words(result).count("RANDOM WEIGHTS: a tiny encoder of seeded random numbers.") == 2
     assert "MEAN NOTHING" in words(result)
     assert "features were not written: give -o to keep them" in words(result)
@@ -131,6 +139,8 @@ def test_several_files_the_bad_ones_among_them(
     )
     assert result.exit_code == 1, result.output
     assert sorted(path.name for path in output.iterdir()) == ["good.npz", "short.npz"]
+    bars = [line for line in result.output.splitlines() if "━" in line]
+    assert [line.split()[0] for line in bars] == ["files", "layers", "short.wav"]  # the last one's
     assert np.load(output / "good.npz")["seconds"] == 2
     said = words(result)
     for name, reason in (
@@ -164,13 +174,18 @@ def test_an_unreadable_file_does_not_stop_the_others(
 
 def test_files_are_encoded_in_several_processes(weights: str, tmp_path: Path) -> None:
     audio = [str(write_audio(tmp_path / f"{name}.wav", seconds=1)) for name in "ab"]
+    start = time.perf_counter()
     done = main(
         *("encode", *audio, str(tmp_path / "absent.wav"), "--weights", weights),
         *("--processes", "2", "-o", str(tmp_path / "out")),
     )
+    wall_s = time.perf_counter() - start
     assert done.returncode == 1, done.stderr
     assert done.stderr.count("device 'auto'") <= 1  # each process is told which one it is
     assert "absent.wav: failed" in done.stdout and "files" in done.stdout
+    assert "where the seconds of 2 processes went" in " ".join(done.stdout.split())
+    took = re.search(r"2 of 3 files: 2\.00 s of audio in (\S+) s with loading, real", done.stdout)
+    assert took is not None and 0 < float(took[1]) < wall_s
     features = [np.load(tmp_path / "out" / f"{name}.npz")["features"] for name in "ab"]
     assert np.array_equal(*features)
 

@@ -57,7 +57,8 @@ def test_features_are_the_encoders_of_each_window(pipeline: Pipeline, tmp_path: 
     encoder = AudioEncoder(TENSORS, device="cpu", precision="int8")
     samples = np.resize(speech_sample(), 70 * 16_000)
     with np.load(output) as found:
-        assert set(found.files) == {"features", "seconds"}
+        assert set(found.files) == {"features", "seconds", "weights"}
+        assert found["weights"] == pipeline.source and found["weights"].ndim == 0
         assert found["seconds"] == 70.0
         features = found["features"]
     assert features.shape == (3, 1500, 64) and features.dtype == np.float32

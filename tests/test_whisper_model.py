@@ -99,6 +99,11 @@ def test_a_batch_is_its_windows(cpu: Device) -> None:
     assert_equal_bits(batch[2], batch[0])
 
 
+def test_an_empty_batch_has_empty_features(cpu: Device) -> None:
+    features = AudioEncoder(TENSORS, device=cpu)(np.empty((0, 12, 60), np.float32))
+    assert features.shape == (0, 30, 128) and features.dtype == np.float32
+
+
 def test_the_input_is_not_changed_and_may_be_any_float_or_list(cpu: Device) -> None:
     encoder = AudioEncoder(TENSORS, device=cpu, precision="bf16")
     before = MEL.copy()

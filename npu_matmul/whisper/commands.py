@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ def _encoder_options(command: Callable[..., Any]) -> Callable[..., Any]:
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="The .npz file for the features; a directory where there are several AUDIO.",
+    help="The .npz file for the features, or a directory: needed where there are several AUDIO.",
 )
 @click.option(
     "--processes",
@@ -84,7 +85,7 @@ def encode(
     """Whisper encoder features of audio files.
 
     Each file is taken in windows of 30 s; memory does not grow with its length. The .npz holds
-    features (windows, 1500, states) and seconds.
+    features (windows, 1500, states), seconds, and weights: where the encoder's are from.
 
     Exit code 1 when a file failed, 2 when none could be tried.
     """
@@ -102,10 +103,14 @@ def encode(
         settings = decided(settings)
     if size is not None:
         _say_that_it_is_random(size)
-    reports = list(_encoded(settings, jobs, processes or _default_processes(device, jobs), dask))
+    processes = processes or _default_processes(device, jobs)
+    start = time.perf_counter()
+    reports = list(_encoded(settings, jobs, processes, dask))
+    wall_s = time.perf_counter() - start
     order = {job.audio: place for place, job in enumerate(jobs)}
     reports.sort(key=lambda report: order.get(report.audio, len(order)))
-    show(reports, console)
+    several = "all workers" if dask else f"{processes} processes" if processes > 1 else ""
+    show(reports, console, wall_s, several)
     for decision in settings.decided:
         console.print(str(decision), highlight=False)
     if size is not None:
@@ -183,18 +188,18 @@ def _jobs(audio: tuple[str, ...], output: Path | None) -> list[Job]:
 
     if output is None:
         return [Job(path) for path in audio]
-    if len(audio) == 1 and not output.is_dir():
+    if len(audio) == 1 and output.suffix and not output.is_dir():
         if output.suffix != ".npz":
             raise click.UsageError(f"{output}: a name that ends in .npz, or a directory, is needed")
         _check_folder(output)
         return [Job(audio[0], str(output))]
     if output.suffix == ".npz":
         raise click.UsageError(f"{output}: for several AUDIO, -o is a directory")
-    output.mkdir(parents=True, exist_ok=True)
     targets = [str(output / f"{Path(path).stem}.npz") for path in audio]
     twice = [target for target, count in Counter(targets).items() if count > 1]
     if twice:
         raise click.UsageError(f"two AUDIO would be written to {twice[0]}; rename one")
+    output.mkdir(parents=True, exist_ok=True)
     return [Job(path, target) for path, target in zip(audio, targets, strict=True)]
 
 
@@ -214,48 +219,50 @@ def _default_processes(device: str, jobs: list[Job]) -> int:
 def _encoded(
     settings: Settings, jobs: list[Job], processes: int, dask: str | None
 ) -> Iterator[FileReport]:
+    """A report of each file, with a bar over files, and a line for each as it is done."""
     from npu_matmul.whisper.spread import over_dask, over_processes
 
-    if dask is not None:
-        yield from _with_bar(over_dask(settings, jobs, dask), len(jobs))
-    elif processes > 1:
-        yield from _with_bar(over_processes(settings, jobs, processes), len(jobs))
-    else:
-        yield from _in_turn(settings, jobs)
+    with progress_bars(console) as bars:
+        files = bars.add_task("files", total=len(jobs), visible=len(jobs) > 1)
+        if dask is not None:
+            reports = over_dask(settings, jobs, dask)
+        elif processes > 1:
+            reports = over_processes(settings, jobs, processes)
+        else:
+            reports = _in_turn(settings, jobs, bars)
+        for report in reports:
+            bars.advance(files)
+            if len(jobs) > 1:
+                state = "[red]failed[/red]" if report.error else f"{report.wall_s:.1f} s"
+                line = f"{escape(report.audio)}: {state}"
+                bars.console.print(line, highlight=False, soft_wrap=True)
+            yield report
 
 
-def _in_turn(settings: Settings, jobs: list[Job]) -> Iterator[FileReport]:
-    """In this process, with a bar over windows and one over layers."""
+def _in_turn(settings: Settings, jobs: list[Job], bars: Progress) -> Iterator[FileReport]:
+    """In this process, with a bar over layers, and one over the windows of the file at hand."""
     from npu_matmul.whisper.encode import Progress as FileProgress
     from npu_matmul.whisper.encode import pipeline
 
-    with console.status("packing the weights"):
-        made = pipeline(settings)
-    with progress_bars(console) as bars:
-        layers = bars.add_task("layers", total=made.encoder.dims.n_audio_layer)
-        for job in jobs:
-            windows = bars.add_task(escape(_short(job.audio)), total=None)
-            told = FileProgress(_updates(bars, windows), _updates(bars, layers))
-            yield made.encode(job, told)
+    packing = bars.add_task("packing the weights", total=None)
+    made = pipeline(settings)
+    bars.remove_task(packing)
+    layers = bars.add_task("layers", total=made.encoder.dims.n_audio_layer)
+    windows: TaskID | None = None
+    for job in jobs:
+        if windows is not None:
+            bars.remove_task(windows)
+        windows = bars.add_task(escape(_short(job.audio)), total=None)
+        yield made.encode(job, FileProgress(_updates(bars, windows), _updates(bars, layers)))
 
 
 def _updates(bars: Progress, task: TaskID) -> Callable[[int, int | None], None]:
     return lambda done, of: bars.update(task, completed=done, total=of)
 
 
-def _with_bar(reports: Iterator[FileReport], count: int) -> Iterator[FileReport]:
-    """Of files that other processes encode: a bar over files, and a line for each as it is done."""
-    with progress_bars(console) as bars:
-        files = bars.add_task("files", total=count)
-        for report in reports:
-            bars.update(files, advance=1)
-            state = "[red]failed[/red]" if report.error else f"{report.wall_s:.1f} s"
-            bars.console.print(f"{escape(report.audio)}: {state}", highlight=False, soft_wrap=True)
-            yield report
-
-
-def show(reports: list[FileReport], to: Console) -> None:
-    """The final tables: each file, where each second went, what the device did."""
+def show(reports: list[FileReport], to: Console, wall_s: float, several: str) -> None:
+    """The final tables: each file, where each second went, what the device did. ``wall_s`` is that
+    of the whole run; ``several`` says whose seconds are summed where not one process's."""
     files = Table("file", box=box.SIMPLE_HEAD)
     for heading in ("audio s", "windows", "seconds", "real-time factor"):
         files.add_column(heading, justify="right")
@@ -268,7 +275,14 @@ def show(reports: list[FileReport], to: Console) -> None:
     to.print(files)
     done = [report for report in reports if not report.error]
     if done:
-        to.print(_stage_table(done))
+        if len(reports) > 1:
+            audio_s = sum(report.audio_s for report in done)
+            to.print(
+                f"{len(done):,} of {len(reports):,} files: {audio_s:,.2f} s of audio in "
+                f"{wall_s:,.2f} s with loading, real-time factor {wall_s / audio_s:.3f}",
+                highlight=False,
+            )
+        to.print(_stage_table(done, several))
         to.print(_device_line(done), highlight=False)
     for report in reports:
         if report.error:
@@ -280,14 +294,14 @@ def show(reports: list[FileReport], to: Console) -> None:
         to.print("features were not written: give -o to keep them")
 
 
-def _stage_table(reports: list[FileReport]) -> Table:
+def _stage_table(reports: list[FileReport], several: str) -> Table:
     seconds: defaultdict[str, float] = defaultdict(float)
     for report in reports:
         for stage, spent in report.seconds.items():
             seconds[_kind(stage)] += spent
         seconds["everything else"] += report.wall_s - sum(report.seconds.values())
     total = sum(seconds.values())
-    table = Table("where the seconds went", box=box.SIMPLE_HEAD)
+    table = Table(f"where the seconds{several and f' of {several}'} went", box=box.SIMPLE_HEAD)
     table.add_column("seconds", justify="right")
     table.add_column("share", justify="right")
     for stage, spent in sorted(seconds.items(), key=lambda item: -item[1]):
@@ -322,8 +336,7 @@ def _kind(stage: str) -> str:
 def _reason(report: FileReport) -> str:
     """Why a file failed, without its name where the message begins with that."""
     kind, _, words = report.error.partition(": ")
-    known = kind in ("AudioError", "FeaturesError")
-    text = words if known else report.error
+    text = words if kind == "AudioError" else report.error
     return text.removeprefix(f"{report.audio}: ")
 
 

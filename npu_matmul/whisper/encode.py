@@ -98,7 +98,7 @@ class Pipeline:
     """Files to features with one encoder."""
 
     def __init__(self, settings: Settings) -> None:
-        source, tensors = _tensors(settings)
+        self.source, tensors = _tensors(settings)
         device = open_device(settings.device)
         self.encoder = AudioEncoder(
             tensors,
@@ -106,7 +106,7 @@ class Pipeline:
             precision=settings.precision,
             attention=settings.attention,
             rule=_rule(settings.decided),
-            source=source,
+            source=self.source,
         )
         self.mel = LogMel(self.encoder.dims.n_mels, device=device, precision=settings.mel_precision)
         compile_all(self.encoder, self.mel)
@@ -145,7 +145,7 @@ class Pipeline:
         start = time.perf_counter()
         samples = 0
         try:
-            with ledger.record() as book, _features_file(job.output) as write:
+            with ledger.record() as book, _features_file(job.output, self.source) as write:
                 for features, real in self.features(job.audio, progress):
                     samples += real
                     report.windows += 1
@@ -229,17 +229,19 @@ def _tensors(settings: Settings) -> tuple[str, dict[str, NDArray[Any]]]:
     assert settings.random is not None
     if settings.random not in SIZES:
         raise ValueError(f"there is no size {settings.random!r}; known are: {', '.join(SIZES)}")
-    return f"random {settings.random}", random_tensors(SIZES[settings.random], SEED)
+    source = f"random numbers in the shapes of {settings.random}: the features mean nothing"
+    return source, random_tensors(SIZES[settings.random], SEED)
 
 
 @contextmanager
 def _features_file(
-    output: str | None,
+    output: str | None, source: str
 ) -> Iterator[Callable[[NDArray[np.float32], float], None]]:
     """``write(features, seconds so far)``; the .npz appears when the block ends without an error.
 
-    It holds ``features`` (windows, 1500, n_audio_state) and ``seconds`` of audio. A window's
-    features wait on disk, not in memory, as only the end of the audio tells how many there are.
+    It holds ``features`` (windows, 1500, n_audio_state), ``seconds`` of audio, and as ``weights``
+    their ``source``. A window's features wait on disk, not in memory, as only the end of the audio
+    tells how many there are.
     """
     if output is None:
         yield lambda features, seconds: None
@@ -262,8 +264,9 @@ def _features_file(
             with ZipFile(part, "w") as archive:
                 with archive.open("features.npy", "w", force_zip64=True) as member:
                     _copy_as_npy(tuple(shape), rows, member)
-                with archive.open("seconds.npy", "w") as member:
-                    np.lib.format.write_array(member, np.float64(length_s).reshape(()))
+                for name, value in (("seconds", np.array(length_s)), ("weights", np.array(source))):
+                    with archive.open(f"{name}.npy", "w") as member:
+                        np.lib.format.write_array(member, value, allow_pickle=False)
             part.replace(target)
         finally:
             part.unlink(missing_ok=True)

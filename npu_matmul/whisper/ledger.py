@@ -18,15 +18,7 @@ from npu_matmul.matmul import npu_matmul
 from npu_matmul.report import CallReport, last_call
 from npu_matmul.timeline import listening
 
-COUNTED = (
-    "launches",
-    "syncs_to_device",
-    "syncs_from_device",
-    "bytes_to_device",
-    "bytes_from_device",
-    "instruction_syncs",
-    "instruction_bytes",
-)
+COUNTED = ("launches", "bytes_to_device", "bytes_from_device")
 
 
 @dataclass
@@ -40,14 +32,6 @@ class Ledger:
     counts: Counter[str] = field(default_factory=Counter)
     products: Counter[str] = field(default_factory=Counter)
     reports: dict[str, CallReport] = field(default_factory=dict)
-
-    def add(self, other: Ledger) -> None:
-        """Count another ledger in."""
-        for stage, seconds in other.seconds.items():
-            self.seconds[stage] += seconds
-        self.counts.update(other.counts)
-        self.products.update(other.products)
-        self.reports.update(other.reports)
 
 
 def places(products: Mapping[str, int]) -> str:

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npu_matmul.device import Device, open_device
-from npu_matmul.host.attention import attention, usable
+from npu_matmul.host.attention import attention as attend_in_bf16
+from npu_matmul.host.attention import usable
 from npu_matmul.matmul import pack_b
 from npu_matmul.whisper import elementwise, ledger
 from npu_matmul.whisper.dimensions import (
@@ -137,7 +138,7 @@ class MultiHeadAttention:
     ) -> None:
         if self.place == "host" and self._in_bf16():
             with ledger.stage("attention"):
-                attention(query, key, value, mixed, tokens, HEAD_WIDTH)
+                attend_in_bf16(query, key, value, mixed, tokens, HEAD_WIDTH)
             ledger.host_products("host bf16", 2 * mixed.size // (tokens * HEAD_WIDTH))
             return
         scores: Floats = np.empty((tokens, tokens), np.float32)  # of one head at a time
@@ -254,7 +255,7 @@ class AudioEncoder:
         self, mel: ArrayLike, *, on_layer: Callable[[int], None] = lambda done: None
     ) -> NDArray[np.float32]:
         """Features (n_audio_ctx, n_audio_state) of log-mel features (n_mels, frames), float32; of a
-        batch (batch, n_mels, frames) a batch. Its windows share each product.
+        batch (batch, n_mels, frames) a batch. Its windows share each product of the blocks.
 
         ``on_layer`` is told how many layers are done.
 
@@ -269,6 +270,8 @@ class AudioEncoder:
                 f"{self.dims.frames}), or a batch of that: pad or cut the audio to 30 s first, "
                 "with npu_matmul.whisper.pad_or_trim"
             )
+        if not len(batch):
+            return np.empty((0, self.dims.n_audio_ctx, self.dims.n_audio_state), np.float32)
         x = np.concatenate([self.front_end(window) for window in batch])
         for done, block in enumerate(self.blocks, start=1):
             x = block(x, self.dims.n_audio_ctx)

@@ -18,7 +18,8 @@ import numpy as np
 
 from npu_matmul.choose import choose
 from npu_matmul.device import Device, NpuDevice
-from npu_matmul.host.attention import attention, usable
+from npu_matmul.host.attention import attention as attend_in_bf16
+from npu_matmul.host.attention import usable
 from npu_matmul.kernel import UnknownKernel
 from npu_matmul.performance.host import REPEATS, measure_host
 from npu_matmul.performance.product import Npu, predict
@@ -203,7 +204,7 @@ def measured_head_s(tokens: int, head_width: int, precision: str) -> float:
 
     def attend() -> None:
         if precision == "bf16" and usable():
-            attention(query, key, value, mixed, tokens, head_width)
+            attend_in_bf16(query, key, value, mixed, tokens, head_width)
         else:
             np.matmul(query, key.T, out=scores)
             softmax(scores)
