@@ -237,7 +237,7 @@ def _transformers(size: str, openai: Any) -> Any:
 
     whisper = import_module("transformers.models.whisper.modeling_whisper")
     dims = SIZES[size]
-    sizes = {theirs: getattr(dims, ours) for theirs, ours in CONFIGURED.items()}
+    sizes = {CONFIGURED[name]: size for name, size in vars(dims).items()}
     wide = MLP_FACTOR * dims.n_audio_state
     module = whisper.WhisperEncoder(whisper.WhisperConfig(**sizes, encoder_ffn_dim=wide)).eval()
     state = {f"encoder.{name}": tensor for name, tensor in openai.state_dict().items()}
