@@ -73,19 +73,25 @@ def _launch_files(
     from npu_matmul.streams import launch_stream
     from npu_matmul.tiler import TileGrid
 
-    shapes = [launch.shape for launch in cover(TileGrid(kernel, *problem))]
+    shapes = [launch.shape for launch in cover(TileGrid(kernel, *problem), target=TARGETS[target])]
     if what == "insts":
-        return [launch_stream(kernel, shape) for shape in shapes]
+        return [launch_stream(kernel, shape, TARGETS[target]) for shape in shapes]
     return [
-        design_text(kernel, target, launch_sequence(kernel, shape), syntax).encode()
+        design_text(
+            kernel, target, launch_sequence(kernel, shape, TARGETS[target]), syntax
+        ).encode()
         for shape in shapes
     ]
 
 
 def _write(contents: list[bytes], output: Path | None) -> None:
+    if output is None and len(contents) > 1:
+        raise click.UsageError(
+            f"this shape needs {len(contents)} launches, each with a module of its own: give a "
+            "file with -o"
+        )
     if output is None:
-        for content in contents:
-            click.echo(content.decode(), nl=False)
+        click.echo(contents[0].decode(), nl=False)
         return
     digits = len(str(len(contents)))
     for number, content in enumerate(contents, start=1):

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from npu_matmul.device import DEVICES, DeviceError, auto_choice, open_device
 from npu_matmul.kernel import kernel_folders, kernels_named, load_variants
+from npu_matmul.sequence import MLIR_TYPES
 
 KERNEL_COLUMNS = ("kernel", "variant", "types", "m k n", "cores", "usable")
 DEVICE_NOTES = {
@@ -52,11 +53,12 @@ def _kernel_rows() -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for kernel in kernels_named():
         types, tile, grid = kernel.types, kernel.tile, kernel.grid
+        a, b, c = (MLIR_TYPES[name] for name in (types.a, types.b, types.c))
         rows.append(
             (
                 kernel.name,
                 kernel.variant,
-                f"{_short(types.a)},{_short(types.b)}->{_short(types.c)}",
+                f"{a},{b}->{c}",
                 f"{tile.m} {tile.k} {tile.n}",
                 f"{grid.rows}x{grid.columns}",
                 "yes" if kernel.source.is_file() else "no: no source",
@@ -73,7 +75,3 @@ def _usable(name: str) -> str:
     except DeviceError as error:
         return f"no: {error}"
     return "yes"
-
-
-def _short(name: str) -> str:
-    return {"bfloat16": "bf16", "float32": "f32", "int32": "i32", "int8": "i8"}[name]

@@ -114,7 +114,7 @@ def sequential(product: Product) -> NDArray[Any]:
     kernel = grid.kernel
     launches = block_launches(grid, steps=1)
     shape = _one_tile_shape(launches[0].shape, product.resident)
-    stream = launch_stream(kernel, shape)
+    stream = launch_stream(kernel, shape, loaded.device.target)
     a_bytes, b_bytes, c_bytes = argument_bytes(kernel, shape)
     with stages.stage("pack"):
         a, b = _packed_on_host(product)
@@ -207,7 +207,7 @@ def _one_sync(product: Product, launches: list[Launch]) -> NDArray[Any]:
         with stages.stage("sync"):
             given.sync_to_device()
         with stages.stage("launch"):
-            loaded.launch_all(_on_views(grid, launches, a_region, b_region, out))
+            loaded.launch_all(_on_views(loaded, launches, a_region, b_region, out))
         with stages.stage("sync"):
             out.sync_from_device()
         packed = out.host.view(grid.kernel.c_dtype).reshape(parts, -1)
@@ -238,9 +238,9 @@ def _unpacked(product: Product, packed: NDArray[Any], launches: list[Launch]) ->
 
 
 def _on_views(
-    grid: TileGrid, launches: list[Launch], a: Buffer, b: Buffer, c: Buffer
+    loaded: LoadedKernel, launches: list[Launch], a: Buffer, b: Buffer, c: Buffer
 ) -> Iterator[tuple[bytes, tuple[Buffer, Buffer, Buffer]]]:
-    kernel = grid.kernel
+    kernel, target = loaded.kernel, loaded.device.target
     for launch in launches:
         a_bytes, b_bytes, c_bytes = argument_bytes(kernel, launch.shape)
         views = (
@@ -248,7 +248,7 @@ def _on_views(
             b.view(launch.b_tile * kernel.b_tile_bytes, b_bytes),
             c.view(launch.c_tile * kernel.c_tile_bytes, c_bytes),
         )
-        yield launch_stream(kernel, launch.shape), views
+        yield launch_stream(kernel, launch.shape, target), views
 
 
 def _blocks(grid: TileGrid, limits: Limits) -> list[Launch]:

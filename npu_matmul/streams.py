@@ -10,16 +10,16 @@ from npu_matmul.instructions import PatchAddress, StartTask, Stream, WriteDescri
 from npu_matmul.kernel import Kernel
 from npu_matmul.overlay import Channel
 from npu_matmul.schedule import LaunchShape, launch_sequence, step_cycles
-from npu_matmul.target import WORD_BYTES
+from npu_matmul.target import NPU1, WORD_BYTES, Target
 
 
 @lru_cache(maxsize=256)
-def launch_stream(kernel: Kernel, shape: LaunchShape) -> bytes:
-    """The bytes that make the NPU do one launch of this shape."""
+def launch_stream(kernel: Kernel, shape: LaunchShape, target: Target = NPU1) -> bytes:
+    """The bytes that make an NPU of a target do one launch of this shape."""
     from npu_matmul.mlir.elaborate import overlay_of_text  # brings xDSL, which the CPU needs not
 
-    overlay = overlay_of_text(design_text(kernel), f"{kernel.name}.mlir")
-    return assemble(launch_sequence(kernel, shape), overlay)
+    overlay = overlay_of_text(design_text(kernel, target.name), f"{kernel.name}.mlir")
+    return assemble(launch_sequence(kernel, shape, target), overlay)
 
 
 def stream_cycles(kernel: Kernel, stream: Stream) -> int:

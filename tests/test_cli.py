@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import trace_format
 from click.testing import CliRunner, Result
+from golden import changed
 
 from npu_matmul import cli
 from npu_matmul.design import design_text
@@ -91,6 +93,44 @@ def test_emitted_module_and_stream_have_the_same_words(tmp_path: Path, syntax: s
 
 def test_a_module_without_output_file_is_printed() -> None:
     assert "aie.runtime_sequence @matmul" in run("emit", "matmul_16x16", *SHAPE).output
+
+
+def test_a_kernel_of_any_element_types_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    types = ('a = "int8", b = "int8"', 'a = "int16", b = "int16"')
+    written(tmp_path, "wide_elements", types, ("r = 4, s = 8, t = 8", "r = 4, s = 4, t = 4"))
+    monkeypatch.setenv("NPU_MATMUL_KERNELS", str(tmp_path))
+    assert "wide_elements int8 i16,i16->i32 16 16 16 1x1" in " ".join(run("kernels").output.split())
+
+
+def test_modules_of_several_launches_are_not_printed_as_one() -> None:
+    result = run("emit", "matmul_16x16", "-m", "8192", "-k", "512", "-n", "8192")
+    assert result.exit_code == 2
+    assert re.search(r"this shape needs \d+ launches, .*\s+give\s+a file with -o", result.output)
+
+
+def test_what_is_emitted_for_npu2_is_for_npu2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On all of its columns, of which npu1 has half."""
+    for_npu2 = ('"npu1"', '"npu2"'), ("columns = 1", "columns = 8")
+    written(tmp_path, "eight", *for_npu2)
+    monkeypatch.setenv("NPU_MATMUL_KERNELS", str(tmp_path))
+    asked = ["emit", "eight", *SHAPE, "--target", "npu2"]
+    stream = tmp_path / "p.bin"
+    assert run(*asked, "--what", "insts", "-o", str(stream)).exit_code == 0
+    found = decode(stream.read_bytes())
+    assert (found.target.name, found.columns) == ("npu2", 8)
+    device = read_design(run(*asked).output)
+    assert assemble(sequence_of(device), overlay_of(device)) == stream.read_bytes()
+
+
+def written(folder: Path, name: str, *changes: tuple[str, str]) -> None:
+    """Another kernel's manifest: that of matmul_16x16 with changes."""
+    (folder / name).mkdir()
+    manifest = load_kernel("matmul_16x16").source.with_name("kernel.toml").read_text()
+    (folder / name / "kernel.toml").write_text(changed(manifest, *changes))
 
 
 def test_a_variant_of_the_sixteen_core_kernel_can_be_emitted() -> None:

@@ -12,8 +12,10 @@ import pytest
 from comparing import ON_A_REAL_NPU, assert_equal_bits, product_int32, random_int8
 from numpy.typing import NDArray
 
+from npu_matmul import npu_matmul
 from npu_matmul.device import Buffer, Counters, LoadedKernel, NpuDevice
 from npu_matmul.device.emulated import EmulatedDevice
+from npu_matmul.device.self_test import self_test
 from npu_matmul.kernel import CoreGrid, Kernel, TileShape, load_kernel
 from npu_matmul.schedule import LIMITS, Limits, cover, launch_sequence, step_cycles
 from npu_matmul.sequence import Transfer
@@ -26,6 +28,7 @@ from npu_matmul.strategies import (
     pack_resident,
 )
 from npu_matmul.streams import launch_stream
+from npu_matmul.target import NPU2
 from npu_matmul.tiler import TileGrid
 
 Launches = list[tuple[bytes, tuple[Buffer, ...]]]
@@ -324,3 +327,16 @@ def test_host_time_is_told_by_stage(npu: NpuDevice, strategy: str) -> None:
     assert set(stages.seconds) == {"pack", "sync", "launch", "accumulate", "unpack"}
     assert min(stages.seconds.values()) >= 0
     assert stages.seconds["launch"] > 0
+
+
+@every_strategy
+def test_streams_are_for_the_target_of_the_device(strategy: str) -> None:
+    """Of eight columns, which npu1 has not; the array refuses a stream for another target."""
+    kernel = dataclasses.replace(on_cores(1, 8), targets=("npu2",))
+    device = EmulatedDevice()
+    device.target = NPU2
+    a, b = random_int8(1, 20, 16), random_int8(2, 16, 140)
+    with device:
+        found = npu_matmul(a, b, dtype=np.int32, device=device, kernel=kernel, strategy=strategy)
+        assert self_test(device.load(kernel)) is None
+    assert_equal_bits(found, product_int32(a, b))

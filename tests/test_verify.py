@@ -179,6 +179,8 @@ def test_a_join_in_another_order_is_found_before_it_runs() -> None:
 def test_functions_that_nobody_calls_need_no_model() -> None:
     unused = "    func.func private @relu(memref<256xi32>)\n"
     assert verify_text(after_line(GEMM, "func.func private @zero", unused), count=1).ok
+    unused = "    func.func private @scale(memref<256xi32>, i32)\n"
+    assert verify_text(after_line(GEMM, "func.func private @zero", unused), count=1).ok
 
 
 def test_a_module_before_allocation_is_told_so() -> None:

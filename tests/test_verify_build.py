@@ -15,6 +15,7 @@ from npu_matmul.kernel import CoreGrid, Kernel, kernel_folders, load_kernel
 from npu_matmul.schedule import LaunchShape, cover, launch_sequence
 from npu_matmul.sequence import to_mlir
 from npu_matmul.streams import launch_stream
+from npu_matmul.target import NPU2
 from npu_matmul.tiler import TileGrid
 from npu_matmul.verify.run import verify_build
 from npu_matmul.verify.subject import stream_problems
@@ -84,6 +85,26 @@ def test_a_build_of_another_kernel_is_refused() -> None:
     assert verdict.disagrees == "module"
     assert [problem.kind for problem in verdict.problems] == ["kernel", "sequence"]
     assert verdict.problems[0].text.endswith("1x1 cores; built was matmul_64x512 int8 of 4x4 cores")
+
+
+def test_a_build_for_npu2_is_held_against_streams_for_npu2() -> None:
+    kernel = replace(load_kernel("matmul_16x16"), targets=("npu2",))
+    shape = reference_shape(kernel)
+    source, for_npu1 = lowered_build(kernel)
+    source = source.replace("aie.device(npu1_1col)", "aie.device(npu2_1col)")
+    insts = launch_stream(kernel, shape, NPU2)
+    assert insts != for_npu1
+    verdict = verify_build(kernel, shape, source, insts, NPU2, count=1)
+    assert verdict.ok, verdict.problems
+    verdict = verify_build(kernel, shape, source, for_npu1, NPU2, count=1)
+    assert [(problem.part, problem.text) for problem in verdict.problems] == [
+        (
+            "stream",
+            "the given stream is for 1 column of npu1, the assembled one for 1 column of npu2",
+        )
+    ]
+    verdict = verify_build(kernel, shape, source, for_npu1, count=1)
+    assert verdict.disagrees == "module"
 
 
 def test_a_build_is_its_own_kernels_where_another_has_the_same_functions(

@@ -92,7 +92,8 @@ def syntax_of(options: frozenset[str]) -> Syntax:
 
 def reference_design(kernel: Kernel, target: str, syntax: Syntax = "1.3") -> str:
     """The module that is compiled: the overlay's design with the reference product's sequence."""
-    (launch,) = cover(TileGrid(kernel, *reference_problem(kernel)))
+    grid = TileGrid(kernel, *reference_problem(kernel))
+    (launch,) = cover(grid, target=TARGETS[target])
     sequence = launch_sequence(kernel, launch.shape, TARGETS[target])
     return design_text(kernel, target, sequence, syntax)
 

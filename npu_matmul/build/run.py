@@ -118,7 +118,7 @@ def _build(
             tell(step.title)
             _run(step, work, toolchain, log)
         tell("running what aiecc lowered on the emulated NPU")
-        shown = _verified(kernel, work)
+        shown = _verified(kernel, target, work)
         tell(shown)
         _tidy(work)
         record = cache.Record(
@@ -139,7 +139,7 @@ def _build(
         raise
 
 
-def _verified(kernel: Kernel, work: Path) -> str:
+def _verified(kernel: Kernel, target: str, work: Path) -> str:
     """What was shown of the products in the working folder; raises when they are wrong."""
     lowered = _lowered(work)
     if lowered is None:
@@ -147,7 +147,8 @@ def _verified(kernel: Kernel, work: Path) -> str:
             f"aiecc kept no {LOWERED}, so what it made of kernel {kernel.name!r} cannot be run and "
             "is not published; this mlir-aie is not one that this version knows"
         )
-    return verified(kernel, lowered.read_text(encoding="utf-8"), (work / INSTRUCTIONS).read_bytes())
+    insts = (work / INSTRUCTIONS).read_bytes()
+    return verified(kernel, target, lowered.read_text(encoding="utf-8"), insts)
 
 
 def _lowered(work: Path) -> Path | None:

@@ -7,6 +7,7 @@ from npu_matmul.build.plan import RELEASES, reference_problem
 from npu_matmul.kernel import Kernel, KernelNotBuilt
 from npu_matmul.mlir.reader import DesignError
 from npu_matmul.schedule import cover
+from npu_matmul.target import TARGETS
 from npu_matmul.tiler import TileGrid
 from npu_matmul.verify.product import NoProduct
 from npu_matmul.verify.run import verify_build
@@ -18,15 +19,16 @@ class BuildRefused(KernelNotBuilt):
     """What the toolchain made of a kernel is not what the kernel says; the message says where."""
 
 
-def verified(kernel: Kernel, lowered: str, insts: bytes) -> str:
+def verified(kernel: Kernel, target: str, lowered: str, insts: bytes) -> str:
     """What was shown of the lowered module and the stream of the reference product, in a line.
 
     Raises :class:`BuildRefused`, which tells whether the module or the stream disagrees.
     """
-    (launch,) = cover(TileGrid(kernel, *reference_problem(kernel)))
+    grid = TileGrid(kernel, *reference_problem(kernel))
+    (launch,) = cover(grid, target=TARGETS[target])
     label = f"kernel {kernel.name!r}, variant {kernel.variant!r}"
     try:
-        verdict = verify_build(kernel, launch.shape, lowered, insts)
+        verdict = verify_build(kernel, launch.shape, lowered, insts, TARGETS[target])
     except (DesignError, NoProduct) as error:
         raise BuildRefused(
             f"{label}: the module that aiecc lowered cannot be run, so nothing is published: "

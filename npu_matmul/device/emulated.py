@@ -97,7 +97,9 @@ class EmulatedKernel(LoadedKernel):
     def __init__(self, device: EmulatedDevice, kernel: Kernel) -> None:
         super().__init__(device, kernel)
         kernel.require_source()
-        self._overlay = overlay_of_text(design_text(kernel), f"{kernel.name}.mlir")
+        self._overlay = overlay_of_text(
+            design_text(kernel, device.target.name), f"{kernel.name}.mlir"
+        )
         self._models = models(kernel)
         self._machine = self._boot(timed=False)
         self._together = threading.local()  # .queued: submitted with the launch before

@@ -22,6 +22,7 @@ from npu_matmul.device.npu import LoadedKernel
 from npu_matmul.kernel import Kernel
 from npu_matmul.schedule import Launch, argument_bytes, block_launches, c_order, cover
 from npu_matmul.streams import launch_stream
+from npu_matmul.target import Target
 from npu_matmul.tiler import TileGrid, pack_a, pack_b, unpack_c
 
 LARGEST = 8  # of an operand's magnitude: exact in bf16, and so are all sums up to K = 2**18 in f32
@@ -48,7 +49,7 @@ def self_test(loaded: LoadedKernel, launch_all: LaunchAll | None = None) -> str 
     buffers = _Buffers(*(device.alloc(n) for n in (grid.a_bytes, grid.b_bytes, grid.c_bytes)))
     for seed in SEEDS:
         a, b = _operands(grid, seed)
-        got = _product(launch_all, grid, launches, buffers, a, b)
+        got = _product(launch_all, grid, launches, device.target, buffers, a, b)
         problem = judge(got, a, b)
         if problem is not None:
             return problem
@@ -66,7 +67,7 @@ def launch_latency_s(loaded: LoadedKernel, launches: int = 50) -> float:
     for buffer in buffers:
         buffer.host[:] = 0
         buffer.sync_to_device()
-    stream = launch_stream(kernel, launch.shape)
+    stream = launch_stream(kernel, launch.shape, loaded.device.target)
     seconds = []
     for _ in range(launches):
         start = time.perf_counter()
@@ -114,6 +115,7 @@ def _product(
     launch_all: LaunchAll,
     grid: TileGrid,
     launches: list[Launch],
+    target: Target,
     buffers: _Buffers,
     a: NDArray[np.int64],
     b: NDArray[np.int64],
@@ -125,7 +127,7 @@ def _product(
     for buffer in (buffers.a, buffers.b, buffers.c):
         buffer.sync_to_device()
     launch_all(
-        (launch_stream(kernel, launch.shape), _views(kernel, launch, buffers))
+        (launch_stream(kernel, launch.shape, target), _views(kernel, launch, buffers))
         for launch in launches
     )
     buffers.c.sync_from_device()

@@ -130,22 +130,20 @@ def find_symbols(
     ``copy..`` and ``passthrough..`` copy the first to the second, ``matmul..`` and ``mm..`` add to
     the third the product of the others. Raises :class:`NoProduct` for any other name.
     """
+    called = {op.callee.string_value() for op in device.walk() if isinstance(op, func.CallOp)}
     functions: dict[str, Arguments] = {
         op.sym_name.data: tuple(
             (elements, dtype.name)
             for elements, dtype in (elements_of(kind, op) for kind in op.function_type.inputs)
         )
         for op in device.body.block.ops
-        if isinstance(op, func.FuncOp)
+        if isinstance(op, func.FuncOp) and op.sym_name.data in called
     }
     candidates = _kernels() if built is None else [built]
     kernel = next((k for k in candidates if _declared(k, functions)), None)
-    called = {op.callee.string_value() for op in device.walk() if isinstance(op, func.CallOp)}
     symbols: dict[str, Symbol] = {}
     products: list[str] = []
     for name, arguments in functions.items():
-        if name not in called:
-            continue
         if kernel is not None and name in (kernel.symbols.first, kernel.symbols.next):
             access = FIRST if name == kernel.symbols.first else NEXT
             symbols[name] = Symbol(models(kernel)[name], access)

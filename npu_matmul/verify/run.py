@@ -30,6 +30,7 @@ from npu_matmul.mlir.reader import DesignError, read_design
 from npu_matmul.overlay import Tile
 from npu_matmul.schedule import LaunchShape
 from npu_matmul.streams import launch_stream
+from npu_matmul.target import NPU1, Target
 from npu_matmul.verify.product import NoProduct, Product
 from npu_matmul.verify.subject import Problem, Subject, module_problem, stream_problems
 from npu_matmul.verify.traffic import Trial, expected_words, trial_memories, trial_of_stream
@@ -73,6 +74,7 @@ def verify_build(
     shape: LaunchShape,
     lowered: str,
     insts: bytes,
+    target: Target = NPU1,
     *,
     count: int = 12,
     seed: int = 0,
@@ -80,11 +82,11 @@ def verify_build(
     """Whether what a toolchain made of a kernel's design and of one launch can be published.
 
     ``lowered`` is the module after allocation, ``insts`` the toolchain's own stream for the launch
-    of ``shape``. The module is run on the project's streams, and its runtime sequence must be that
-    launch; the toolchain's stream must equal the project's word for word. So ``disagrees`` says
-    which of the two is wrong.
+    of ``shape`` on ``target``. The module is run on the project's streams, and its runtime
+    sequence must be that launch; the toolchain's stream must equal the project's word for word. So
+    ``disagrees`` says which of the two is wrong.
     """
-    ours = launch_stream(kernel, shape)
+    ours = launch_stream(kernel, shape, target)
     name = f"{kernel.name}.mlir"
     subject = Subject(read_design(lowered, name), name, None, built=kernel)
     if not _is_of(subject.product, kernel):

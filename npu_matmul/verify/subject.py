@@ -13,6 +13,7 @@ from npu_matmul.emulator.machine import Machine
 from npu_matmul.instructions import (
     Operation,
     PatchAddress,
+    Stream,
     StreamError,
     WriteDescriptor,
     WriteWord,
@@ -150,13 +151,21 @@ def stream_problems(ours: bytes, theirs: bytes, places: Sequence[str] = ()) -> l
         given = decode(theirs)
     except StreamError as error:
         return [Problem("stream", "stream", f"the given stream cannot be read: {error}")]
-    want = decode(ours).operations
+    assembled = decode(ours)
+    if (given.target, given.columns) != (assembled.target, assembled.columns):
+        text = f"the given stream is for {_array(given)}, the assembled one for {_array(assembled)}"
+        return [Problem("stream", "stream", text)]
+    want = assembled.operations
     pairs = zip(want, given.operations, strict=False)
     shorter = min(len(want), len(given.operations))
     first = next((n for n, (a, b) in enumerate(pairs) if a != b), shorter)
     where = f"{places[first]}: " if first < len(places) else ""
     text = f"{where}operation {first}: {_difference(want, given.operations, first)}"
     return [Problem("stream", "stream", text)]
+
+
+def _array(stream: Stream) -> str:
+    return f"{stream.columns} column{'s' if stream.columns > 1 else ''} of {stream.target.name}"
 
 
 def _difference(want: tuple[Operation, ...], given: tuple[Operation, ...], number: int) -> str:

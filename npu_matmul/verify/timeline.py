@@ -61,7 +61,7 @@ def _pace(subject: Subject, device: aie.DeviceOp) -> Pace:
     """Multiplying takes what it takes; other functions, which is assumed, a vector a cycle."""
     target, cycles = subject.overlay.target, {}
     for op in device.body.block.ops:
-        if isinstance(op, func.FuncOp):
+        if isinstance(op, func.FuncOp) and op.sym_name.data in subject.symbols:
             sizes = (elements_of(kind, op) for kind in op.function_type.inputs)
             nbytes = sum(elements * dtype.itemsize for elements, dtype in sizes)
             cycles[op.sym_name.data] = nbytes / target.vector_bytes
