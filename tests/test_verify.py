@@ -12,6 +12,7 @@ from golden import changed
 from lowered_modules import after_line, line_of, text
 
 from npu_matmul.design import design_text
+from npu_matmul.emulator import POISON
 from npu_matmul.instructions import decode
 from npu_matmul.kernel import load_kernel
 from npu_matmul.mlir.reader import DesignError, read_design
@@ -21,6 +22,7 @@ from npu_matmul.tiler import TileGrid
 from npu_matmul.verify.product import NoProduct, find_symbols, operands
 from npu_matmul.verify.run import verify_text
 from npu_matmul.verify.subject import Subject, stream_problems
+from npu_matmul.verify.traffic import trial_memories
 
 GEMM, TRANSFORM, SIXTEEN = text("gemm_one_core"), text("transform"), text("sixteen_cores")
 WIDTH = 80
@@ -174,6 +176,21 @@ def test_a_join_in_another_order_is_found_before_it_runs() -> None:
         f"m.mlir:{line}: C of core (0, 3), @C_L1L2_0_1_buff_0, lands in @C_L2L3_0_shim_alloc "
         "before that of the core row before it"
     ]
+
+
+def test_inputs_and_c_may_share_a_buffer() -> None:
+    """A, B, then C: what is read is given, what is written is poison."""
+    one = GEMM.replace("%arg0: memref<3072xi8>, %arg1: memref<1024xi32>", "%arg0: memref<7168xi8>")
+    one = one.replace(": memref<3072xi8>\n", ": memref<7168xi8>\n")
+    c_alone = "%arg1[0, 0, 0, 0][1, 1, 1, 1024][0, 0, 0, 1]"
+    shared = changed(one, (c_alone, "%arg0[0, 0, 0, 3072][1, 1, 1, 4096][0, 0, 0, 1]"))
+    shared = shared.replace(": memref<1024xi32>\n", ": memref<7168xi8>\n")
+    verdict = verify_text(shared, "m.mlir", count=2)
+    assert verdict.ok, verdict.problems
+    (trial,) = Subject(read_design(shared), "m.mlir", None).own
+    (memory,) = trial_memories(trial, np.random.default_rng(1))
+    assert memory.known.tolist() == [True] * 768 + [False] * 1024
+    assert set(memory.words[768:].view(np.uint8)) == {POISON}
 
 
 def test_functions_that_nobody_calls_need_no_model() -> None:

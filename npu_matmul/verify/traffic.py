@@ -118,17 +118,21 @@ def made_up_trials(product: Product, overlay: Overlay) -> Iterator[Trial]:
 
 
 def trial_memories(trial: Trial, random: np.random.Generator) -> list[DeviceMemory]:
-    """The buffers of a launch: new operands in those that are only read, poison in the others."""
+    """The buffers of a launch: new operands in those that are only read; in the others where they
+    are read, else poison."""
     memories = []
     for number, argument in enumerate(trial.arguments):
-        known = number in trial.inputs
-        if known:
-            data = operands(argument.dtype, argument.elements, random)
-        else:
-            data = np.full(argument.elements * argument.dtype.itemsize, POISON, np.uint8)
-        padding = bytes(-data.nbytes % WORD_BYTES)
-        words = np.frombuffer(data.tobytes() + padding, np.uint32).copy()
-        memories.append(DeviceMemory(argument.name, words, np.full(words.size, known)))
+        size = -(-argument.elements * argument.dtype.itemsize // WORD_BYTES)
+        known = np.full(size, number in trial.inputs)
+        for moves in trial.reads.values():
+            for _, words_read in (move for move in moves if move[0] == number):
+                known[words_read] = True
+        words = np.full(size * WORD_BYTES, POISON, np.uint8).view(np.uint32)
+        if known.any():
+            data = operands(argument.dtype, argument.elements, random).tobytes()
+            given = np.frombuffer(data + bytes(-len(data) % WORD_BYTES), np.uint32)
+            words[known] = given[known]
+        memories.append(DeviceMemory(argument.name, words, known))
     return memories
 
 
