@@ -40,6 +40,8 @@ class TileLimits:
     max_wrap: int  # WrapMax [aie-rt]: the field's largest value, as one more would encode 0
     max_step: int  # StepSizeMax + 1 [aie-rt]: the field holds the step less one
     max_words: int  # of one run: the buffer length field [aie-rt]
+    max_padding: tuple[int, ...] = ()  # on each side of a loop, from the innermost, whose padding
+    # is in words: ZeroBefore and ZeroAfter fields [aie-rt]
 
     @property
     def descriptors_per_group(self) -> int:
@@ -76,6 +78,7 @@ MEMTILE = TileLimits(
     max_wrap=(1 << 10) - 1,
     max_step=1 << 17,
     max_words=(1 << 17) - 1,
+    max_padding=((1 << 6) - 1, (1 << 5) - 1, (1 << 4) - 1),
 )
 
 SHIM = TileLimits(

@@ -71,13 +71,13 @@ def test_padding_is_made_up_on_the_way_out() -> None:
     padded = (
         f"{OUT_OF}memref<16xi32>, 0, 30, [<size = 4, stride = 4>, <size = 4, stride = 1>], "
         "[<const_pad_before = 0, const_pad_after = 1>, <const_pad_before = 2, const_pad_after = 0>]"
-        ", pad_value = -3"
     )
+    of_channel = "(MM2S, 0, ^out, ^end)", "(MM2S, 0, ^out, ^end) {pad_value = -3 : i32}"
     given = words()
     want = np.full((5, 6), -3, INT32)
     want[:4, 2:] = given.reshape(4, 4)
     for schedule in every_schedule(16):
-        booted = machine(changed(LOOP, (OUT_OF + WHOLE, padded)), schedule)
+        booted = machine(changed(LOOP, (OUT_OF + WHOLE, padded), of_channel), schedule)
         assert_equal_bits(through(booted, given, 30), want.reshape(-1))
 
 

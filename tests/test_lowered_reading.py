@@ -171,6 +171,12 @@ REFUSED = {
         ("aie.use_lock(%empty, AcquireGreaterEqual, 1)\n", "aie.use_lock(%empty, Release, 1)\n"),
         "can acquire one lock before it moves anything",
     ),
+    "a pad value of a descriptor": (
+        (f"{OUT_OF}memref<16xi32>, 0, 16)", f"{OUT_OF}memref<16xi32>, 0, 17, "
+         "[<size = 16, stride = 1>], [<const_pad_before = 0, const_pad_after = 1>], "
+         "pad_value = 3)"),
+        "a pad_value of a descriptor reaches no register, and zeros come instead",
+    ),
     "a chain without a descriptor": (
         (
             "    aie.use_lock(%empty, AcquireGreaterEqual, 1)\n"

@@ -130,9 +130,27 @@ REFUSALS = {
          "stride = 4>, <size = 4, stride = 1>], [<const_pad_before = 0, const_pad_after = 0>])"),
         "padding", "1 paddings for 2 dimensions",
     ),
-    "a pad value without padding": (
-        (f"{OUT_OF}memref<16xi32>, 0, 16)", f"{OUT_OF}memref<16xi32>, 0, 16, pad_value = 3)"),
-        "padding", "a pad value of 3 without padding",
+    "more padding than its field holds": (
+        (f"{OUT_OF}memref<16xi32>, 0, 16)", f"{OUT_OF}memref<16xi32>, 0, 80, "
+         "[<size = 16, stride = 1>], [<const_pad_before = 64, const_pad_after = 0>])"),
+        "padding", "padding of 64 words of loop 1 from the innermost; it holds 63 on each side",
+    ),
+    "more padding than the field of an outer loop holds": (
+        (f"{OUT_OF}memref<16xi32>, 0, 16)", f"{OUT_OF}memref<16xi32>, 0, 144, [<size = 4, "
+         "stride = 4>, <size = 4, stride = 1>], [<const_pad_before = 0, const_pad_after = 32>, "
+         "<const_pad_before = 0, const_pad_after = 0>])"),
+        "padding", "padding of 32 steps of loop 2 from the innermost; it holds 31 on each side",
+    ),
+    "padding of a loop that has no field for it": (
+        (f"{OUT_OF}memref<16xi32>, 0, 16)", f"{OUT_OF}memref<16xi32>, 0, 24, ["
+         + "<size = 2, stride = 1>, " * 3 + "<size = 2, stride = 1>], [<const_pad_before = 1, "
+         "const_pad_after = 0>" + ", <const_pad_before = 0, const_pad_after = 0>" * 3 + "])"),
+        "padding", "padding of loop 4 from the innermost; 3 can be padded",
+    ),
+    "more runs than a start has": (
+        ("aie.dma_start(S2MM, 0, ^in, ^next)",
+         "aie.dma_start(S2MM, 0, ^in, ^next, repeat_count = 256)"),
+        "runs", "257 runs of its chain where a start has 256",
     ),
     "a flow from nowhere": (
         ("aie.flow(%mem, DMA : 0,", "aie.flow(%mem, DMA : 6,"), "wiring", "channels 0 to 5",

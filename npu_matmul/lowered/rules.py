@@ -28,7 +28,7 @@ from npu_matmul.lowered.module import (
 from npu_matmul.memory_map import STACK, Range
 from npu_matmul.memory_rules import overlaps
 from npu_matmul.overlay import Tile
-from npu_matmul.target import LOCK_MAXIMUM, MEMTILE_ROW, WORD_BYTES
+from npu_matmul.target import LOCK_MAXIMUM, MEMTILE_ROW, WORD_BYTES, TileLimits
 from npu_matmul.violation import Violation
 
 NEIGHBOURLY_CHANNELS = 4  # of a memtile reach the memtiles beside it [model: isBdChannelAccessible]
@@ -108,6 +108,9 @@ def _program(program: Program, module: LoweredModule) -> Iterator[Violation]:
     if not 0 <= port.index < limits.channels:
         found = f"the tile has channels 0 to {limits.channels - 1}"
         yield Violation("channels", where, found, "use one of these")
+    if program.runs > module.target.max_runs:
+        found = f"{program.runs:,} runs of its chain where a start has {module.target.max_runs}"
+        yield Violation("runs", where, found, "let the chain go on by aie.next_bd")
     if not program.descriptors:
         yield Violation("descriptors", where, "started without a descriptor", "name one")
     for descriptor in program.descriptors:
@@ -183,7 +186,7 @@ def _pattern(
     if not 0 < descriptor.length * itemsize <= limits.max_words * WORD_BYTES:
         found = f"a length of {descriptor.length:,} elements"
         faults.append(("pattern", found, f"it moves 1 to {limits.max_words:,} words"))
-    faults += _padding(descriptor, port)
+    faults += _padding(descriptor, port, limits)
     yield from faults
     if faults:
         return
@@ -193,10 +196,10 @@ def _pattern(
         yield "pattern", found, "correct offset, length, sizes or strides"
 
 
-def _padding(descriptor: Descriptor, port: Port) -> Iterator[tuple[str, str, str]]:
+def _padding(
+    descriptor: Descriptor, port: Port, limits: TileLimits
+) -> Iterator[tuple[str, str, str]]:
     if not descriptor.pads:
-        if descriptor.pad_value:
-            yield "padding", f"a pad value of {descriptor.pad_value} without padding", "remove it"
         return
     if port.tile.kind != "memtile" or port.direction != "MM2S":
         yield "padding", "only a memtile that sends can pad", "pad there, or on the host"
@@ -206,6 +209,7 @@ def _padding(descriptor: Descriptor, port: Port) -> Iterator[tuple[str, str, str
         return
     if any(count * descriptor.buffer.dtype.itemsize % WORD_BYTES for count in descriptor.pads[-1]):
         yield "granularity", "padding of part of a word", "pad the inner loop by whole words"
+    yield from _too_much_padding(descriptor, limits)
     sizes = [
         size + before + after
         for (size, _), (before, after) in zip(descriptor.dims, descriptor.pads, strict=True)
@@ -213,6 +217,21 @@ def _padding(descriptor: Descriptor, port: Port) -> Iterator[tuple[str, str, str
     if int(np.prod(sizes)) != descriptor.length:
         found = f"a length of {descriptor.length} where the padded loops make {np.prod(sizes)}"
         yield "padding", found, "the length counts the padding"
+
+
+def _too_much_padding(descriptor: Descriptor, limits: TileLimits) -> Iterator[tuple[str, str, str]]:
+    cure = "pad less there, or on the host"
+    for loop, pads in enumerate(reversed(descriptor.pads)):
+        if loop >= len(limits.max_padding):
+            if any(pads):
+                found = f"padding of loop {loop + 1} from the innermost"
+                yield "padding", f"{found}; {len(limits.max_padding)} can be padded", cure
+            continue
+        unit = "words" if loop == 0 else "steps"
+        amount = max(pads) * (descriptor.buffer.dtype.itemsize / WORD_BYTES if loop == 0 else 1)
+        if amount > limits.max_padding[loop]:
+            found = f"padding of {amount:,.0f} {unit} of loop {loop + 1} from the innermost"
+            yield "padding", f"{found}; it holds {limits.max_padding[loop]} on each side", cure
 
 
 def _flow_ends(module: LoweredModule) -> Iterator[Violation]:
