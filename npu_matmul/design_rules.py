@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from xdsl.dialects import scf
+from xdsl.dialects import func, scf
 
 from npu_matmul.balance import unbalanced
 from npu_matmul.instructions import Operation, Stream, step_operations
@@ -75,9 +75,13 @@ def check_file(path: Path, scheme: str = "basic-sequential") -> Checked:
         raise DesignError(f"{path} cannot be read: {error}") from None
     checked = check_text(text, path.name, scheme)
     linked: dict[str, list[str]] = {}
+    called = _called(checked.overlay)
     for symbol, link in checked.overlay.functions.items():
         if link is not None:
             linked.setdefault(f"{Path(link).stem}.cc", []).append(symbol)
+        elif symbol in called:
+            note = f"@{symbol} has no link_with: there is no source in which to look for it"
+            checked = replace(checked, notes=(*checked.notes, note))
     for name, symbols in linked.items():
         violations, notes = judged_symbols(path.parent / name, symbols, name)
         checked = replace(
@@ -105,6 +109,11 @@ def check(
         *(violation for core in overlay.cores for violation in unbalanced(core)),
         *(_sequence(overlay, sequence) if sequence is not None else ()),
     ]
+
+
+def _called(overlay: Overlay) -> set[str]:
+    calls = (op for core in overlay.cores for op in core.body.walk() if isinstance(op, func.CallOp))
+    return {call.callee.string_value() for call in calls}
 
 
 def _channels(overlay: Overlay) -> Iterator[Violation]:

@@ -144,6 +144,11 @@ def test_symbols_are_looked_for_in_the_sources_beside_a_file(tmp_path: Path) -> 
     path.write_text(golden.design("gemm_one_core"))
     assert check_file(path).violations == ()
     assert check_file(path).notes == ("mm.cc is not there: its symbols were not checked",)
+    unlinked = changed(path.read_text(), (' attributes {link_with = "mm.o"}', ""))
+    (tmp_path / "unlinked.mlir").write_text(unlinked)
+    assert check_file(tmp_path / "unlinked.mlir").notes[0] == (
+        "@zero has no link_with: there is no source in which to look for it"
+    )
     source.write_text('extern "C" { void zero(int* c) {} void mm(char* a, char* b, int* c) {} }')
     assert (check_file(path).violations, check_file(path).notes) == ((), ())
     source.write_text('extern "C" void zero(int* c) {}  // mm comes later')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,20 @@ void matmul_i8_i32(const int8_t*, const int8_t*, int32_t*) {}
         (SOURCE, Symbols("matmul_i8", "i8_i32"), ["does not define matmul_i8", "does not define"]),
         (SOURCE.replace('extern "C"', "namespace"), None, ['has no extern "C"']),
         ("", None, ["does not define", "does not define", "has no extern"]),
+        (
+            SOURCE.replace(
+                "_i8_i32(const int8_t*, const int8_t*, int32_t*) {}",
+                "_i8_i32(const int8_t*, const int8_t*, int32_t*);",
+            ),
+            None,
+            ["does not define matmul_first_i8_i32", "does not define matmul_i8_i32"],
+        ),
+        (
+            SOURCE.replace("void matmul_i8_i32", 'const char* name = "matmul_i8_i32"; void f'),
+            None,
+            ["does not define matmul_i8_i32"],
+        ),
+        (SOURCE.replace("(const int8_t*,", "(const int8_t* (&a)[2], // {\n"), None, []),
     ],
 )
 def test_symbols_must_be_in_the_source(
@@ -73,6 +88,22 @@ def test_symbols_must_be_in_the_source(
     assert [v.place for v in checked.violations] == ["matmul_16x16 int8: core.cc"] * len(found)
     for broken, part in zip(checked.violations, found, strict=True):
         assert part in broken.found
+
+
+@pytest.mark.parametrize(
+    "export",
+    [
+        "#define EXPORT(a, c) void matmul##_##a##_##c(const a*, const a*, c*) {}\nEXPORT(i8, i32)",
+        "#define EXPORT(name) void name(const int8_t*, const int8_t*, int32_t*) {}\n"
+        "EXPORT(matmul_i8_i32)",
+    ],
+)
+def test_names_that_macros_may_make_are_only_noted(tmp_path: Path, export: str) -> None:
+    path = tmp_path / "core.cc"
+    path.write_text(re.sub(r"void matmul_i8_i32.*", lambda _: export, SOURCE))
+    checked = check_kernel(small_kernel(source=path))
+    assert checked.violations == ()
+    assert checked.notes == ("core.cc may define matmul_i8_i32 by a macro: it was not checked",)
 
 
 def test_a_source_that_is_not_there_is_only_noted(tmp_path: Path) -> None:
