@@ -1,6 +1,6 @@
 """Host stages against a plain copy of as many bytes, and against NumPy's form of the same.
 
-Each stage runs on one thread and is timed by that thread's CPU time, because other work may share
+Each stage runs on one thread and is timed by the process's CPU time, because other work may share
 the cores; the alternatives take turns. "Of a copy" is the time of ``np.copyto`` of as many bytes,
 read and written, divided by the stage's.
 """
@@ -8,13 +8,12 @@ read and written, divided by the stage's.
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from timing import medians
 
 from npu_matmul.accumulate import accumulate, clip_to_int8
 from npu_matmul.host.convert import convert, magnitudes
@@ -23,9 +22,10 @@ from npu_matmul.precision import PRECISIONS, finish, split_bf16
 from npu_matmul.tiler import TileGrid, pack_a, pack_b, unpack_b, unpack_c
 
 SHAPES = ((1536, 512), (1536, 2048), (8192, 4096))  # float32: 3, 12 and 128 MiB
-LONG_ENOUGH_S, ROUNDS = 0.01, 7
 PARTIALS = 8
+MOVING = 0.65, 0.45  # goals of what only changes the order
 Matrix = np.ndarray[Any, Any]
+Pack = Callable[[Any, TileGrid, Matrix], Any]
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
@@ -63,7 +63,7 @@ def run() -> list[dict[str, Any]]:
                     "shape": list(shape),
                     "equal": equal,
                     "goal": stage.goal[in_memory],
-                    "seconds": _cpu_medians(forms),
+                    "seconds": medians(forms, clock="cpu_s"),
                 }
             )
     return rows
@@ -86,12 +86,10 @@ def _one_core(name: str, variant: str) -> Kernel:
 
 
 def _flat(x: Matrix, sums: Matrix) -> Iterator[Stage]:
-    M, K = x.shape
-    inverse = np.float32(127) / np.abs(x).max(1)
-    ones = np.ones(M, np.float32), np.linspace(1, 2, K, dtype=np.float32)
-    q, small = np.empty((M, K), np.int8), np.empty((M, K), np.int8)
-    half, scaled = np.empty((M, K), BF16), np.empty((M, K), np.float32)
+    """Stages that take each element by itself."""
     flat = 0.9, 0.9
+    inverse = np.float32(127) / np.abs(x).max(1)
+    q, half = np.empty(x.shape, np.int8), np.empty(x.shape, BF16)
     yield Stage(
         "absmax of rows", flat, x.nbytes, lambda: magnitudes(x, 1), lambda: np.abs(x).max(1)
     )
@@ -113,6 +111,13 @@ def _flat(x: Matrix, sums: Matrix) -> Iterator[Stage]:
         lambda: x.astype(BF16),
     )
     yield Stage("bf16 high, low", flat, 2 * x.nbytes, lambda: split_bf16(x), lambda: _split(x))
+    yield from _flat_sums(sums, flat)
+
+
+def _flat_sums(sums: Matrix, flat: tuple[float, float]) -> Iterator[Stage]:
+    M, N = sums.shape
+    small, scaled = np.empty((M, N), np.int8), np.empty((M, N), np.float32)
+    scales = np.ones(M, np.float32), np.linspace(1, 2, N, dtype=np.float32)
     yield Stage(
         "clip to int8",
         flat,
@@ -124,61 +129,60 @@ def _flat(x: Matrix, sums: Matrix) -> Iterator[Stage]:
         "dequantise",
         flat,
         2 * sums.nbytes,
-        lambda: _into(scaled, lambda: finish(sums, scaled, ones)),
-        lambda: sums.astype(np.float32) * ones[0][:, None] * ones[1],
+        lambda: _into(scaled, lambda: finish(sums, scaled, scales)),
+        lambda: sums.astype(np.float32) * scales[0][:, None] * scales[1],
     )
 
 
 def _packing(x: Matrix, kernel: Kernel) -> Iterator[Stage]:
     tile, block = kernel.tile, kernel.mmul
-    how, m = PRECISIONS["int8"], tile.m
+    how = PRECISIONS["int8"]
     a, b = how.a(x), how.b(x)
     grid_a, grid_b = TileGrid(kernel, *x.shape, 1), TileGrid(kernel, 1, *x.shape)
-    ready = a.matrix
-    out = np.empty(x.size, np.int8)
+    place_a = (tile.m, tile.k), (block.r, block.s), False
+    place_b = (tile.k, tile.n), (block.s, block.t), True
+    yield from _packed("A", pack_a, a, grid_a, place_a, a.inverse[:, None])
+    yield from _packed("B", pack_b, b, grid_b, place_b, b.inverse)
+    if tile.m == 16:
+        turned = dataclasses.replace(b, source=np.asfortranarray(x))
+        yield _quantised_and_packed("B.T", pack_b, turned, grid_b, place_b, b.inverse)
     tiled = np.empty(x.size, np.int8)
     rows, again = np.empty(x.shape, np.int8), np.empty(x.shape, np.int8)
-    whole = 0.65, 0.45
-    fused = (0.8, 0.8) if m == 16 else (0.7, 0.7)
-    tiles_a = (tile.m, tile.k), (block.r, block.s), False
-    tiles_b = (tile.k, tile.n), (block.s, block.t), True
-    for name, pack, grid, place in (
-        ("A", pack_a, grid_a, tiles_a),
-        ("B", pack_b, grid_b, tiles_b),
-    ):
-        operand = a if name == "A" else b
-        factors = operand.inverse[:, None] if name == "A" else operand.inverse
-        yield Stage(
-            f"pack {name}, {m}",
-            whole,
-            2 * x.size,
-            lambda pack=pack, grid=grid: _into(out, lambda: pack(ready, grid, out)),
-            lambda place=place: _tiled(ready, tiled, *place),
-        )
-        yield Stage(
-            f"quantise and pack {name}, {m}",
-            fused,
-            x.nbytes + x.size,
-            lambda pack=pack, grid=grid, operand=operand: _into(
-                out, lambda: pack(operand, grid, out)
-            ),
-            lambda place=place, factors=factors: _tiled(_quantised(x, factors), tiled, *place),
-        )
-    if m == 16:
-        turned = np.asfortranarray(x)
-        yield Stage(
-            f"quantise and pack B.T, {m}",
-            fused,
-            x.nbytes + x.size,
-            lambda: _into(out, lambda: pack_b(dataclasses.replace(b, source=turned), grid_b, out)),
-            lambda: _tiled(_quantised(turned, b.inverse), tiled, *tiles_b),
-        )
     yield Stage(
-        f"unpack B, {m}",
-        whole,
+        f"unpack B, {tile.m}",
+        MOVING,
         2 * x.size,
         lambda: unpack_b(tiled, grid_b, rows),
-        lambda: _untiled(tiled, again, *tiles_b),
+        lambda: _untiled(tiled, again, *place_b),
+    )
+
+
+def _packed(
+    name: str, pack: Pack, operand: Any, grid: TileGrid, place: Any, factors: Matrix
+) -> Iterator[Stage]:
+    ready = operand.matrix
+    out, tiled = np.empty(ready.size, np.int8), np.empty(ready.size, np.int8)
+    yield Stage(
+        f"pack {name}, {grid.kernel.tile.m}",
+        MOVING,
+        2 * ready.size,
+        lambda: _into(out, lambda: pack(ready, grid, out)),
+        lambda: _tiled(ready, tiled, *place),
+    )
+    yield _quantised_and_packed(name, pack, operand, grid, place, factors)
+
+
+def _quantised_and_packed(
+    name: str, pack: Pack, operand: Any, grid: TileGrid, place: Any, factors: Matrix
+) -> Stage:
+    source, m = operand.source, grid.kernel.tile.m
+    out, tiled = np.empty(source.size, np.int8), np.empty(source.size, np.int8)
+    return Stage(
+        f"quantise and pack {name}, {m}",
+        (0.8, 0.8) if m == 16 else (0.7, 0.7),
+        source.nbytes + source.size,
+        lambda: _into(out, lambda: pack(operand, grid, out)),
+        lambda: _tiled(_quantised(source, factors), tiled, *place),
     )
 
 
@@ -230,7 +234,7 @@ def _unpacking(sums: Matrix, kernel: Kernel) -> Iterator[Stage]:
     for name, out, given, numpy_form in finishes:
         yield Stage(
             f"{name}, {tile.m}",
-            (0.65, 0.45),
+            MOVING,
             sums.nbytes + out.nbytes,
             lambda out=out, given=given: unpack_c(packed, order, grid, out, given),
             numpy_form,
@@ -317,23 +321,3 @@ def _same(ours: Any, theirs: Any) -> bool:
     if isinstance(ours, tuple):
         return all(map(_same, ours, theirs))
     return bool(ours.dtype == theirs.dtype and ours.tobytes() == theirs.tobytes())
-
-
-def _cpu_medians(forms: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median CPU seconds of this thread for one call of each form, in turn."""
-    repeats, measured = {}, {name: list[float]() for name in forms}
-    for name, work in forms.items():
-        work()
-        repeats[name] = max(1, round(LONG_ENOUGH_S / max(_cpu_seconds(work, 1), 1e-6)))
-    for _ in range(ROUNDS):
-        for name, work in forms.items():
-            work()  # brings its own data into the cache
-            measured[name].append(_cpu_seconds(work, repeats[name]) / repeats[name])
-    return {name: statistics.median(seconds) for name, seconds in measured.items()}
-
-
-def _cpu_seconds(work: Callable[[], Any], repeats: int) -> float:
-    start = time.thread_time()
-    for _ in range(repeats):
-        work()
-    return time.thread_time() - start

@@ -18,9 +18,10 @@ import timeline
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from timing import environment, write_json
+from timing import rule
 
-from npu_matmul.bench.environment import summary
+from npu_matmul.bench.environment import environment, summary
+from npu_matmul.writing import write_json
 
 console = Console()
 
@@ -29,7 +30,8 @@ console = Console()
 @click.option("--json", "path", type=click.Path(path_type=Path), default="bench.json")
 def main(path: Path) -> None:
     """Host stages against NumPy, and what else this checkout's parts take on this host."""
-    console.print(summary(environment()) + "\n", highlight=False)
+    machine = environment()
+    console.print(f"{summary(machine)}\n{rule()}\n", highlight=False)
     with console.status("host stages") as status:
         stages = host.run()
         threshold = host_below.run()
@@ -47,7 +49,7 @@ def main(path: Path) -> None:
     console.print("Seconds are this host's, emulating; they say nothing about an NPU.")
     results = {"stages": stages, "host_below": threshold, "models": modelled}
     results |= {"precisions": accuracy, "timelines": recording}
-    write_json(path, results)
+    write_json(path, {"environment": machine, "rule": rule(), **results})
     console.print(f"written to {path}", highlight=False)
 
 

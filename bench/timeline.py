@@ -6,25 +6,22 @@ dearest; it is measured by itself.
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from timing import MOST_S, TURN_S, medians
 
 from npu_matmul import npu_matmul, pack_b, trace
+from npu_matmul.bench.timing import calls_per_turn, elapsed, take_turns
 from npu_matmul.timeline import listening
 
-ROUNDS = 7
-# (M, K, N), device, kernel, and how often one measurement repeats it
-PRODUCTS = (
-    ((16, 16, 16), "cpu", None, 2000),
-    ((256, 256, 256), "cpu", None, 50),
-    ((64, 64, 64), "emulated", "matmul_16x16", 5),
-    ((512, 512, 512), "emulated", "matmul_64x512", 1),
+PRODUCTS = (  # (M, K, N), device, kernel
+    ((16, 16, 16), "cpu", None),
+    ((256, 256, 256), "cpu", None),
+    ((64, 64, 64), "emulated", "matmul_16x16"),
+    ((512, 512, 512), "emulated", "matmul_64x512"),
 )
 
 
@@ -41,42 +38,42 @@ def look_up_ns() -> float:
             with listening.span("work"):
                 pass
 
-    return min(_seconds(told, 1) for _ in range(ROUNDS)) * 1e9 / 10_000
+    return medians({"told": told})["told"] * 1e9 / 10_000
 
 
-def _row(
-    shape: tuple[int, int, int], device: str, kernel: str | None, repeats: int
-) -> dict[str, Any]:
+def _row(shape: tuple[int, int, int], device: str, kernel: str | None) -> dict[str, Any]:
     M, K, N = shape
     random = np.random.default_rng(0)
     a, b = (random.integers(-128, 128, size, np.int8) for size in ((M, K), (K, N)))
     weights, out = pack_b(b, device=device, kernel=kernel), np.empty((M, N), np.int32)
+    spans = 0
 
     def product() -> None:
         npu_matmul(a, weights, out, dtype=np.int32)
 
-    quiet, recorded, spans = [], [], 0
+    calls = calls_per_turn(product, TURN_S)
+
+    def recorded(path: Path) -> float:
+        nonlocal spans
+        with trace(path) as recording:
+            took = elapsed(product, calls)
+        spans = sum(len(t.names) for group in recording.groups for t in group.tracks)
+        return took.wall_s
+
     with tempfile.TemporaryDirectory() as folder:
-        for _ in range(ROUNDS):
-            product()
-            quiet.append(_seconds(product, repeats))
-            with trace(Path(folder) / "out.json") as recording:
-                product()
-                recorded.append(_seconds(product, repeats))
-            spans = sum(len(t.names) for group in recording.groups for t in group.tracks)
+        samples = take_turns(
+            {
+                "quiet": lambda: elapsed(product, calls).wall_s,
+                "recorded": lambda: recorded(Path(folder) / "out.json"),
+            },
+            most_s=MOST_S,
+        )
     return {
         "shape": list(shape),
         "device": device,
         "kernel": kernel,
-        "quiet_s": statistics.median(quiet),
-        "recorded_s": statistics.median(recorded),
-        "spans": spans // (repeats + 1),
+        "quiet_s": samples["quiet"].median,
+        "recorded_s": samples["recorded"].median,
+        "spans": spans // (calls + 1),  # one call of a turn is not timed
         "equal": bool(np.array_equal(out, a.astype(np.int32) @ b.astype(np.int32))),
     }
-
-
-def _seconds(work: Callable[[], None], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        work()
-    return (time.perf_counter() - start) / repeats

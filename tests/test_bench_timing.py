@@ -125,10 +125,12 @@ def test_medians_are_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
     clocks = Clocks(monkeypatch)
     clocks.work()
     assert timing.medians({"a": clocks.work}) == pytest.approx({"a": 0.03})
+    assert timing.medians({"a": clocks.work}, 0.01, "cpu_s") == pytest.approx({"a": 0.01})
 
 
 def test_the_rule_that_is_printed_has_the_numbers_that_are_used() -> None:
     for number in (timing.TURN_S, timing.MIN_ROUNDS, timing.MAX_ROUNDS, int(timing.MOST_S)):
-        assert f"{number}" in timing.RULE
-    assert f"within {timing.STEADY:.0%}" in timing.RULE
+        assert f"{number}" in timing.rule()
+    assert f"within {timing.STEADY:.0%}" in timing.rule()
+    assert "0.25 s a turn" in timing.rule(0.25)
     assert Sample((1.0,) * 6).steady

@@ -15,6 +15,7 @@ from npu_matmul.bench.environment import environment, last_level_cache_bytes
 from npu_matmul.bench.peak import skipped_probes
 from npu_matmul.bench.shapes import SMALL_CUBES, Shape, shape_text
 from npu_matmul.bench.timing import Sample
+from npu_matmul.bench.worker import STAGE_CALLS
 from npu_matmul.bench.workers import Process, processes
 
 Row = dict[str, Any]
@@ -70,7 +71,11 @@ class Results:
 def results_for(plan: Plan) -> Results:
     """Nothing measured yet, in the environment of now."""
     held = "in cache" if plan.in_cache else f"{plan.pool_bytes >> 20} MiB in turn"
-    return Results({**environment(), "threads": list(plan.threads)}, timing.RULE, held)
+    rule = (
+        f"{timing.rule()}; of strategies and fresh processes a turn is one call; stages are "
+        f"medians of {STAGE_CALLS} calls"
+    )
+    return Results({**environment(), "threads": list(plan.threads)}, rule, held)
 
 
 def measure(

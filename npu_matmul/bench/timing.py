@@ -24,11 +24,15 @@ STEADY = 0.02
 MIN_ROUNDS = 6  # fewer have no 95 % interval: 2 * 2**-5 > 0.05
 MAX_ROUNDS = 30
 MOST_S = 60.0  # after which no round beyond MIN_ROUNDS begins
-RULE = (
-    f"Alternatives in turn (ABBA), {TURN_S} s a turn after one untimed call, until the 95 % "
-    f"interval of each median is within {STEADY:.0%} of it: {MIN_ROUNDS} to {MAX_ROUNDS} rounds, "
-    f"fewer where they take over {MOST_S:.0f} s"
-)
+
+
+def rule(turn_s: float = TURN_S, most_s: float = MOST_S) -> str:
+    """How it was timed, as it stands beside results."""
+    return (
+        f"Alternatives in turn (ABBA), {turn_s} s a turn after one untimed call, until the 95 % "
+        f"interval of each median is within {STEADY:.0%} of it: {MIN_ROUNDS} to {MAX_ROUNDS} "
+        f"rounds, fewer where they take over {most_s:.0f} s"
+    )
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,9 @@ def is_steady(seconds: Sequence[float]) -> bool:
 
 
 def take_turns(
-    turns: Mapping[str, Callable[[], float]], show: Callable[[int], None] = lambda _: None
+    turns: Mapping[str, Callable[[], float]],
+    show: Callable[[int], None] = lambda _: None,
+    most_s: float = MOST_S,
 ) -> dict[str, Sample]:
     """Run the turns in rounds until all medians are steady; ``show`` is told each round's
     number."""
@@ -98,20 +104,26 @@ def take_turns(
         names = list(turns)
         for name in names if number % 2 else reversed(names):
             measured[name].append(turns[name]())
-        late = time.perf_counter() - started > MOST_S
+        late = time.perf_counter() - started > most_s
         if number >= MIN_ROUNDS and (late or all(map(is_steady, measured.values()))):
             break
     return {name: Sample(tuple(seconds)) for name, seconds in measured.items()}
 
 
-def medians(alternatives: Mapping[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median wall seconds of one call of each alternative, within this process."""
-    calls = {name: calls_per_turn(work, TURN_S) for name, work in alternatives.items()}
+def medians(
+    alternatives: Mapping[str, Callable[[], Any]],
+    turn_s: float = TURN_S,
+    clock: str = "wall_s",
+    most_s: float = MOST_S,
+) -> dict[str, float]:
+    """Median seconds of one call of each alternative, within this process; ``clock`` is one of
+    :class:`Elapsed`."""
+    calls = {name: calls_per_turn(work, turn_s) for name, work in alternatives.items()}
     turns = {
-        name: lambda work=work, n=calls[name]: elapsed(work, n).wall_s
+        name: lambda work=work, n=calls[name]: getattr(elapsed(work, n), clock)
         for name, work in alternatives.items()
     }
-    return {name: sample.median for name, sample in take_turns(turns).items()}
+    return {name: sample.median for name, sample in take_turns(turns, most_s=most_s).items()}
 
 
 def calls_per_turn(work: Callable[[], Any], turn_s: float) -> int:
