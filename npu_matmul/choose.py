@@ -64,6 +64,9 @@ def choose(
     if found is not None:
         return found
     chosen, why = choose_kernel(kernel, types, problem, device.target, device.can_load, strategy)
+    if kernel is None:
+        unfit = sorted({k.name for k in device.unfit if astuple(k.types) == types} - {chosen.name})
+        why += f"; not {', '.join(unfit)}, which failed the self-test" if unfit else ""
     how = "as asked"
     if strategy is None:
         strategy = best_strategy(TileGrid(chosen, *problem), Npu.named(device.target.name))

@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from comparing import assert_equal_bits, product_int32, random_int8
+from pyxrt_double.built import publish
 from pyxrt_double.npu import Npu
 from xrt_products import KERNEL, check
 
-from npu_matmul import last_call, npu_matmul, open_device
+from npu_matmul import last_call, npu_matmul, open_device, pack_b
 from npu_matmul.device import emulated as emulated_module
 from npu_matmul.device import xrt
 from npu_matmul.device.emulated import EmulatedDevice
@@ -21,7 +22,7 @@ from npu_matmul.device.xrt_errors import (
     SelfTestFailed,
 )
 from npu_matmul.emulator.symbols import Model
-from npu_matmul.kernel import Kernel
+from npu_matmul.kernel import Kernel, kernels_named, load_kernel
 
 # --- the self-test -----------------------------------------------------------------------------
 
@@ -41,6 +42,27 @@ def test_an_overlay_that_computes_wrongly_is_not_used(
     open_device("xrt").close()
     monkeypatch.setenv(xrt.SELF_TEST_VARIABLE, "0")
     check()
+
+
+@pytest.mark.parametrize("lost", [1, 2])
+def test_another_kernel_is_chosen_in_place_of_one_that_computes_wrongly(
+    double: Npu, lost: int
+) -> None:
+    for kernel in kernels_named():
+        if kernel.types.a == "int8":
+            publish(kernel)
+    a = random_int8(1, 20, 20)
+    double.faults[lost] = "lost"
+    with pytest.raises(SelfTestFailed, match="'matmul_16x16'"):
+        npu_matmul(a, a, device="xrt")
+    for _ in range(2):
+        got = npu_matmul(a, a, device="xrt", dtype=np.int32)
+        assert_equal_bits(got, product_int32(a, a))
+        assert last_call().kernel == "matmul_64x512"
+        assert "not matmul_16x16, which failed the self-test" in last_call().reason
+    assert pack_b(a[:, :1], device="xrt").kernel == load_kernel("matmul_64x512", "int8")
+    with pytest.raises(SelfTestFailed):
+        npu_matmul(a, a, device="xrt", kernel="matmul_16x16")
 
 
 def test_a_self_test_that_hangs_twice_declines_the_device(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from comparing import assert_equal_bits, product_int32, random_int8
+from pyxrt_double import npu as npu_double
 from pyxrt_double.npu import Npu
 from xrt_products import opened, ready
 
@@ -170,7 +171,7 @@ def test_memory_that_may_not_be_locked_is_explained_and_can_be_cured(
         "mmap(addr=0x7f00, len=67108864, prot=3, flags=8209, offset=0) failed (err=-11): "
         "Resource temporarily unavailable"
     )
-    with pytest.raises(DeviceUnavailable, match=r"raise the memlock limit"):
+    with pytest.raises(DeviceUnavailable, match=r"locks 64 MiB .*raise the memlock limit"):
         check()
     double.open_fails = ""
     check()
@@ -192,7 +193,7 @@ def test_a_buffer_that_cannot_be_had_is_refused_and_a_smaller_one_is_not(machine
     assert isinstance(device, NpuDevice)
     machine.lockable_bytes = machine.locked_bytes + 2**20
     big = random_int8(1, 2048, 1024)
-    with pytest.raises(AllocationFailed, match=r"a buffer of [0-9,]+ B: .*lock"):
+    with pytest.raises(AllocationFailed, match=r"a buffer of [0-9,]+ B: .*all buffers of this pro"):
         npu_matmul(big, big.T, device="xrt", kernel=KERNEL)
     check()
     assert last_call().device == "xrt"
@@ -351,6 +352,34 @@ def test_after_a_failure_that_ctrl_c_hid_the_context_is_a_new_one(
     assert machine.events.count("context made") == made + 1
 
 
+def test_what_is_not_the_npus_fault_does_not_decline_it(
+    machine: Npu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, stream, (a, c) = ready(opened())
+    fail(machine, "timeout")
+    run = loaded.launch(stream, [a, a, c])
+    with monkeypatch.context() as patch:
+        patch.setattr(npu_double, "HEAP_BYTES", 0)  # for the new context's instructions
+        for _ in range(2):
+            with pytest.raises(AllocationFailed, match="instruction streams are used up") as caught:
+                run.wait(TIMEOUT_S)
+            assert isinstance(caught.value.__cause__, LaunchTimedOut)
+    check()
+    assert last_call().device == "xrt"
+
+
+def test_a_launch_behind_a_full_queue_that_hangs_gets_a_new_context(machine: Npu) -> None:
+    loaded, stream, (a, _) = ready(opened())
+    outs = [loaded.device.alloc(1024) for _ in range(5)]
+    made = machine.events.count("context made")
+    fail(machine, "hang")
+    runs = [loaded.launch(stream, [a, a, out]) for out in outs]
+    runs[-1].wait(TIMEOUT_S)
+    outs[-1].sync_from_device()
+    assert (outs[-1].host.view(np.int32) == 16).all()
+    assert machine.events.count("context made") == made + 1
+
+
 def test_memory_of_a_launch_that_never_ended_is_not_used_again(machine: Npu) -> None:
     device = open_device("xrt")
     assert isinstance(device, NpuDevice)
@@ -400,6 +429,8 @@ def test_a_failed_launch_stays_failed_when_it_is_waited_for_again(machine: Npu) 
         ("DRM_IOCTL_AMDXDNA_GET_INFO IOCTL failed (err=-95): not supp", "newer than the amdxdna"),
         ("Heap at max size 67108864, can't expand further (err=28)", "instruction streams"),
         ("open failed (err=-13): Permission denied", "join its group"),
+        ("opening the NPU: mmap(len=67108864) failed (err=-11): R", "locks 64 MiB of memory when"),
+        ("a buffer of 1 B: mmap(len=67108864) failed (err=-11): Resource", "all buffers of this p"),
         ("something else", "npu-matmul doctor"),
     ],
 )

@@ -12,6 +12,8 @@ import textwrap
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +24,8 @@ from xrt_products import KERNEL, check, opened, ready, tiles_of
 
 from npu_matmul import last_call, npu_matmul, pack_b
 from npu_matmul.build import cache
-from npu_matmul.device import DeviceError, xrt, xrt_npu, xrt_runs
+from npu_matmul.device import DeviceError, xrt, xrt_kernel, xrt_npu, xrt_runs
+from npu_matmul.device.xrt_errors import AllocationFailed, ContextFailed
 from npu_matmul.device.xrt_kernel import CHAIN_RUNS
 from npu_matmul.instructions import decode
 from npu_matmul.kernel import CoreGrid, TileShape
@@ -108,6 +111,40 @@ def test_threads_that_need_more_overlays_than_there_are_contexts_take_turns(
     assert len(double.contexts) <= 2
 
 
+def test_no_context_goes_for_an_error_that_is_no_shortage(
+    double: Npu, everything_built: None
+) -> None:
+    check(tiles_of(8))
+    check(tiles_of(16))
+    double.context_faults.append("DRM_IOCTL_AMDXDNA_CREATE_HWCTX IOCTL failed (err=-62): Timer")
+    with pytest.raises(ContextFailed, match="the firmware does not answer"):
+        check(tiles_of(24))
+    assert len(double.contexts) == 2
+
+
+def test_no_context_goes_for_an_overlay_that_fails_alone(
+    double: Npu, everything_built: None
+) -> None:
+    refused = "DRM_IOCTL_AMDXDNA_CREATE_HWCTX IOCTL failed (err=-22): Invalid argument"
+    kernels = [tiles_of(8), tiles_of(16)]
+    for kernel in kernels:
+        check(kernel)
+    double.context_faults.extend([refused] * 3)
+    with pytest.raises(ContextFailed):
+        check(tiles_of(24))
+    assert len(double.contexts) == 0  # it may have needed the place of both
+    for kernel in kernels:
+        check(kernel)
+    double.context_faults.append(refused)
+    with pytest.raises(ContextFailed):
+        check(tiles_of(24))
+    assert len(double.contexts) == 2
+    check(tiles_of(24))
+    double.context_faults.append(refused)
+    opened().load(tiles_of(24)).rebuild(None)  # as of one that has had a context
+    assert len(double.contexts) == 2
+
+
 def test_closing_ends_runs_kernels_and_contexts(double: Npu, everything_built: None) -> None:
     device = opened()
     check()
@@ -175,6 +212,40 @@ def test_run_lists_that_do_not_work_are_found_out(
     for queued in list(double.contexts):
         for command in queued.queue:
             command.hangs = False  # so that the process may end
+
+
+def test_what_else_fails_in_the_trial_of_run_lists_says_nothing_of_them(
+    double: Npu, everything_built: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened().load(KERNEL)
+
+    def fails(*_: object) -> None:
+        raise AllocationFailed("no memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(xrt_kernel, "self_test", fails)
+        with pytest.raises(AllocationFailed):
+            check(strategy="output_tile")
+    assert opened().npu.chains is None
+    check(strategy="output_tile")
+    assert opened().npu.chains is True
+    assert double.events.count("context made") == 1
+
+
+@pytest.mark.parametrize("length_s", [5e-5, 1e-4, 1e-3, 3e-3, 0.1, 1.0])
+def test_the_end_of_a_launch_is_seen_soon(clock: Any, length_s: float) -> None:
+    asked = []
+
+    class Running:
+        def state(self) -> int:
+            asked.append(clock.now_s)
+            return 4 if clock.now_s >= length_s else 1
+
+    context: Any = SimpleNamespace(broken=False)
+    flight = xrt_runs.Flight(context, None, [Running()], None, frozenset(), 1, ())
+    assert xrt_runs.wait(flight, 10.0) is None
+    assert clock.now_s - length_s < min(length_s / 16, 1e-3) + 2e-6
+    assert len(asked) < 2000
 
 
 def test_a_chain_takes_no_longer_than_a_launch_may(double: Npu, everything_built: None) -> None:

@@ -40,6 +40,7 @@ class NpuDevice(Device):
         super().__init__()
         self._pool = BufferPool(POOL_BYTES)
         self.choices: dict[Hashable, Any] = {}  # what the planner decided for this device
+        self.unfit: dict[Kernel, str] = {}  # computed a known product wrongly, and how
 
     def can_load(self, kernel: Kernel) -> bool:
         """Whether ``load`` will find what it needs; kernels that can be loaded are preferred."""

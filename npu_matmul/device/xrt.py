@@ -48,7 +48,7 @@ class XrtDevice(NpuDevice):
         self.npu = Npu(import_binding())
         self.target = self.npu.target
         self._kernels: dict[Kernel, XrtKernel] = {}
-        self._tested: dict[Kernel, str | None] = {}  # what the self-test found wrong
+        self._tested: set[Kernel] = set()
         self._built: set[Kernel] = set()
         self._numbers = itertools.count()
         _devices.add(self)
@@ -58,9 +58,7 @@ class XrtDevice(NpuDevice):
         self.npu.require_usable()
 
     def can_load(self, kernel: Kernel) -> bool:
-        if kernel not in self._built and is_built(kernel, self.target.name):
-            self._built.add(kernel)
-        return kernel in self._built
+        return kernel not in self.unfit and self._is_built(kernel)
 
     def is_free(self, buffer: Buffer) -> bool:
         assert isinstance(buffer, XrtBuffer)
@@ -78,13 +76,17 @@ class XrtDevice(NpuDevice):
         with self.npu.launching:
             loaded = self._untested(kernel)
             if kernel not in self._tested and os.environ.get(SELF_TEST_VARIABLE) != "0":
-                self._tested[kernel] = loaded.known_product()
-            problem = self._tested.get(kernel)
-            if problem is not None:
+                problem = loaded.known_product()
+                self._tested.add(kernel)
+                if problem is not None:
+                    self.unfit[kernel] = problem
+                    self.choices.clear()
+            if kernel in self.unfit:
                 raise SelfTestFailed(
-                    f"{loaded.overlay.label} computed a known product wrongly: {problem}; it is "
-                    "not used in this process: build it again (npu-matmul build --force), or use "
-                    f"device='cpu'. ${SELF_TEST_VARIABLE}=0 skips this test"
+                    f"{loaded.overlay.label} computed a known product wrongly: "
+                    f"{self.unfit[kernel]}; it is not used in this process: build it again "
+                    "(npu-matmul build --force), or use device='cpu'. "
+                    f"${SELF_TEST_VARIABLE}=0 skips this test"
                 )
             return loaded
 
@@ -101,6 +103,11 @@ class XrtDevice(NpuDevice):
         super().make_room()
         for loaded in self._kernels.values():
             loaded.forget_streams()
+
+    def _is_built(self, kernel: Kernel) -> bool:
+        if kernel not in self._built and is_built(kernel, self.target.name):
+            self._built.add(kernel)
+        return kernel in self._built
 
     def _untested(self, kernel: Kernel) -> XrtKernel:
         if kernel not in self._kernels:
@@ -119,7 +126,7 @@ class XrtDevice(NpuDevice):
         kernels = kernels_on(self.target.name)
         if not kernels:
             raise no_kernel("any operands", self.target.name)
-        for kernel in filter(self.can_load, kernels):
+        for kernel in filter(self._is_built, kernels):
             return self._untested(kernel)
         raise KernelNotBuilt(f"no kernel is built for {self.target.name}; run: npu-matmul build")
 

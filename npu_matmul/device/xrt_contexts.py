@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from npu_matmul.device.xrt_errors import ContextFailed, reported
+from npu_matmul.device.xrt_errors import ContextFailed, is_shortage, reported
 from npu_matmul.device.xrt_runs import IN_FLIGHT
 
 # Arguments of the kernel that aiecc describes in an xclbin: opcode, instructions, their number of
@@ -61,6 +61,7 @@ class Contexts:
         self._handle = handle
         self._limit = limit
         self._open: OrderedDict[str, Context] = OrderedDict()
+        self._alone: set[str] = set()  # overlays that got none even where there was no other
 
     def __len__(self) -> int:
         return len(self._open)
@@ -71,6 +72,7 @@ class Contexts:
         if context is None:
             context = self._make(overlay)
             self._open[overlay.name] = context
+            self._alone.discard(overlay.name)
         self._open.move_to_end(overlay.name)
         return context
 
@@ -96,8 +98,12 @@ class Contexts:
                 with reported(f"a hardware context for {overlay.label}", ContextFailed):
                     return Context(self._api, self._handle, overlay)
             except ContextFailed as error:
-                # another process may hold some of what the driver gives out
-                if not self._evict():
+                # Another process may hold some of what the driver gives out, and an overlay of many
+                # columns may need the place of several. But none goes for one that fails anyway.
+                if not self._open:
+                    self._alone.add(overlay.name)
+                needless = overlay.name in self._alone or not is_shortage(error)
+                if needless or not self._evict():
                     raise
                 log.info("closed a hardware context and trying again: %s", error)
 

@@ -7,6 +7,7 @@ pyxrt raises RuntimeError for everything that comes from C++, with a text and no
 from __future__ import annotations
 
 import re
+import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -107,9 +108,15 @@ def overdue(timeout_s: float) -> Failure:
 
 _CAUSES = (
     (
-        r"len=67108864.*err=-11|mmap.*Resource temporarily unavailable",
-        "the driver locks 64 MiB of memory when the device is opened, and this user may not lock "
-        "that much (ulimit -l): raise the memlock limit",
+        r"^opening.*mmap.*(err=-11|Resource temporarily unavailable)",
+        "the driver locks 64 MiB of memory when the device is opened, and this user may lock "
+        "{lockable} (ulimit -l): raise the memlock limit",
+    ),
+    (
+        r"mmap.*(err=-11|Resource temporarily unavailable)",
+        "all buffers of this process and the 64 MiB of an open NPU are locked memory, of which "
+        "this user may have {lockable} (ulimit -l): raise the memlock limit, or keep fewer packed "
+        "matrices at once",
     ),
     (
         r"No such device with index",
@@ -142,11 +149,22 @@ _CAUSES = (
 
 
 def explain(text: str) -> str:
-    """What a message of XRT means and what to do, or where to look."""
+    """What a message of XRT, after what was being done, means and what to do, or where to look."""
     for pattern, cause in _CAUSES:
         if re.search(pattern, text, re.DOTALL):
-            return f"{cause}; {DOCTOR}"
+            return f"{cause.format(lockable=_lockable())}; {DOCTOR}"
     return DOCTOR
+
+
+def is_shortage(error: ContextFailed) -> bool:
+    """Whether a context may have been refused because others hold what it needs: ENOENT of the
+    legacy driver, ENODEV and EINVAL of the one in Linux."""
+    return bool(re.search(r"CREATE_HWCTX.*err=-(2|19|22)\b", str(error), re.DOTALL))
+
+
+def _lockable() -> str:
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return "any amount" if soft == resource.RLIM_INFINITY else f"{soft / 2**20:,.3g} MiB"
 
 
 @contextmanager
@@ -158,4 +176,5 @@ def reported(doing: str, kind: type[DeviceError] = DeviceError) -> Iterator[None
         if isinstance(error, DeviceError):
             raise
         text = " ".join(str(error).split())
-        raise kind(f"{doing}: XRT says {text!r}: {explain(text)}") from error
+        meaning = explain(f"{doing}: {text}")
+        raise kind(f"{doing}: XRT says {text!r}: {meaning}") from error

@@ -11,7 +11,7 @@ import numpy as np
 
 from npu_matmul.build.cache import Built, find_built
 from npu_matmul.device.buffer import Buffer
-from npu_matmul.device.errors import BufferSizeError, DeviceError
+from npu_matmul.device.errors import BufferSizeError, DeviceError, LaunchFailed
 from npu_matmul.device.npu import LoadedKernel, NpuDevice, Run
 from npu_matmul.device.self_test import LaunchAll, self_test
 from npu_matmul.device.xrt_contexts import (
@@ -252,7 +252,7 @@ class XrtKernel(LoadedKernel):
 
         try:
             problem = self.known_product(chained)
-        except DeviceError as error:
+        except LaunchFailed as error:  # others say nothing of chains
             problem = str(error)
         if problem is not None:
             self.rebuild(context)

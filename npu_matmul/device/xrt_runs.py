@@ -26,6 +26,7 @@ from npu_matmul.device.xrt_errors import (
     COMPLETED,
     ERROR,
     NOT_STARTED,
+    ContextFailed,
     Failure,
     LaunchNotStarted,
     ended,
@@ -33,8 +34,10 @@ from npu_matmul.device.xrt_errors import (
 )
 from npu_matmul.timeline import listening
 
-FIRST_PAUSE_S = 20e-6
-LONGEST_PAUSE_S = 1e-3
+# An end is seen late by no more than this share of the time that was waited, and what the system
+# makes of a sleep: 50 us more on Linux, which is why the first questions follow at once.
+LATE_SHARE = 1 / 16
+SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 20e-6, 1e-3
 # The driver's watchdog ends a hanging launch after 2 s; as much again for its recovery.
 DRAIN_S = 4.0
 AFTERMATH = Failure(ABORT, "it ran after a launch that had failed in the same hardware context")
@@ -139,11 +142,14 @@ class Flights:
 
     def wait_for_room(self, context: object, commands: int, timeout_s: float) -> None:
         """Return when a context has no more than so many commands in flight: the driver takes four,
-        and submitting a fifth would block inside XRT."""
+        and submitting a fifth would block inside XRT. Raises :class:`LaunchNotStarted`."""
         patience = _Patience(timeout_s)
         while sum(flight.commands for flight in self.of(context)) > commands:
             if not patience.pause():
-                raise DeviceError(f"the NPU has not ended a launch for {timeout_s:g} s")
+                raise LaunchNotStarted(
+                    f"those before it fill the driver's queue, and none has ended for {timeout_s:g}"
+                    " s"
+                )
 
     def may_touch(self, memory: Iterable[object], owner: object = None) -> bool:
         """Whether a launch that never ended, and is not ``owner``'s, may still use this memory."""
@@ -187,19 +193,20 @@ atexit.register(IN_FLIGHT.leave)
 
 
 class _Patience:
-    """Pauses that grow, until a deadline."""
+    """Pauses that grow with the time that was waited, until a deadline."""
 
     def __init__(self, timeout_s: float) -> None:
-        self._deadline = time.monotonic() + timeout_s
-        self._pause_s = FIRST_PAUSE_S
+        self._start = time.monotonic()
+        self._timeout_s = timeout_s
 
     def pause(self) -> bool:
         """Sleep a little, which lets other threads run and Ctrl-C through; False when the time is
         up."""
-        if time.monotonic() >= self._deadline:
+        waited_s = time.monotonic() - self._start
+        if waited_s >= self._timeout_s:
             return False
-        time.sleep(self._pause_s)
-        self._pause_s = min(2 * self._pause_s, LONGEST_PAUSE_S)
+        pause_s = min(waited_s * LATE_SHARE, LONGEST_PAUSE_S)
+        time.sleep(pause_s if pause_s >= SHORTEST_PAUSE_S else 0)
         return True
 
 
@@ -244,7 +251,7 @@ class XrtRun(Run):
         self._submission = submission
         self._try_again = try_again
         self._flight: Flight | None = None
-        self._outcome: LaunchFailed | Failure | None = None  # of a launch that is not in flight
+        self._outcome: DeviceError | Failure | None = None  # of a launch that is not in flight
         try:
             self._flight = start()
         except LaunchNotStarted as error:
@@ -262,8 +269,10 @@ class XrtRun(Run):
 
     def _after(
         self, flight: Flight | None, failure: Failure, timeout_s: float
-    ) -> LaunchFailed | None:
-        """What to raise after a failure: nothing, when the second try completes."""
+    ) -> DeviceError | None:
+        """What to raise after a failure: nothing, when the second try completes. What kept it from
+        being launched again without being the NPU's fault, lack of memory say, is raised as it
+        is."""
         name = self._submission.kernel_name
         if not self._try_again:
             return failure.error(name, "it was a trial")
@@ -275,9 +284,12 @@ class XrtRun(Run):
         tried = "its hardware context was rebuilt and it was launched once more"
         try:
             second = wait(self._submission.start_again(flight), timeout_s)
-        except DeviceError as error:
+        except (LaunchFailed, ContextFailed) as error:
             found = failure.error(name, f"{tried}, which failed: {error}")
             found.__cause__ = error
+        except DeviceError as error:
+            error.__cause__ = failure.error(name, tried)
+            return error
         else:
             if second is None:
                 return None
