@@ -11,13 +11,14 @@ from npu_matmul.kernel import KERNELS_VARIABLE, MANIFEST, search_path
 
 
 def kernels_version() -> tuple[str, tuple[int, ...]]:
-    """Equal for as long as the same kernels are found with the same manifests and sources: what was
-    derived from them then holds. Costs a few microseconds, where finding them costs hundreds."""
+    """Equal for as long as the same kernels are found with the same manifests, and no file beside
+    them comes or goes: what was derived from them then holds. Costs a few microseconds, where
+    finding them costs hundreds."""
     named = os.environ.get(KERNELS_VARIABLE, "")
     watched = _watched.get(named)
-    if watched is None or _stamps(watched.folders) != watched.stamps:
+    if watched is None or stamps(watched.folders) != watched.stamps:
         watched = _watched[named] = _watch()
-    return named, watched.stamps + _stamps(watched.manifests)
+    return named, watched.stamps + stamps(watched.manifests)
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,11 @@ def _watch() -> _Watched:
     kernels = [child for place in places if place.is_dir() for child in sorted(place.iterdir())]
     folders = tuple(folder for folder in (*places, *kernels) if folder.is_dir())
     manifests = tuple(kernel / MANIFEST for kernel in kernels)
-    return _Watched(folders, _stamps(folders), manifests)
+    return _Watched(folders, stamps(folders), manifests)
 
 
-def _stamps(paths: Iterable[Path]) -> tuple[int, ...]:
+def stamps(paths: Iterable[Path]) -> tuple[int, ...]:
+    """When each was last written, in ns since the epoch; 0 for what is not there."""
     return tuple(_stamp(path) for path in paths)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import shutil
 import sys
 import weakref
 from pathlib import Path
@@ -166,6 +168,51 @@ def test_among_several_kernels_one_that_is_built_is_taken(double: Npu) -> None:
     assert_equal_bits(npu_matmul(a, a, device="xrt", dtype=np.int32), product_int32(a, a))
     assert last_call().kernel == "matmul_64x512"
     assert pack_b(a, device="xrt").kernel == load_kernel("matmul_64x512", "int8")
+
+
+def test_a_source_that_changes_under_way_is_noticed(
+    double: Npu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also a file that it includes; and what was built since is loaded, and tested."""
+    folder = tmp_path / "kernels" / "other"
+    shutil.copytree(KERNEL.source.parent, folder)
+    header = folder / "header.h"
+    header.write_text("// one\n")
+    source = folder / KERNEL.source.name
+    source.write_text('#include "header.h"\n' + source.read_text())
+    monkeypatch.setenv("NPU_MATMUL_KERNELS", str(folder.parent))
+    kernel, (a, b) = load_kernel("other"), (random_int8(1, 20, 30), random_int8(2, 30, 20))
+    publish(kernel)
+    packed = pack_b(b, device="xrt", kernel="other")
+
+    def check() -> None:
+        for right in (b, packed):
+            got = npu_matmul(a, right, device="xrt", kernel="other", dtype=np.int32)
+            assert_equal_bits(got, product_int32(a, b))
+
+    check()
+    launches = double.launches
+    os.utime(source)  # and nothing else
+    check()
+    assert double.launches == launches + 2
+    for changed in (header, source):
+        changed.write_text(changed.read_text() + "// more\n")
+        os.utime(changed, (1, 1))  # whatever the clock's resolution
+        for _ in range(2):
+            with pytest.raises(KernelNotBuilt, match=f"changed: .*{changed.name}; run: npu-matmul"):
+                check()
+        launches = double.launches
+        publish(kernel)
+        check()
+        assert double.launches > launches + 2
+    publish(load_kernel("matmul_64x512", "int8"))
+    npu_matmul(a, b, device="xrt")
+    assert last_call().kernel == "other"
+    source.unlink()
+    with pytest.raises(KernelNotBuilt, match=f"{source.name} is missing"):
+        check()
+    npu_matmul(a, b, device="xrt")
+    assert last_call().kernel == "matmul_64x512"
 
 
 def test_an_overlay_of_other_tiles_cannot_be_loaded(double: Npu) -> None:

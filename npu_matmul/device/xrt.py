@@ -74,7 +74,12 @@ class XrtDevice(NpuDevice):
     def load(self, kernel: Kernel) -> XrtKernel:
         self.require_open()
         with self.npu.launching:
-            loaded = self._untested(kernel)
+            try:
+                loaded = self._untested(kernel)
+            except KernelNotBuilt:  # any more: another one may be chosen from now on
+                self._built.discard(kernel)
+                self.choices.clear()
+                raise
             if kernel not in self._tested and os.environ.get(SELF_TEST_VARIABLE) != "0":
                 problem = loaded.known_product()
                 self._tested.add(kernel)
@@ -110,9 +115,12 @@ class XrtDevice(NpuDevice):
         return kernel in self._built
 
     def _untested(self, kernel: Kernel) -> XrtKernel:
-        if kernel not in self._kernels:
-            self._kernels[kernel] = XrtKernel(self, self.npu, kernel)
-        return self._kernels[kernel]
+        loaded = self._kernels.get(kernel)
+        if loaded is None or not loaded.is_current():
+            loaded = self._kernels[kernel] = XrtKernel(self, self.npu, kernel)
+            self._tested.discard(kernel)
+            self.unfit.pop(kernel, None)
+        return loaded
 
     def _data_group(self) -> int:
         """The memory group of data buffers, which a context tells. It is the host's memory in every

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from npu_matmul.build.cache import Built, find_built
+from npu_matmul.build.identity import included
 from npu_matmul.device.buffer import Buffer
 from npu_matmul.device.errors import BufferSizeError, DeviceError, LaunchFailed
 from npu_matmul.device.npu import LoadedKernel, NpuDevice, Run
@@ -28,6 +30,7 @@ from npu_matmul.device.xrt_npu import Npu
 from npu_matmul.device.xrt_runs import IN_FLIGHT, Flight, XrtRun
 from npu_matmul.instructions import Stream
 from npu_matmul.kernel import Kernel, KernelNotBuilt
+from npu_matmul.kernel_watch import stamps
 from npu_matmul.schedule import LIMITS
 from npu_matmul.streams import stream_cycles, written_arguments
 from npu_matmul.target import WORD_BYTES
@@ -67,7 +70,18 @@ class XrtKernel(LoadedKernel):
                 f"kernel {kernel.name!r} is for {', '.join(kernel.targets)}; this NPU, "
                 f"{npu.model}, is {target}"
             )
+        self._sources = _stamped(kernel)  # before they are compared with what was built
         self.overlay = self._register(find_built(kernel, target))
+
+    def is_current(self) -> bool:
+        """Whether the overlay is still that of the kernel's sources; raises ``KernelNotBuilt``
+        where they have changed and were not built again."""
+        if stamps(self._sources) != tuple(self._sources.values()):
+            sources = _stamped(self.kernel)
+            if find_built(self.kernel, self.npu.target.name).name != self.overlay.name:
+                return False
+            self._sources = sources
+        return True
 
     def launch_all(self, launches: Iterable[tuple[bytes, Sequence[Buffer]]]) -> None:
         """Launch several, as chains where those work, and wait for all.
@@ -257,6 +271,13 @@ class XrtKernel(LoadedKernel):
         if problem is not None:
             self.rebuild(context)
         return problem
+
+
+def _stamped(kernel: Kernel) -> dict[Path, int]:
+    """The files that a kernel's cores are compiled from, and when each was last written."""
+    source = kernel.require_source()
+    paths = source, *included(source)
+    return dict(zip(paths, stamps(paths), strict=True))
 
 
 def _submit(flight: Flight) -> None:
