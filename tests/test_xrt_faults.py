@@ -23,13 +23,9 @@ from npu_matmul.device.xrt_errors import (
     LaunchNotStarted,
     LaunchRejected,
     LaunchTimedOut,
-    explain,
 )
 from npu_matmul.kernel import load_kernel
-from npu_matmul.schedule import cover
 from npu_matmul.strategies import STRATEGIES
-from npu_matmul.streams import launch_stream
-from npu_matmul.tiler import TileGrid
 
 KERNEL = load_kernel("matmul_16x16")
 TIMEOUT_S = 0.05
@@ -281,14 +277,8 @@ def test_a_chain_whose_last_launch_is_not_taken_is_waited_for(
 def test_others_in_flight_are_launched_again_too(machine: Npu) -> None:
     """The driver aborts what is behind a hanging launch; each is tried again in the one new
     context."""
-    device = open_device("xrt")
-    assert isinstance(device, NpuDevice)
-    loaded = device.load(KERNEL)
-    stream = launch_stream(KERNEL, cover(TileGrid(KERNEL, 16, 16, 16))[0].shape)
-    a = device.alloc(256)
-    a.host[:] = 1
-    a.sync_to_device()
-    outs = [device.alloc(1024) for _ in range(3)]
+    loaded, stream, (a, _) = ready(opened())
+    outs = [loaded.device.alloc(1024) for _ in range(3)]
     made = machine.events.count("context made")
     fail(machine, "timeout")
     runs = [loaded.launch(stream, [a, a, out]) for out in outs]
@@ -381,21 +371,15 @@ def test_a_launch_behind_a_full_queue_that_hangs_gets_a_new_context(machine: Npu
 
 
 def test_memory_of_a_launch_that_never_ended_is_not_used_again(machine: Npu) -> None:
-    device = open_device("xrt")
-    assert isinstance(device, NpuDevice)
-    loaded = device.load(KERNEL)
-    stream = launch_stream(KERNEL, cover(TileGrid(KERNEL, 16, 16, 16))[0].shape)
-    a, out = device.alloc(256), device.alloc(1024)
-    a.host[:] = 1
-    a.sync_to_device()
+    loaded, stream, (a, out) = ready(opened())
     fail(machine, "hang")
     loaded.launch(stream, [a, a, out]).wait(TIMEOUT_S)  # the second try completes
     with pytest.raises(DeviceError, match="may still use this buffer"):
         loaded.launch(stream, [a, a, out])
-    copy = device.alloc(256)
+    copy = loaded.device.alloc(256)
     copy.host[:] = 1
     copy.sync_to_device()
-    loaded.launch(stream, [copy, copy, device.alloc(1024)]).wait(TIMEOUT_S)
+    loaded.launch(stream, [copy, copy, loaded.device.alloc(1024)]).wait(TIMEOUT_S)
 
 
 def test_sequential_stops_at_a_launch_that_never_ends(machine: Npu) -> None:
@@ -408,31 +392,9 @@ def test_sequential_stops_at_a_launch_that_never_ends(machine: Npu) -> None:
 
 
 def test_a_failed_launch_stays_failed_when_it_is_waited_for_again(machine: Npu) -> None:
-    device = open_device("xrt")
-    assert isinstance(device, NpuDevice)
-    loaded = device.load(KERNEL)
-    stream = launch_stream(KERNEL, cover(TileGrid(KERNEL, 16, 16, 16))[0].shape)
-    a = device.alloc(256)
-    a.host[:] = 1
-    a.sync_to_device()
+    loaded, stream, (a, c) = ready(opened())
     fail(machine, "error", "error")
-    run = loaded.launch(stream, [a, a, device.alloc(1024)])
+    run = loaded.launch(stream, [a, a, c])
     for _ in range(2):
         with pytest.raises(LaunchRejected):
             run.wait(TIMEOUT_S)
-
-
-@pytest.mark.parametrize(
-    ("text", "meaning"),
-    [
-        ("DRM_IOCTL_AMDXDNA_CONFIG_HWCTX IOCTL failed (err=-62): Timer expired", "not answer"),
-        ("DRM_IOCTL_AMDXDNA_GET_INFO IOCTL failed (err=-95): not supp", "newer than the amdxdna"),
-        ("Heap at max size 67108864, can't expand further (err=28)", "instruction streams"),
-        ("open failed (err=-13): Permission denied", "join its group"),
-        ("opening the NPU: mmap(len=67108864) failed (err=-11): R", "locks 64 MiB of memory when"),
-        ("a buffer of 1 B: mmap(len=67108864) failed (err=-11): Resource", "all buffers of this p"),
-        ("something else", "npu-matmul doctor"),
-    ],
-)
-def test_messages_of_xrt_are_explained(text: str, meaning: str) -> None:
-    assert meaning in explain(text)
