@@ -297,12 +297,31 @@ def test_what_would_go_wrong_is_found_where_it_stands(case: str) -> None:
     ), "\n".join(map(str, found))
 
 
+@pytest.mark.parametrize("end", ["^in", "^end"])
+@pytest.mark.parametrize(
+    ("missing", "found"),
+    [
+        ("    aie.use_lock(%full, Release, 1)\n", "acquires 1 of @empty and releases nothing"),
+        ("    aie.use_lock(%empty, AcquireGreaterEqual, 1)\n",
+         "acquires nothing and releases 1 of @full"),
+    ],
+)  # fmt: skip
+def test_a_descriptor_uses_two_locks_or_none(missing: str, found: str, end: str) -> None:
+    """Also in a chain that ends, which hands nothing over again and again."""
+    source = changed(LOOP, (missing, ""), ("aie.next_bd ^in", f"aie.next_bd {end}"))
+    if end == "^end":
+        source = changed(source, (", next_bd_id = 0 : i32", ""))
+    place = f"m.mlir:{line_of(source, 'aie.dma_bd(%buffer')}: memtile (0, 1) S2MM 0"
+    expected = f"{place}: it {found}; a descriptor uses a lock before and one after, or none"
+    assert expected in map(str, broken(source))
+
+
 def test_a_missing_release_of_a_descriptor_is_told_apart() -> None:
     source = changed(GEMM, ("      aie.use_lock(%b_cons_cons_lock_0, Release, 1)\n", ""))
-    first, second = (line_of(source, f"aie.dma_bd(%b_cons_buff_{number}") for number in (0, 1))
+    line = line_of(source, "aie.dma_bd(%b_cons_buff_0")
     assert str(broken(source)[0]).startswith(
-        f"m.mlir:{first}: core (0, 2) S2MM 1: it acquires 1 of @b_cons_prod_lock_0 and releases "
-        f"nothing before m.mlir:{second}"
+        f"m.mlir:{line}: core (0, 2) S2MM 1: it acquires 1 of @b_cons_prod_lock_0 and releases "
+        "nothing; "
     )
 
 

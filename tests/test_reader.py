@@ -166,6 +166,12 @@ REFUSED = {
         "elements of @a are memref<4x4xi32>, not memref<16xi32> as the acquire says",
     ),
     "offset before the buffer": ("[0,0,0,0][1", "[0,0,-1,0][1", 16, "must not be negative"),
+    "offset that is lost": (
+        "[0,0,0,0][1",
+        "[2,0,0,0][1",
+        16,
+        "an offset of 2 with a stride of 0 is lost",
+    ),
     "offset that is no constant": ("[0,0,0,0][1", "[0,0,0,%i][1", 15, "constants"),
     "size that is no constant": ("[1,1,1,16]", "[1,1,%i,16]", 15, "constants"),
     "stride that is no constant": ("[0,0,0,1]", "[0,%i,0,1]", 15, "constants"),

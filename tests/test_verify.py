@@ -114,7 +114,7 @@ DELIBERATE = {
         changed(SIXTEEN, ("      aie.use_lock(%A_L3L2_0_cons_cons_lock_0, Release, 1)\n", "")),
         "locks",
         r"m\.mlir:{aie.dma_bd(%A_L3L2_0_cons_buff_0}: memtile \(0, 1\) S2MM 0: it acquires 1 of "
-        r"@A_L3L2_0_cons_prod_lock_0 and releases nothing before",
+        r"@A_L3L2_0_cons_prod_lock_0 and releases nothing; ",
     ),
     "a missing release of a core": (
         changed(SIXTEEN, ("      aie.use_lock(%C_L1L2_0_0_cons_lock_0, Release, 1)\n", "")),

@@ -76,6 +76,12 @@ class DmaMemcpyNdOp(IRDLOperation):
             raise VerifyException("a transfer has four offsets, four sizes and four strides")
         if min(offsets) < 0:
             raise VerifyException("offsets must not be negative")
+        lost = [offset for offset, stride in zip(offsets, strides, strict=True) if not stride]
+        if any(lost):  # where it begins is the sum of offsets times strides
+            raise VerifyException(
+                f"an offset of {max(lost)} with a stride of 0 is lost; give it in a loop that has "
+                "a stride"
+            )
 
 
 def _numbers(static: DenseArrayBase[IntegerType], values: Sequence[SSAValue]) -> tuple[int, ...]:
