@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,12 +120,9 @@ def block_launches(grid: TileGrid, steps: int | None = None) -> list[Launch]:
 
 def block_shapes(grid: TileGrid, steps: int) -> list[tuple[LaunchShape, int]]:
     """The shapes of ``block_launches``, and how many launches have each."""
-    whole, rest = divmod(grid.Kt, steps)
-    parts = [(steps, whole), (rest, 1)]
     return [
         (_shape(grid, 1, 1, length, columns_outer=False), grid.Mb * grid.Nb * count)
-        for length, count in parts
-        if length and count
+        for length, count in _parts(grid.Kt, steps)
     ]
 
 
@@ -138,12 +136,7 @@ def cover(grid: TileGrid, limits: Limits = LIMITS, target: Target = NPU1) -> lis
     most_steps = limits.steps(grid.kernel)
     if grid.Kt > most_steps:
         return block_launches(grid, most_steps)
-    by_columns, by_rows = (
-        sum(operand_tasks(*order, target)) for order in ((grid.Nb, grid.Mb), (grid.Mb, grid.Nb))
-    )
-    columns_outer = by_columns <= by_rows
-    outer, inner = (grid.Nb, grid.Mb) if columns_outer else (grid.Mb, grid.Nb)
-    outer_size, inner_size = _largest(grid, outer, inner, limits, target)
+    columns_outer, (outer, inner), (outer_size, inner_size) = _cut(grid, limits, target)
     launches: list[Launch] = []
     c_tile = 0
     for o in range(0, outer, outer_size):
@@ -157,6 +150,23 @@ def cover(grid: TileGrid, limits: Limits = LIMITS, target: Target = NPU1) -> lis
             launches.append(launch)
             c_tile += rows * columns * _cores(grid.kernel)
     return launches
+
+
+def cover_shapes(
+    grid: TileGrid, limits: Limits = LIMITS, target: Target = NPU1
+) -> list[tuple[LaunchShape, int]]:
+    """The shapes of ``cover``, and how many launches have each: of millions, too."""
+    most_steps = limits.steps(grid.kernel)
+    if grid.Kt > most_steps:
+        return block_shapes(grid, most_steps)
+    columns_outer, (outer, inner), (outer_size, inner_size) = _cut(grid, limits, target)
+    kinds = []
+    for o, outer_count in _parts(outer, outer_size):
+        for i, inner_count in _parts(inner, inner_size):
+            rows, columns = (i, o) if columns_outer else (o, i)
+            shape = _shape(grid, rows, columns, grid.Kt, columns_outer)
+            kinds.append((shape, outer_count * inner_count))
+    return kinds
 
 
 def c_order(grid: TileGrid, launches: list[Launch]) -> NDArray[np.int64]:
@@ -301,6 +311,21 @@ def operand_tasks(outer: int, inner: int, target: Target = NPU1) -> tuple[int, i
     return outer * -(-inner // most), -(-outer // most)
 
 
+def columns_outside(cores: CoreGrid, rows: Any, columns: Any, target: Target = NPU1) -> Any:
+    """Whether the loop over columns of blocks goes outside: the order that starts fewer tasks, on
+    A's channels of all core rows and B's of all core columns. Also of NumPy arrays of blocks.
+
+    15 x 15 blocks on 1 x 4 cores are 1 + 4 x 15 tasks with columns outside, 15 + 4 with rows.
+
+    >>> columns_outside(CoreGrid(1, 4), 15, 15), columns_outside(CoreGrid(4, 4), 15, 15)
+    (False, True)
+    """
+    b_panels, a_whole = operand_tasks(columns, rows, target)
+    a_panels, b_whole = operand_tasks(rows, columns, target)
+    by_columns = cores.rows * a_whole + cores.columns * b_panels
+    return by_columns <= cores.rows * a_panels + cores.columns * b_whole
+
+
 def stream_bytes(cores: CoreGrid, outer: int, inner: int, target: Target = NPU1) -> int:
     """An upper bound of the stream of a launch of so many blocks, or arrays of them."""
     parameters = cores.rows * cores.columns * 24
@@ -334,6 +359,21 @@ def _largest(
     if fits(1, inner):
         return _bisect(outer, lambda size: fits(size, inner)), inner
     return 1, _bisect(inner, lambda size: fits(1, size))
+
+
+def _cut(
+    grid: TileGrid, limits: Limits, target: Target
+) -> tuple[bool, tuple[int, int], tuple[int, int]]:
+    """Whether columns are outside; blocks of the outer and the inner loop; those of a launch."""
+    columns_outer = columns_outside(grid.kernel.grid, grid.Mb, grid.Nb, target)
+    loops = (grid.Nb, grid.Mb) if columns_outer else (grid.Mb, grid.Nb)
+    return columns_outer, loops, _largest(grid, *loops, limits, target)
+
+
+def _parts(total: int, size: int) -> list[tuple[int, int]]:
+    """The lengths of parts of at most that size, and how many have each."""
+    whole, rest = divmod(total, size)
+    return [(length, count) for length, count in ((size, whole), (rest, 1)) if length and count]
 
 
 def _bisect(most: int, fits: Callable[[int], bool]) -> int:

@@ -29,6 +29,7 @@ from npu_matmul.schedule import (
     block_launches,
     c_order,
     cover,
+    cover_shapes,
 )
 from npu_matmul.streams import launch_stream
 from npu_matmul.tiler import TileGrid, pack_a, pack_b, unpack_c
@@ -182,7 +183,10 @@ def expected(
         return Counts(launches, launches, launches, launches * moved, launches * c)
     steps = limits.steps(grid.kernel)
     parts = -(-grid.Kt // steps)
-    launches = grid.Mb * grid.Nb * parts if strategy == "output_tile" else len(cover(grid, limits))
+    if strategy == "output_tile":
+        launches = grid.Mb * grid.Nb * parts
+    else:
+        launches = sum(count for _, count in cover_shapes(grid, limits))
     moved = grid.a_bytes if resident else _aligned(grid.a_bytes) + grid.b_bytes
     return Counts(launches, 1, 1, moved, parts * grid.c_bytes)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from comparing import assert_equal_bits, product_int32, random_int8
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from npu_matmul import npu_matmul
@@ -28,7 +28,9 @@ from npu_matmul.timeline.trace import trace
 SMALL, LARGE = load_kernel("matmul_16x16"), load_kernel("matmul_64x512", "int8")
 BF16 = load_kernel("matmul_64x512", "bf16")
 TWO_BY_THREE = dataclasses.replace(SMALL, tile=TileShape(4, 8, 16), grid=CoreGrid(2, 3))
-KERNELS = {"16x16": SMALL, "64x512": LARGE, "bf16": BF16, "2x3 cores": TWO_BY_THREE}
+ONE_BY_FOUR = dataclasses.replace(SMALL, grid=CoreGrid(1, 4))
+KERNELS = {"16x16": SMALL, "64x512": LARGE, "bf16": BF16}
+KERNELS |= {"2x3 cores": TWO_BY_THREE, "1x4 cores": ONE_BY_FOUR}
 SHAPES = [(1, 1, 1), (70, 40, 90), (130, 70, 260)]
 RATES = HostRates(pack=1e9, unpack=2e9, accumulate=4e9)
 
@@ -119,6 +121,8 @@ SIZES = st.integers(1, 6000)
 
 
 @settings(max_examples=60)
+@example("2x3 cores", "batched", (25, 15, 152), (25, 15, 392))
+@example("1x4 cores", "batched", (15 * 16, 64, 15 * 64), (15 * 16, 64, 16 * 64))
 @given(
     st.sampled_from(sorted(KERNELS)),
     st.sampled_from(sorted(STRATEGIES)),

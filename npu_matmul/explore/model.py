@@ -15,7 +15,14 @@ import numpy as np
 from npu_matmul.kernel import CoreGrid
 from npu_matmul.performance.array import Array, LaunchTime, launch_time, work_of
 from npu_matmul.performance.product import Npu
-from npu_matmul.schedule import LIMITS, Limits, call_cycles, operand_tasks, stream_bytes
+from npu_matmul.schedule import (
+    LIMITS,
+    Limits,
+    call_cycles,
+    columns_outside,
+    operand_tasks,
+    stream_bytes,
+)
 
 Shape = tuple[int, int, int]
 SYNCS = 2  # of a product: A in, C out
@@ -98,10 +105,7 @@ def _launches(
         stream = stream_bytes(cores, outer, inner, npu.target)
         return (stream <= limits.stream_bytes) & (outer * inner * steps <= most_calls)
 
-    by_columns, by_rows = (
-        sum(operand_tasks(*order, npu.target)) for order in ((columns, rows), (rows, columns))
-    )
-    columns_outer = by_columns <= by_rows
+    columns_outer = columns_outside(cores, rows, columns, npu.target)
     outer = np.where(columns_outer, columns, rows)
     inner = np.where(columns_outer, rows, columns)
     sizes = _largest(outer, inner, fits)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from npu_matmul.performance.array import Array, LaunchTime, Work, launch_time, launch_work
 from npu_matmul.performance.figures import FIGURES, Figures
 from npu_matmul.performance.host import HostRates
-from npu_matmul.schedule import LIMITS, LaunchShape, Limits, block_shapes, cover
+from npu_matmul.schedule import LIMITS, LaunchShape, Limits, block_shapes, cover_shapes
 from npu_matmul.strategies import Counts, expected
 from npu_matmul.target import TARGETS, Target
 from npu_matmul.tiler import TileGrid
@@ -123,10 +123,7 @@ def launch_shapes(
         return block_shapes(grid, 1)
     if strategy == "output_tile":
         return block_shapes(grid, min(grid.Kt, limits.steps(grid.kernel)))
-    kinds: dict[LaunchShape, int] = {}
-    for launch in cover(grid, limits):
-        kinds[launch.shape] = kinds.get(launch.shape, 0) + 1
-    return list(kinds.items())
+    return cover_shapes(grid, limits)
 
 
 def _launch_s(figures: Figures, strategy: str, launches: int) -> float:
