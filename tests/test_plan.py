@@ -6,16 +6,19 @@ import dataclasses
 import doctest
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+from comparing import random_int8
 
+from npu_matmul import last_call, npu_matmul, pack_b
 from npu_matmul.choose import choose
 from npu_matmul.cli import app, main
 from npu_matmul.device.emulated import EmulatedDevice
-from npu_matmul.kernel import UnknownKernel
+from npu_matmul.kernel import UnknownKernel, load_kernel
 from npu_matmul.performance.figures import FIGURES
 from npu_matmul.performance.host import HostRates
 from npu_matmul.performance.product import Npu, predict
@@ -64,6 +67,45 @@ def test_a_plan_is_what_npu_matmul_would_choose(
     assert list(plan.strategies) == ["sequential", "output_tile", "batched"]
 
 
+@pytest.mark.parametrize("shape", [(8, 64, 64), (1, 512, 64), (16, 128, 128)])
+def test_a_resident_b_is_planned_for_the_kernel_that_it_is_packed_for(
+    shape: tuple[int, int, int],
+) -> None:
+    """Before A is known, for many rows."""
+    a, b = random_int8(1, *shape[:2]), random_int8(2, *shape[1:])
+    npu_matmul(a, pack_b(b, device="emulated"))
+    plan = plan_product(shape, resident=True, with_host=False)
+    assert plan.chosen.grid.kernel.name == last_call().kernel == "matmul_64x512"
+    assert plan.chosen.strategy == last_call().strategy
+
+
+def test_a_clock_changes_the_times_and_not_the_choice() -> None:
+    """npu_matmul does not know the clock: it assumes the fastest. At 0.8 GHz the other would be."""
+    shape, npu = (48, 256, 128), Npu.named("npu1", 0.8e9)
+    choice = choose(EmulatedDevice(), planning.DTYPES["int8"].types, shape)
+    slow = plan_product(shape, npu=npu, with_host=False)
+    assert slow.chosen.grid.kernel == choice.kernel != slow.kernels[0][1]
+    assert slow.chosen.npu == npu
+    assert "chosen at 1.6 GHz" in output(*map(str, shape), "--clock", "0.8", "--no-host")
+
+
+def test_of_two_variants_that_were_named_it_is_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (load_kernel("matmul_16x16").source.parent / "kernel.toml").read_text("utf-8")
+    second = text[text.index("[variants.int8]") :].replace("variants.int8", "variants.small")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "kernel.toml").write_text(text.replace("= 16", "= 32") + (
+        second.replace("= 16", "= 8")
+    ))  # fmt: skip
+    (tmp_path / "two" / "matmul_i8.cc").write_text("")
+    monkeypatch.setenv("NPU_MATMUL_KERNELS", str(tmp_path))
+    plan = plan_product((8, 8, 8), kernel="two", with_host=False)
+    choice = choose(EmulatedDevice(), planning.DTYPES["int8"].types, (8, 8, 8), kernel="two")
+    assert plan.chosen.grid.kernel == choice.kernel and choice.kernel.variant == "int8"
+    assert plan.kernels[0][1].variant == "small"
+
+
 def test_kernel_strategy_and_residence_may_be_asked_for() -> None:
     plan = plan_product(
         (300, 100, 500), kernel="matmul_16x16", strategy="output_tile", resident=True,
@@ -96,15 +138,51 @@ def test_this_host_is_measured() -> None:
 def test_a_large_product_is_timed_by_some_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "MOST_CPU_WORK", 10 * 48 * 32)
     cpu = planning.time_on_cpu((64, 48, 32), "bf16", resident=True)
-    assert cpu.rows == 10
-    assert cpu.seconds_for(64) == pytest.approx(6.4 * cpu.seconds)
+    assert cpu.rows == 10 and cpu.seconds_for(10) == cpu.seconds
+    assert cpu.seconds_for(64) == cpu.fixed_s + 64 * cpu.row_s
+
+
+class FakeCpu:
+    """A CPU whose products take 50 us and 0.25 us a row, on a clock of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s = 0.0
+        monkeypatch.setattr(planning, "time", self)
+        monkeypatch.setattr(planning, "npu_matmul", self.multiply)
+        monkeypatch.setattr(planning, "last_call", lambda: SimpleNamespace(arithmetic="faked"))
+        monkeypatch.setattr(planning, "measure_host", lambda *_: RATES)
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+    def multiply(self, a: Any, *_: Any, **__: Any) -> None:
+        self.now_s += 50e-6 + len(a) * 0.25e-6
+
+
+def test_the_cpu_has_a_fixed_cost_and_one_for_each_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeCpu(monkeypatch)
+    for rows in (1, 7, 1500, 4000):
+        cpu = planning.time_on_cpu((rows, 64, 48), "int8", resident=False)
+        assert cpu.seconds == pytest.approx(50e-6 + rows * 0.25e-6)
+        assert (cpu.fixed_s, cpu.row_s) == (pytest.approx(50e-6), pytest.approx(0.25e-6))
+
+
+@pytest.mark.parametrize(("K", "N"), [(512, 512), (512, 64)])
+def test_the_crossover_does_not_depend_on_the_rows_that_are_planned(
+    K: int, N: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few rows, too, are lost or won by the kernel that many are computed with."""
+    FakeCpu(monkeypatch)
+    plans = [plan_product((rows, K, N)) for rows in (1, 7, 16, 300, 1500)]
+    assert len({plan.chosen.grid.kernel.name for plan in plans}) == (1 if N == 512 else 2)
+    assert len({plan.crossover_rows for plan in plans}) == 1
 
 
 @pytest.mark.parametrize(("row_s", "expected"), [(1e-9, None), (1.0, 1), (1e-6, "between")])
 def test_the_crossover_is_the_first_row_count_the_npu_wins(
     row_s: float, expected: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cpu = CpuProduct(100, 100 * row_s, "as given")
+    cpu = CpuProduct(100, 100 * row_s, 0.0, row_s, "as given")
     monkeypatch.setattr(planning, "time_on_cpu", lambda *_: cpu)
     monkeypatch.setattr(planning, "measure_host", lambda *_: RATES)
     plan = plan_product((1500, 512, 512))
@@ -129,7 +207,9 @@ def test_after_the_crossover_no_block_of_rows_is_lost_again(
     blocks long before it wins the first rows of the next."""
     monkeypatch.setattr(planning, "measure_host", lambda *_: RATES)
     for row_s in (0.3e-6, 0.5e-6, 0.7e-6, 0.9e-6, 1.2e-6):
-        monkeypatch.setattr(planning, "time_on_cpu", lambda *_, s=row_s: CpuProduct(1, s, ""))
+        monkeypatch.setattr(
+            planning, "time_on_cpu", lambda *_, s=row_s: CpuProduct(1, s, 0.0, s, "")
+        )
         plan = plan_product((1500, 512, 512))
         kernel, rows = plan.chosen.grid.kernel, plan.crossover_rows
         assert rows is not None
@@ -221,7 +301,9 @@ def test_each_projection_has_its_crossover_and_its_counts() -> None:
 
 def test_where_the_cpu_always_wins_there_is_no_crossover(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(planning, "measure_host", lambda *_: RATES)
-    monkeypatch.setattr(planning, "time_on_cpu", lambda *_: CpuProduct(1, 1e-12, "as given"))
+    monkeypatch.setattr(
+        planning, "time_on_cpu", lambda *_: CpuProduct(1, 1e-12, 0.0, 1e-12, "as given")
+    )
     said = output("--whisper", "tiny")
     assert said.count(" never") == 6
     assert "slower for any M up to 1,048,576" in output("1500", "384", "384")

@@ -53,9 +53,10 @@ DTYPES = ("int8", "bf16", "bf16x3", "float-int8")
 def plan(**given: Any) -> None:
     """Model what a product would take on an NPU.
 
-    The product is (M, K) @ (K, N). Kernel and strategy are those that npu_matmul would choose.
-    Times of the NPU are modelled from published measurements; those of the host's stages and of
-    the CPU are measured here.
+    The product is (M, K) @ (K, N). Kernel and strategy are those that npu_matmul would choose:
+    at the target's fastest clock, and for many rows where B is resident. Times of the NPU are
+    modelled from published measurements; those of the host's stages and of the CPU are measured
+    here.
     """
     from npu_matmul.plan import run
 

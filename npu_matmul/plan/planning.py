@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from npu_matmul.choose import best_strategy, kernels_for, ranked
+from npu_matmul.choose import (
+    MANY_ROWS,
+    best_strategy,
+    choose_kernel,
+    kernels_for,
+    ranked,
+)
 from npu_matmul.kernel import Kernel, UnknownKernel, load_variants
 from npu_matmul.matmul import npu_matmul, pack_b
 from npu_matmul.performance.host import HostRates, measure_host
@@ -38,16 +45,27 @@ MOST_ROWS = 1 << 20  # the crossover is looked for up to so many rows of A
 
 @dataclass(frozen=True)
 class CpuProduct:
-    """A product on this host's CPU, timed: the best of some. ``rows`` were computed, which need
-    not be all of M."""
+    """Products of one K and N on this host's CPU, timed: the best of some. ``rows`` in ``seconds``
+    is the one that is planned, or as many of its rows as can be waited for. What any other takes
+    is on the line through one row and many: ``fixed_s``, B's packing in it, and ``row_s``."""
 
     rows: int
     seconds: float
+    fixed_s: float
+    row_s: float
     arithmetic: str
 
     def seconds_for(self, rows: int) -> float:
-        """As much for each row."""
-        return self.seconds * rows / self.rows
+        """As measured, or on the line.
+
+        >>> CpuProduct(7, 2.0, fixed_s=1.0, row_s=0.25, arithmetic="").seconds_for(8)
+        3.0
+        """
+        return self.seconds if rows == self.rows else self.on_line(rows)
+
+    def on_line(self, rows: int) -> float:
+        """What does not depend on the product that is planned."""
+        return self.fixed_s + rows * self.row_s
 
 
 @dataclass(frozen=True)
@@ -86,15 +104,28 @@ def plan_product(
     """
     npu, how = npu or Npu.named(), DTYPES[dtype]
     candidates, as_if = _candidates(kernel, how, npu)
-    problem = (*shape, how.terms)
-    strategies = STRATEGIES if strategy is None else (strategy,)
-    kernels = ranked(candidates, problem, npu, tuple(strategies))
-    grid = TileGrid(kernels[0][1], *problem)
+    names = tuple(STRATEGIES) if strategy is None else (strategy,)
+
+    def chosen_for(rows: int) -> Kernel:
+        """By npu_matmul, which knows of no clock but the fastest."""
+        asked = None if kernel is None else candidates[0]
+        problem = (rows, *shape[1:], how.terms)
+        if as_if:
+            assumed = Npu.named(npu.target.name)
+            return asked or ranked(candidates, problem, assumed, names)[0][1]
+        by_strategy = None if resident else strategy  # pack_b does not know it yet
+        return choose_kernel(kernel, how.types, problem, npu.target, strategy=by_strategy)[0]
+
+    grid = TileGrid(chosen_for(MANY_ROWS if resident else shape[0]), *shape, how.terms)
     rates = measure_host(grid.kernel, how) if with_host else None
     predictions = {name: predict(grid, name, npu, resident, rates) for name in STRATEGIES}
-    chosen = predictions[strategy or best_strategy(grid, npu)]
-    cpu = time_on_cpu(shape, dtype, resident) if with_host else None
-    crossover = _crossover(chosen, resident, rates, cpu) if cpu else None
+    chosen = predictions[strategy or best_strategy(grid, Npu.named(npu.target.name))]
+    cpu = crossover = None
+    if with_host:
+        cpu = time_on_cpu(shape, dtype, resident)
+        large = TileGrid(chosen_for(MANY_ROWS), *shape, how.terms)
+        crossover = _crossover(large, names, npu, resident, measure_host(large.kernel, how), cpu)
+    kernels = ranked(candidates, (*shape, how.terms), npu, names)
     return Plan(
         shape, dtype, resident, npu, chosen, predictions, kernels, as_if, rates, cpu, crossover
     )
@@ -121,25 +152,32 @@ def _for_any_target(how: Precision) -> list[Kernel]:
 
 
 def time_on_cpu(shape: Shape, dtype: str, resident: bool) -> CpuProduct:
-    """The same product by the ``cpu`` device, B packed before where it is ``resident``."""
+    """The same product by the ``cpu`` device, B packed before where it is ``resident``; and those
+    of one row and of :data:`MANY_ROWS` with the same B."""
     M, K, N = shape
-    rows = max(1, min(M, int(MOST_CPU_WORK / (K * N))))
+    most = max(2, int(MOST_CPU_WORK / (K * N)))
+    rows, many = min(M, most), min(MANY_ROWS, most)
     how: dict[str, Any] = {} if dtype == "int8" else {"precision": DTYPES[dtype].name}
     random = np.random.default_rng(0)
-    a, b = (_operand(random, dtype, *size) for size in ((rows, K), (K, N)))
+    a, b = (_operand(random, dtype, *size) for size in ((max(rows, many), K), (K, N)))
     right: Any = pack_b(b, device="cpu", **how) if resident else b
-    out = np.empty((rows, N), np.int32 if dtype == "int8" else np.float32)
+    out = np.empty((len(a), N), np.int32 if dtype == "int8" else np.float32)
 
-    def seconds() -> float:
-        start = time.perf_counter()
-        npu_matmul(a, right, out, dtype=out.dtype, device="cpu", **how)
-        return time.perf_counter() - start
+    def least_s(rows: int) -> float:
+        def seconds() -> float:
+            start = time.perf_counter()
+            npu_matmul(a[:rows], right, out[:rows], dtype=out.dtype, device="cpu", **how)
+            return time.perf_counter() - start
 
-    seconds()  # compiles
-    least_s, until_s = seconds(), time.perf_counter() + CPU_TURN_S
-    while time.perf_counter() < until_s:
-        least_s = min(least_s, seconds())
-    return CpuProduct(rows, least_s, last_call().arithmetic)
+        seconds()  # compiles
+        least, until_s = seconds(), time.perf_counter() + CPU_TURN_S
+        while time.perf_counter() < until_s:
+            least = min(least, seconds())
+        return least
+
+    one_s, many_s, asked_s = (least_s(number) for number in (1, many, rows))
+    row_s = max(0.0, many_s - one_s) / (many - 1)
+    return CpuProduct(rows, asked_s, one_s - row_s, row_s, last_call().arithmetic)
 
 
 def _operand(random: np.random.Generator, dtype: str, rows: int, columns: int) -> Any:
@@ -149,20 +187,26 @@ def _operand(random: np.random.Generator, dtype: str, rows: int, columns: int) -
 
 
 def _crossover(
-    chosen: Prediction, resident: bool, rates: HostRates | None, cpu: CpuProduct
+    grid: TileGrid,
+    strategies: Iterable[str],
+    npu: Npu,
+    resident: bool,
+    rates: HostRates,
+    cpu: CpuProduct,
 ) -> int | None:
     """The fewest rows of A from which on the NPU, host stages included, takes no longer than the
-    CPU; None where that is so for none up to ``MOST_ROWS``."""
-    grid, rows_of_block = chosen.grid, chosen.grid.kernel.block[0]
+    CPU; None where that is so for none up to ``MOST_ROWS``. By the kernel of many rows: it does
+    not depend on how many were asked for."""
+    rows_of_block = grid.kernel.block[0]
 
     def npu_s(rows: int) -> float:
         part = TileGrid(grid.kernel, rows, grid.K, grid.N, grid.terms)
-        return predict(part, chosen.strategy, chosen.npu, resident, rates).total_s
+        return min(predict(part, name, npu, resident, rates).total_s for name in strategies)
 
     def npu_wins(block: int) -> bool:
         """From the first row of a block of rows on, which costs as much as all of it."""
         first = block * rows_of_block + 1
-        return npu_s(first) <= cpu.seconds_for(first)
+        return npu_s(first) <= cpu.on_line(first)
 
     low, high = -1, MOST_ROWS // rows_of_block
     if not npu_wins(high):
@@ -174,4 +218,6 @@ def _crossover(
         return 1
     # The NPU may also win the last rows of the block before, whose first row it loses.
     last = high * rows_of_block
-    return min(last + 1, math.ceil(npu_s(last) / cpu.seconds_for(1)))
+    if cpu.row_s == 0:
+        return last + 1
+    return min(last + 1, math.ceil((npu_s(last) - cpu.fixed_s) / cpu.row_s))

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from npu_matmul.bench.shapes import shape_text
+from npu_matmul.choose import MANY_ROWS
 from npu_matmul.performance.product import Npu, Prediction, launch_shapes
 from npu_matmul.performance.published import trust
 from npu_matmul.plan.encoder import Projection, overlay_switches
@@ -151,7 +152,8 @@ def _facts(plan: Plan) -> Table:
     tile, cores = kernel.tile, kernel.grid
     table.add_row(
         "kernel",
-        f"{kernel.name}, {cores.rows}x{cores.columns} cores of {tile.m}x{tile.k}x{tile.n}{others}",
+        f"{kernel.name}, {cores.rows}x{cores.columns} cores of {tile.m}x{tile.k}x{tile.n}{others}"
+        f"{_chosen_for(plan)}",
     )
     table.add_row("strategy", f"{chosen.strategy}; {loop_order(chosen)}")
     table.add_row("padding", f"{grid.padding:.1%} of the multiplications")
@@ -169,6 +171,14 @@ def _facts(plan: Plan) -> Table:
         f"A and B {_mb(read)} ({read / once:.1f} times each, on average), C {_mb(written)}",
     )
     return table
+
+
+def _chosen_for(plan: Plan) -> str:
+    """What npu_matmul assumes where it cannot know better."""
+    fastest_hz = plan.npu.figures.clock_hz
+    at = f" at {fastest_hz / 1e9:g} GHz" if plan.npu.clock_hz != fastest_hz else ""
+    rows = f" for {MANY_ROWS:,} rows, as B is packed" if plan.resident else ""
+    return f"; chosen{at}{rows}" if at or rows else ""
 
 
 def loop_order(prediction: Prediction) -> str:
