@@ -34,12 +34,14 @@ CHOICES_KEPT = 4096  # per device; then the table starts anew
 
 @dataclass(frozen=True)
 class Choice:
-    """A kernel and why, a strategy and how it was chosen."""
+    """A kernel and why, a strategy and how it was chosen; ``faster`` are kernels that would take
+    less time, but could not be loaded."""
 
     kernel: Kernel
     why: str
     strategy: str
     how: str
+    faster: tuple[Kernel, ...] = ()
 
 
 def choose(
@@ -61,9 +63,11 @@ def choose(
     """
     key = types, problem, kernel, strategy, kernels_version()
     found: Choice | None = device.choices.get(key)
-    if found is not None:
+    if found is not None and not any(map(device.can_load, found.faster)):
         return found
-    chosen, why = choose_kernel(kernel, types, problem, device.target, device.can_load, strategy)
+    chosen, why, faster = _decide(kernel, types, problem, device.target, device.can_load, strategy)
+    unbuilt = [pair for pair in faster if pair[1] not in device.unfit]
+    why += f"; not built: {_listed(unbuilt)}" if unbuilt else ""
     if kernel is None:
         unfit = sorted({k.name for k in device.unfit if astuple(k.types) == types} - {chosen.name})
         why += f"; not {', '.join(unfit)}, which failed the self-test" if unfit else ""
@@ -71,7 +75,7 @@ def choose(
     if strategy is None:
         strategy = best_strategy(TileGrid(chosen, *problem), Npu.named(device.target.name))
         how = f"least modelled time of {len(STRATEGIES)}"
-    choice = Choice(chosen, why, strategy, how)
+    choice = Choice(chosen, why, strategy, how, tuple(other for _, other in faster))
     if device.can_load(chosen):  # else another one may be built before the next call
         if len(device.choices) >= CHOICES_KEPT:
             device.choices.clear()
@@ -99,18 +103,34 @@ def choose_kernel(
     >>> kernel.name, why
     ('matmul_16x16', 'least modelled time, 0.16 ms; matmul_64x512 0.22 ms')
     """
+    return _decide(kernel, types, problem, target, can_load, strategy)[:2]
+
+
+def _decide(
+    kernel: str | Kernel | None,
+    types: tuple[str, str, str],
+    problem: tuple[int, ...],
+    target: Target,
+    can_load: Callable[[Kernel], bool],
+    strategy: str | None,
+) -> tuple[Kernel, str, list[tuple[float, Kernel]]]:
+    """As :func:`choose_kernel`, and with their modelled seconds those that would be faster but
+    cannot be loaded."""
     if kernel is not None:
-        return _asked_for(kernel, types, target), "as asked"
+        return _asked_for(kernel, types, target), "as asked", []
     kernels = kernels_for(types, target)
-    kernels = list(filter(can_load, kernels)) or kernels
     if not kernels:
         raise no_kernel(f"{types[0]} operands", target.name)
     if len(kernels) == 1:
-        return kernels[0], f"the only one for {types[0]} operands"
+        return kernels[0], f"the only one for {types[0]} operands", []
     names = STRATEGIES if strategy is None else (strategy,)
-    (best_s, best), *others = ranked(kernels, problem, Npu.named(target.name), names)
-    rest = ", ".join(f"{other.name} {_shown_s(seconds)}" for seconds, other in others)
-    return best, f"least modelled time, {_shown_s(best_s)}; {rest}"
+    timed = ranked(kernels, problem, Npu.named(target.name), names)
+    built = [pair for pair in timed if can_load(pair[1])] or timed
+    (best_s, best), *others = built
+    why = f"least modelled time, {_shown_s(best_s)}; {_listed(others)}"
+    if not others:
+        why = f"the only one that can be loaded, {_shown_s(best_s)}"
+    return best, why, timed[: timed.index(built[0])]
 
 
 def ranked(
@@ -142,6 +162,10 @@ def modelled_s(grid: TileGrid, strategy: str, npu: Npu) -> float:
 def kernels_for(types: tuple[str, str, str], target: Target = NPU1) -> list[Kernel]:
     """Those on a target that are for these element types of A, B and C."""
     return [kernel for kernel in kernels_on(target.name) if astuple(kernel.types) == types]
+
+
+def _listed(timed: Iterable[tuple[float, Kernel]]) -> str:
+    return ", ".join(f"{kernel.name} {_shown_s(seconds)}" for seconds, kernel in timed)
 
 
 def _shown_s(seconds: float) -> str:

@@ -252,6 +252,20 @@ class Stream:
         ]
         return np.array(header + body, dtype="<u4").tobytes()
 
+    def channel_bytes(self) -> dict[Channel, int]:
+        """How many bytes the stream's tasks move through each channel."""
+        moved: dict[Channel, int] = {}
+        descriptors: dict[tuple[int, int], Descriptor] = {}
+        for operation in self.operations:
+            if isinstance(operation, WriteDescriptor):
+                descriptors[operation.column, operation.number] = operation.descriptor
+            elif isinstance(operation, StartTask):
+                channel = operation.channel
+                descriptor = descriptors.get((channel.column, operation.number), Descriptor(0))
+                nbytes = descriptor.words * WORD_BYTES * operation.runs
+                moved[channel] = moved.get(channel, 0) + nbytes
+        return moved
+
     def argument_bytes(self) -> dict[int, int]:
         """How many bytes of each buffer argument the stream's transfers reach."""
         reach: dict[int, int] = {}

@@ -138,14 +138,42 @@ def test_a_changed_manifest_is_seen_by_the_next_call(folder: Path) -> None:
     assert chosen() == ("matmul_16x16", 16)
 
 
-def test_nothing_is_kept_while_no_kernel_can_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    device = EmulatedDevice()
+def test_a_kernel_that_is_built_later_is_taken_by_the_next_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also for a shape that was computed before, by another kernel; and the reason says what is
+    missed until then."""
+    device, asked = EmulatedDevice(), []
     built: set[str] = set()
-    monkeypatch.setattr(device, "can_load", lambda kernel: kernel.name in built)
-    assert choose.choose(device, INT8, (1500, 512, 512)).kernel.name == "matmul_64x512"
+    monkeypatch.setattr(
+        device, "can_load", lambda kernel: asked.append(kernel.name) or kernel.name in built
+    )
+
+    def chosen() -> tuple[str, str]:
+        choice = choose.choose(device, INT8, (1500, 512, 512))
+        return choice.kernel.name, choice.why
+
+    assert chosen()[0] == "matmul_64x512"  # which loading will say is not built
     built.add("matmul_16x16")
+    for _ in range(2):
+        assert chosen() == (
+            "matmul_16x16",
+            "the only one that can be loaded, 17 ms; not built: matmul_64x512 0.44 ms",
+        )
+    built.add("matmul_64x512")
+    assert chosen() == ("matmul_64x512", "least modelled time, 0.44 ms; matmul_16x16 17 ms")
+    asked.clear()
+    assert chosen()[0] == "matmul_64x512"
+    assert not asked  # nothing is faster
+
+
+def test_of_kernels_that_are_not_built_only_faster_ones_are_waited_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device = EmulatedDevice()
+    monkeypatch.setattr(device, "can_load", lambda kernel: kernel.name == "matmul_64x512")
     choice = choose.choose(device, INT8, (1500, 512, 512))
-    assert (choice.kernel.name, choice.why) == ("matmul_16x16", "the only one for int8 operands")
+    assert (choice.why, choice.faster) == ("the only one that can be loaded, 0.44 ms", ())
 
 
 def test_weights_are_packed_for_a_large_a() -> None:

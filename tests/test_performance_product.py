@@ -111,7 +111,7 @@ def test_the_formula_takes_as_long_as_an_array_whose_every_transfer_is_timed(
         with trace(tmp_path / "trace.json") as recording:
             npu_matmul(a, b, device="emulated", kernel=kernel)
         launches = next(track for track in recording.npu.tracks if track.kind == "launch")
-        at = launches.names.index(kernel.name)
+        at = launches.names.index(f"{kernel.name} {kernel.variant}")
         timed_s = (launches.ends[at] - launches.starts[at]) / 1e9
         array = predict(TileGrid(kernel, m, k, n)).array
         assert timed_s == pytest.approx(array.busy_s + array.ends_s, rel=0.05)

@@ -81,7 +81,8 @@ def test_the_array_shows_every_transfer_and_kernel_call_it_made(
     calls = Counter(event["name"] for event in spans(found, ARRAY, "core"))
     symbols = kernel.symbols.first, kernel.symbols.next
     assert sum(calls[symbol] for symbol in symbols) == counted.kernel_calls > 0
-    launches = [e for e in spans(found, ARRAY, "launches") if e["name"] == kernel.name]
+    overlay = f"{kernel.name} {kernel.variant}"
+    launches = [e for e in spans(found, ARRAY, "launches") if e["name"] == overlay]
     assert [e["args"]["launch"] for e in launches] == [*range(1, counted.launches + 1)]
     ours = named(spans(found, HOST), f"launch {kernel.name}")
     assert [e["args"]["launch"] for e in ours] == [*range(1, counted.launches + 1)]
@@ -106,13 +107,25 @@ def test_modelled_launches_stand_one_after_the_other_with_their_dispatch(tmp_pat
             npu_matmul(small, small.T, device="emulated", kernel=kernel)
     found = spans(trace_format.read(tmp_path / "out.json"), ARRAY, "launches")
     names = [event["name"] for event in found]
-    one = ["dispatch", "matmul_16x16"]
-    assert names == [*one, *one, "switch of overlays", "dispatch", "matmul_64x512"]
+    one = ["dispatch", "matmul_16x16 int8"]
+    assert names == [*one, *one, "switch of overlays", "dispatch", "matmul_64x512 int8"]
     end = 0
     for event in found:
         assert trace_format.ns(event["ts"]) == end
         end += trace_format.ns(event["dur"])
     assert found[1]["dur"] == pytest.approx(found[3]["dur"], abs=0.0011)  # in whole ns
+
+
+def test_variants_of_one_kernel_are_overlays_of_their_own(tmp_path: Path) -> None:
+    small = A[:20, :20]
+    with trace(tmp_path / "out.json"):
+        for a in (small, small.astype(np.float32), small):
+            npu_matmul(a, a.T, device="emulated", kernel="matmul_64x512")
+    found = spans(trace_format.read(tmp_path / "out.json"), ARRAY, "launches")
+    int8, bf16 = (["dispatch", f"matmul_64x512 {variant}"] for variant in ("int8", "bf16"))
+    switch = "switch of overlays"
+    assert [event["name"] for event in found] == [*int8, switch, *bf16, switch, *int8]
+    assert found[2]["dur"] == pytest.approx(1.4e3)  # us
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -135,7 +135,7 @@ class EmulatedKernel(LoadedKernel):
             run = self._launched(machine, instructions, memories)
             if hearing is not None and isinstance(machine, TimedMachine):
                 queued = getattr(self._together, "queued", False)
-                number = hearing.place(machine.shown(self.kernel.name, queued))
+                number = hearing.place(machine.shown(self._overlay_name, queued))
                 if span is not None:
                     span.details["launch"] = number
         return run
@@ -152,6 +152,10 @@ class EmulatedKernel(LoadedKernel):
             self._machine = self._boot(isinstance(machine, TimedMachine))
             raise
         return _Finished(None)
+
+    @property
+    def _overlay_name(self) -> str:
+        return f"{self.kernel.name} {self.kernel.variant}"
 
     def _boot(self, timed: bool) -> Machine:
         """A new machine; a timed one while a timeline is recorded."""

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from npu_matmul.instructions import Stream
 from npu_matmul.kernel import Kernel
-from npu_matmul.overlay import Overlay
+from npu_matmul.overlay import Channel, Overlay
 from npu_matmul.performance.figures import FIGURES
 from npu_matmul.target import Target
 
@@ -16,18 +17,35 @@ from npu_matmul.target import Target
 class Pace:
     """Durations in the array's cycles, or in seconds; see :mod:`npu_matmul.performance.figures`.
 
-    ``shim_bytes`` a cycle pass one channel of a shim, by its direction; ``stream_bytes`` one of a
-    memtile or a core.
+    At most ``channel_bytes`` a cycle pass one channel of a shim and ``array_bytes`` all of one
+    direction; ``stream_bytes`` one of a memtile or a core.
     """
 
     call_cycles: Mapping[str, float]  # of one kernel call, by symbol
-    shim_bytes: Mapping[str, float]
+    channel_bytes: float
+    array_bytes: float
     stream_bytes: float
     task_cycles: float  # of the runtime sequence, to start one task
     clock_hz: float
     launch_s: float
     queued_launch_s: float  # of one that was submitted together with the one before
     switch_s: float
+
+    def shim_bytes(self, stream: Stream) -> dict[Channel, float]:
+        """Bytes a cycle that pass each channel of a shim in a launch.
+
+        Channels of a direction share what the array can move in it by what the launch moves
+        through each, so that all of them need the same time: that is assumed, as in
+        :mod:`npu_matmul.performance.array`.
+        """
+        moved, total = stream.channel_bytes(), Counter[str]()
+        for channel, nbytes in moved.items():
+            total[channel.direction] += nbytes
+        return {
+            channel: min(self.channel_bytes, self.array_bytes * nbytes / total[channel.direction])
+            for channel, nbytes in moved.items()
+            if nbytes
+        }
 
 
 def modelled_pace(kernel: Kernel, overlay: Overlay) -> Pace:
@@ -43,19 +61,12 @@ def kernel_call_cycles(kernel: Kernel, target: Target) -> float:
 
 
 def pace_of(overlay: Overlay, call_cycles: Mapping[str, float]) -> Pace:
-    """The pace of an overlay, at its target's fastest clock.
-
-    What the array can move in a direction is shared by all channels of the overlay in equal parts,
-    which is assumed: of 8 inputs, each has 15 / 8 B a cycle; a single one the 3.9 B of a channel.
-    """
+    """The pace of an overlay, at its target's fastest clock."""
     figures = FIGURES[overlay.target.name]
-    channels = Counter(channel.direction for channel in overlay.channels.values())
     return Pace(
         call_cycles=call_cycles,
-        shim_bytes={
-            direction: min(figures.channel_bytes_per_cycle, figures.array_bytes_per_cycle / count)
-            for direction, count in channels.items()
-        },
+        channel_bytes=figures.channel_bytes_per_cycle,
+        array_bytes=figures.array_bytes_per_cycle,
         stream_bytes=figures.stream_bytes_per_cycle,
         task_cycles=figures.task_cycles,
         clock_hz=figures.clock_hz,

@@ -60,6 +60,7 @@ class TimedChannel(FifoChannel):
     strand: Strand
     sequence: Strand
     pace: Pace
+    bytes_per_cycle: float  # in the launch that runs
 
     def __init__(self, channel: Channel, fifo: str, ends: list[End]) -> None:
         super().__init__(channel, fifo, ends)
@@ -87,7 +88,7 @@ class TimedChannel(FifoChannel):
             "bytes": nbytes,
             "runs": task.runs,
             "memory": task.state.memory.name,
-            "moving cycles": round(nbytes / self._bytes_per_cycle),
+            "moving cycles": round(nbytes / self.bytes_per_cycle),
         }
         self.strand.show("transfer", self._began_at, details)
         self._began_at = None
@@ -109,12 +110,8 @@ class TimedChannel(FifoChannel):
             self.strand.wait(self._queued_at.popleft())
             self._began_at, self._moved_before = self.strand.now, self.bytes_moved
 
-    @property
-    def _bytes_per_cycle(self) -> float:
-        return self.pace.shim_bytes[self.channel.direction]
-
     def _moved(self, count: int, element_bytes: int) -> None:
-        self.strand.now += count / self._bytes_per_cycle
+        self.strand.now += count / self.bytes_per_cycle
         super()._moved(count, element_bytes)
 
 
@@ -136,6 +133,9 @@ class TimedMachine(Machine):
         for ring in self._rings:
             for end in (*ring.writers, *ring.readers):
                 cast(TimedEnd, end).given_at[:] = [0.0] * ring.depth
+        for channel, rate in self._pace.shim_bytes(stream).items():
+            if channel in self._channels:
+                cast(TimedChannel, self._channels[channel]).bytes_per_cycle = rate
         super().launch(stream, arguments)
 
     def shown(self, name: str, queued: bool = False) -> ArrayLaunch:

@@ -11,14 +11,15 @@ Durations are those of :mod:`npu_matmul.emulator.pace`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
 from npu_matmul.emulator.actors import Condition
 from npu_matmul.emulator.pace import Pace
-from npu_matmul.emulator.shim import Task
+from npu_matmul.emulator.shim import DeviceMemory, Task
 from npu_matmul.emulator.timed import timed_call
+from npu_matmul.instructions import Stream
 from npu_matmul.lowered.core import Symbol
 from npu_matmul.lowered.dma import DmaChannel, StreamChannel
 from npu_matmul.lowered.locks import LockState, Unit
@@ -26,7 +27,7 @@ from npu_matmul.lowered.machine import LoweredMachine
 from npu_matmul.lowered.module import Descriptor, LoweredModule, Port, Span, UseLock
 from npu_matmul.lowered.order import Clock, Snapshot
 from npu_matmul.lowered.streams import Inlet, Outlet
-from npu_matmul.overlay import Tile
+from npu_matmul.overlay import Channel, Tile
 from npu_matmul.target import WORD_BYTES
 from npu_matmul.timeline.strands import Array, ArrayLaunch, Strand
 
@@ -153,7 +154,15 @@ class TimedLoweredMachine(LoweredMachine):
         self._array = Array()
         self._pace = pace
         self._by_name: dict[Port | Tile | None, TimedClock] = {}
+        self._shim_ends: dict[Channel, TimedInlet | TimedOutlet] = {}
         super().__init__(module, symbols)
+
+    def launch(self, stream: Stream, arguments: Sequence[DeviceMemory]) -> None:
+        """Execute a stream, its transfers at the pace that its bytes give them."""
+        for channel, rate in self._pace.shim_bytes(stream).items():
+            if channel in self._shim_ends:
+                self._shim_ends[channel].bytes_per_cycle = rate
+        super().launch(stream, arguments)
 
     def shown(self, name: str) -> ArrayLaunch:
         """What boot and the launch did and took, as far as they came; without what dispatching a
@@ -170,10 +179,9 @@ class TimedLoweredMachine(LoweredMachine):
     def _end(self, port: Port) -> Inlet | Outlet:
         """An end of a stream is timed by who moves words through it."""
         end = cast(TimedInlet | TimedOutlet, super()._end(port))
+        end.bytes_per_cycle = self._pace.stream_bytes
         if port.tile.kind == "shim":
-            end.bytes_per_cycle = self._pace.shim_bytes[port.direction]
-        else:
-            end.bytes_per_cycle = self._pace.stream_bytes
+            self._shim_ends[Channel(port.tile.column, port.direction, port.index)] = end
         end.clock = self._by_name[port]
         return end
 
