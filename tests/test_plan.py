@@ -23,7 +23,7 @@ from npu_matmul.performance.figures import FIGURES
 from npu_matmul.performance.host import HostRates
 from npu_matmul.performance.product import Npu, predict
 from npu_matmul.performance.published import ROWS, trust
-from npu_matmul.plan import encoder, planning
+from npu_matmul.plan import encoder, planning, tables
 from npu_matmul.plan.encoder import overlay_switches, plan_encoder, projections
 from npu_matmul.plan.planning import CpuProduct, plan_product
 from npu_matmul.tiler import TileGrid
@@ -80,7 +80,7 @@ def test_a_resident_b_is_planned_for_the_kernel_that_it_is_packed_for(
 
 
 def test_a_clock_changes_the_times_and_not_the_choice() -> None:
-    """npu_matmul does not know the clock: it assumes the fastest. At 0.8 GHz the other would be."""
+    """npu_matmul does not know the clock: it assumes the default. At 0.8 GHz the other would be."""
     shape, npu = (48, 256, 128), Npu.named("npu1", 0.8e9)
     choice = choose(EmulatedDevice(), planning.DTYPES["int8"].types, shape)
     slow = plan_product(shape, npu=npu, with_host=False)
@@ -309,6 +309,45 @@ def test_where_the_cpu_always_wins_there_is_no_crossover(monkeypatch: pytest.Mon
     assert "slower for any M up to 1,048,576" in output("1500", "384", "384")
 
 
+def test_many_launches_are_the_strategys_fault() -> None:
+    said = output("1500", "512", "512", "--strategy", "sequential", "--no-host")
+    assert "bound by what each of 48 launches costs beside its work; batched makes 1." in said
+    assert "the product is small for an NPU" in output("16", "16", "16", "--no-host")
+
+
+def test_how_often_operands_are_read_is_counted_over_all_launches() -> None:
+    """Here the stream's limit cuts the product, and each launch reads the operand of its inner
+    loop anew."""
+    plan = plan_product((20_000, 20_000, 20_000), with_host=False)
+    a, b = tables.reads(plan.chosen)
+    assert plan.chosen.counts.launches > 1 and (a, b) == (40, 79)
+    assert tables.loop_order(plan.chosen) == "columns outside: B 79x, A 40x"
+
+
+def test_digits_are_never_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest times that there are: the largest encoder, three terms, the slowest clock, a
+    slow CPU."""
+    monkeypatch.setattr(planning, "measure_host", lambda *_: dataclasses.replace(RATES, pack=1e7))
+    slow = CpuProduct(1, 0.01, 0.0, 0.01, "as given")
+    monkeypatch.setattr(planning, "time_on_cpu", lambda *_: slow)
+    said = output("--whisper", "large-v3", "--dtype", "bf16x3", "--clock", "0.8")
+    assert "\u2026" not in said and "480000" in said  # ms, of 32 products of 1,500 rows
+
+
+def test_where_a_file_cannot_be_written_nothing_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(planning, "time_on_cpu", lambda *_: pytest.fail("measured"))
+    done = run("64", "64", "64", "--json", str(tmp_path / "nowhere" / "x.json"))
+    assert isinstance(done.exception, ValueError)
+    assert "give a file in a folder that exists" in str(done.exception)
+
+
+def test_a_product_of_millions_of_launches_is_planned() -> None:
+    said = output("1000000", "1000000", "1000000", "--no-host")
+    assert "launches 3,818,116" in said
+
+
 def test_published_products_on_the_terminal() -> None:
     said = output("--published")
     for row in ROWS:
@@ -318,6 +357,7 @@ def test_published_products_on_the_terminal() -> None:
     assert trust("npu2") in said
     assert "assumed in some rows: 1.6 GHz, A and B by rows; midpoint of 1930 to 2020" in said
     assert "512x512x512 32,768 15.11 s 15.40 s 0.98" in said
+    assert "16x16x16 1 1.97 ms 1.97 ms fitted" in said
     assert "97% are 32,768 launches of 0.32 ms" in said
 
 
@@ -336,7 +376,12 @@ def test_every_figure_is_shown_with_its_source() -> None:
         (["1", "2", "3", "--published"], "give M K N, or one of"),
         (["0", "2", "3"], "0 is not in the range x>=1"),
         (["1", "2", "3", "--clock", "5"], "'5' is not one of '0.8', '1.0', '1.3', '1.6', '1.8'"),
-        (["1", "2", "3", "--plot", "x"], "--plot goes with --published"),
+        (["1", "2", "3", "--plot", "x"], "--plot does not go with M K N"),
+        (["--whisper", "base", "--kernel", "matmul_16x16"], "--kernel does not go with --whisper"),
+        (["--whisper", "base", "--strategy", "sequential"], "--strategy does not go with --wh"),
+        (["--published", "--target", "npu2"], "--target does not go with --published"),
+        (["--published", "--no-host"], "--no-host does not go with --published"),
+        (["--figures", "--clock", "1.6"], "--clock does not go with --figures"),
         (["--whisper", "huge"], "'huge' is not one of 'tiny', 'base'"),
     ],
 )

@@ -61,7 +61,7 @@ def kernel_call_cycles(kernel: Kernel, target: Target) -> float:
 
 
 def pace_of(overlay: Overlay, call_cycles: Mapping[str, float]) -> Pace:
-    """The pace of an overlay, at its target's fastest clock."""
+    """The pace of an overlay, at the clock of its target's figures."""
     figures = FIGURES[overlay.target.name]
     return Pace(
         call_cycles=call_cycles,

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from npu_matmul.performance.figures import CLOCKS_GHZ
+from npu_matmul.performance.figures import CLOCKS_GHZ, DEFAULT_CLOCKS
 from npu_matmul.target import TARGETS
 
 
@@ -18,9 +18,7 @@ from npu_matmul.target import TARGETS
 )
 @click.argument("more", nargs=-1, metavar="[SHAPES]...")
 @click.option("--target", type=click.Choice(list(TARGETS)), default="npu1", show_default=True)
-@click.option(
-    "--clock", type=click.Choice(CLOCKS_GHZ), help="In GHz; default: the target's fastest."
-)
+@click.option("--clock", type=click.Choice(CLOCKS_GHZ), help=f"In GHz; default: {DEFAULT_CLOCKS}.")
 @click.option("--plot", type=click.Path(path_type=Path), help="A folder for the picture.")
 @click.option("--json", type=click.Path(path_type=Path), help="A file for all rows.")
 @click.option("--markdown", is_flag=True, help="Only the table, as Markdown.")

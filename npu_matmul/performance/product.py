@@ -23,7 +23,7 @@ class Npu:
 
     @classmethod
     def named(cls, target: str = "npu1", clock_hz: float | None = None) -> Npu:
-        """That target, at its fastest clock unless another is given.
+        """That target, at the clock of its figures unless another is given.
 
         >>> Npu.named().clock_hz
         1600000000.0

@@ -107,7 +107,7 @@ def plan_product(
     names = tuple(STRATEGIES) if strategy is None else (strategy,)
 
     def chosen_for(rows: int) -> Kernel:
-        """By npu_matmul, which knows of no clock but the fastest."""
+        """By npu_matmul, which assumes the default clock."""
         asked = None if kernel is None else candidates[0]
         problem = (rows, *shape[1:], how.terms)
         if as_if:

@@ -7,6 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
+from npu_matmul.bench.run import check_outputs
 from npu_matmul.performance.product import Npu, Prediction
 from npu_matmul.performance.published import ROWS
 from npu_matmul.plan import tables, validation
@@ -34,6 +35,7 @@ def run(
     json_file: Path | None,
 ) -> None:
     """One of the four things to plan; see the command's options."""
+    check_outputs(plot, json_file)
     npu = Npu.named(target, None if clock is None else float(clock) * 1e9)
     if strategy is not None and strategy not in STRATEGIES:
         raise ValueError(f"there is no strategy {strategy!r}; known are: {', '.join(STRATEGIES)}")
@@ -97,7 +99,7 @@ def _plan(plan: Plan) -> dict[str, Any]:
         "chosen": _prediction(plan.chosen),
         "strategies": {name: _prediction(p) for name, p in plan.strategies.items()},
         "cpu_measured_s": None if cpu is None else cpu.seconds_for(plan.shape[0]),
-        "crossover_rows": plan.crossover_rows,
+        "crossover_rows": "never" if cpu and not plan.crossover_rows else plan.crossover_rows,
     }
 
 
@@ -114,7 +116,7 @@ def _prediction(prediction: Prediction) -> dict[str, Any]:
         "dma_bytes": prediction.dma_bytes,
         "kernel_calls": prediction.kernel_calls,
         "modelled": {**vars(array), "sync_s": prediction.sync_s, "device_s": prediction.device_s},
-        "measured_rates_of_this_host": prediction.host_s,
+        "host_stages_s": prediction.host_s,
         "binds": array.limit,
         "peak_fraction": prediction.peak_fraction,
     }

@@ -9,14 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 from npu_matmul.bench.shapes import shape_text
+from npu_matmul.bench.tables import three_digits
 from npu_matmul.choose import MANY_ROWS
 from npu_matmul.performance.product import Npu, Prediction, launch_shapes
 from npu_matmul.performance.published import trust
 from npu_matmul.plan.encoder import Projection, overlay_switches
 from npu_matmul.plan.planning import MOST_ROWS, Plan
+from npu_matmul.strategies import expected
 
 BINDS = {
-    "launch": "what each launch costs beside its work: the product is small for an NPU",
+    "launch": "what a launch costs beside its work: the product is small for an NPU",
     "input": "reading A and B, which larger tiles would read fewer times",
     "output": "writing C",
     "compute": "the cores",
@@ -75,9 +77,9 @@ def _encoder_times(planned: Sequence[Projection]) -> Table:
             str(one.count),
             f"{chosen.peak_fraction:.0%}",
             chosen.array.limit,
-            f"{one.device_s * 1e3:.2f}",
-            f"{one.total_s * 1e3:.2f}" if measured else "-",
-            "-" if one.cpu_s is None else f"{one.cpu_s * 1e3:.2f}",
+            three_digits(one.device_s * 1e3),
+            three_digits(one.total_s * 1e3) if measured else "-",
+            "-" if one.cpu_s is None else three_digits(one.cpu_s * 1e3),
             _crossover(plan),
             end_section=one is planned[-1],
         )
@@ -86,7 +88,7 @@ def _encoder_times(planned: Sequence[Projection]) -> Table:
     if all(one.cpu_s is not None for one in planned):
         sums += [sum(one.total_s for one in planned) + switch_s]
         sums += [sum(one.cpu_s or 0 for one in planned)]
-    shown = [f"{seconds * 1e3:.1f}" for seconds in sums]
+    shown = [three_digits(seconds * 1e3) for seconds in sums]
     table.add_row("all", str(sum(one.count for one in planned)), "", "", *shown)
     return table
 
@@ -175,21 +177,31 @@ def _facts(plan: Plan) -> Table:
 
 def _chosen_for(plan: Plan) -> str:
     """What npu_matmul assumes where it cannot know better."""
-    fastest_hz = plan.npu.figures.clock_hz
-    at = f" at {fastest_hz / 1e9:g} GHz" if plan.npu.clock_hz != fastest_hz else ""
+    default_hz = plan.npu.figures.clock_hz
+    at = f" at {default_hz / 1e9:g} GHz" if plan.npu.clock_hz != default_hz else ""
     rows = f" for {MANY_ROWS:,} rows, as B is packed" if plan.resident else ""
     return f"; chosen{at}{rows}" if at or rows else ""
 
 
 def loop_order(prediction: Prediction) -> str:
-    """How the blocks of C are walked in the largest launch, and how often A and B are read."""
+    """How the blocks of C are walked in the largest launch, and how often all launches together
+    read A and B."""
     shapes = launch_shapes(prediction.grid, prediction.strategy)
     shape = max((shape for shape, _ in shapes), key=lambda shape: shape.rows * shape.columns)
     if shape.rows * shape.columns == 1:
         return "a block of C a launch"
+    a, b = reads(prediction)
     if shape.columns_outer:
-        return f"columns outside: B {shape.rows}x, A {shape.columns}x"
-    return f"rows outside: A {shape.columns}x, B {shape.rows}x"
+        return f"columns outside: B {b:,.0f}x, A {a:,.0f}x"
+    return f"rows outside: A {a:,.0f}x, B {b:,.0f}x"
+
+
+def reads(prediction: Prediction) -> tuple[float, float]:
+    """How often A and B are read, padding included."""
+    grid, work = prediction.grid, prediction.work
+    a_bytes = sum(part.a_bytes * count for part, count in work)
+    b_bytes = sum(part.b_bytes * count for part, count in work)
+    return a_bytes / grid.a_bytes, b_bytes / grid.b_bytes
 
 
 def _times(chosen: Prediction, with_host: bool) -> Table:
@@ -211,9 +223,19 @@ def _times(chosen: Prediction, with_host: bool) -> Table:
         for stage, seconds in chosen.host_s.items():
             table.add_row(stage, _plain(seconds), "at the rate measured on this host")
         table.add_row("all", _plain(chosen.total_s), "")
-    table.caption = f"It is bound by {BINDS[array.limit]}."
+    table.caption = f"It is bound by {_binds(chosen)}."
     table.caption_justify = "left"
     return table
+
+
+def _binds(chosen: Prediction) -> str:
+    """In words; many launches are the strategy's fault, not the product's."""
+    launches = chosen.counts.launches
+    if chosen.array.limit != "launch" or launches == 1:
+        return BINDS[chosen.array.limit]
+    fewest = expected("batched", chosen.grid).launches
+    instead = f"; batched makes {fewest:,}" if fewest < launches else ""
+    return f"what each of {launches:,} launches costs beside its work{instead}"
 
 
 def _longest(chosen: Prediction) -> str:

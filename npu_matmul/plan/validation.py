@@ -89,7 +89,7 @@ def _show_original(console: Console) -> None:
             f"{product.tiles:,}",
             _time(product.measured_s),
             _time(modelled_s),
-            f"{product.measured_s / modelled_s:.2f}",
+            "fitted" if product.fitted else f"{product.measured_s / modelled_s:.2f}",
         )
     console.print(table)
     grid = TileGrid(load_kernel("matmul_16x16"), 512, 512, 512)
