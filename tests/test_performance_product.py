@@ -32,7 +32,7 @@ ONE_BY_FOUR = dataclasses.replace(SMALL, grid=CoreGrid(1, 4))
 KERNELS = {"16x16": SMALL, "64x512": LARGE, "bf16": BF16}
 KERNELS |= {"2x3 cores": TWO_BY_THREE, "1x4 cores": ONE_BY_FOUR}
 SHAPES = [(1, 1, 1), (70, 40, 90), (130, 70, 260)]
-RATES = HostRates(pack=1e9, unpack=2e9, accumulate=4e9)
+RATES = HostRates(1e9, 2e9, 4e9, copy_a_s=2e-6, copy_b_s=3e-6, add_s=5e-6)
 
 
 def test_the_docstring_examples_hold() -> None:
@@ -158,9 +158,23 @@ def test_host_stages_follow_from_bytes_and_rates() -> None:
     given, resident = (predict(grid, resident=r, rates=RATES).host_s for r in (False, True))
     assert given == {"pack": (64 * 48 + 48 * 32) / 1e9, "unpack": 64 * 32 * 4 / 2e9}
     assert resident == {"pack": 64 * 48 / 1e9, "unpack": 64 * 32 * 4 / 2e9}
-    sequential = predict(grid, "sequential", rates=RATES)
-    assert sequential.host_s["accumulate"] == pytest.approx(2 * 64 * 32 * 4 / 4e9)
-    assert sequential.total_s > sequential.device_s
+    parts = Limits(core_cycles=step_cycles(SMALL))
+    cut = predict(grid, "output_tile", rates=RATES, limits=parts)  # K in three
+    assert cut.host_s["accumulate"] == pytest.approx(2 * 64 * 32 * 4 / 4e9)
+
+
+def test_sequential_copies_tiles_and_adds_all_that_comes_back_in_each_launch() -> None:
+    grid = TileGrid(SMALL, 64, 48, 32)
+    given, resident = (predict(grid, "sequential", resident=r, rates=RATES) for r in (False, True))
+    packed_s = {False: (64 * 48 + 48 * 32) / 1e9, True: 64 * 48 / 1e9}
+    assert given.host_s["pack"] == pytest.approx(packed_s[False] + 24 * 5e-6)
+    assert resident.host_s["pack"] == pytest.approx(packed_s[True] + 24 * 2e-6)
+    assert given.host_s["accumulate"] == resident.host_s["accumulate"] == pytest.approx(24 * 5e-6)
+    assert given.total_s == pytest.approx(given.device_s + sum(given.host_s.values()))
+
+
+def test_no_host_no_stages() -> None:
+    grid = TileGrid(SMALL, 64, 48, 32)
     assert predict(grid).host_s == {}
 
 
@@ -175,7 +189,9 @@ def test_host_stages_follow_from_bytes_and_rates() -> None:
 )
 def test_the_host_is_measured(kernel: Kernel, precision: Any) -> None:
     rates = measure_host(kernel, precision)
-    assert min(vars(rates).values()) > 1e6  # bytes a second: any machine does that
+    seconds = rates.copy_a_s, rates.copy_b_s, rates.add_s
+    assert min(seconds) > 0 and max(seconds) < 0.1
+    assert min(rates.pack, rates.unpack, rates.accumulate) > 1e6  # any machine does that
     assert measure_host(kernel, precision) is rates
 
 

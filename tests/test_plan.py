@@ -31,7 +31,7 @@ from npu_matmul.whisper.dimensions import SIZES, random_tensors
 from npu_matmul.whisper.model import AudioEncoder
 
 README = Path(__file__).parent.parent / "README.md"
-RATES = HostRates(pack=10e9, unpack=30e9, accumulate=40e9)
+RATES = HostRates(10e9, 30e9, 40e9, copy_a_s=2e-6, copy_b_s=3e-6, add_s=4e-6)
 
 
 def run(*arguments: str) -> Result:

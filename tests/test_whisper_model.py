@@ -205,7 +205,7 @@ def test_attention_pays_on_an_npu_where_the_host_takes_longer_than_is_modelled(
 ) -> None:
     # the model's own sums, by hand, of both products: with K and N of 64
     how, total_s = PRECISIONS[precision], 0.0
-    rates = HostRates(pack=1e9, unpack=2e9, accumulate=3e9)
+    rates = HostRates(1e9, 2e9, 3e9, copy_a_s=1e-6, copy_b_s=1e-6, add_s=1e-6)
     monkeypatch.setattr(placement, "measure_host", lambda kernel, given: rates)
     for shape in ((1500, 64, 1500), (1500, 1500, 64)):
         choice = choose(npu, how.types, (*shape, how.terms))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from npu_matmul.accumulate import accumulate
 from npu_matmul.kernel import Kernel
@@ -19,24 +21,36 @@ from npu_matmul.tiler import TileGrid, pack_a, unpack_c
 
 SAMPLE = 1500, 512, 512  # a projection of Whisper base
 REPEATS = 5
+TILES = 16  # that are copied or added in turn, as a product's are
 
 
 @dataclass(frozen=True)
 class HostRates:
     """Bytes a second of each stage: of packed A and B that converting and packing writes, and of
-    packed C that unpacking and adding read."""
+    packed C that unpacking and adding read. ``copy_a_s``, ``copy_b_s`` and ``add_s`` are seconds
+    of each launch of ``sequential``: to copy its tiles and to add what comes back."""
 
     pack: float
     unpack: float
     accumulate: float
+    copy_a_s: float
+    copy_b_s: float
+    add_s: float
 
-    def stages(self, grid: TileGrid, counts: Counts, resident: bool) -> dict[str, float]:
+    def stages(
+        self, grid: TileGrid, counts: Counts, strategy: str, resident: bool
+    ) -> dict[str, float]:
         """Seconds by stage of a call, in the names of ``last_call().seconds``. A resident B was
-        packed before."""
+        packed before, and is launched on where it is."""
         packed_bytes = grid.a_bytes if resident else grid.a_bytes + grid.b_bytes
+        seconds = {"pack": packed_bytes / self.pack, "unpack": grid.c_bytes / self.unpack}
+        if strategy == "sequential":
+            copy_s = self.copy_a_s if resident else self.copy_a_s + self.copy_b_s
+            seconds["pack"] += counts.launches * copy_s
+            seconds["accumulate"] = counts.launches * self.add_s
+            return seconds
         # what comes back beyond one C are partial sums of K
         added_bytes = counts.bytes_from_device - grid.c_bytes
-        seconds = {"pack": packed_bytes / self.pack, "unpack": grid.c_bytes / self.unpack}
         if added_bytes:
             seconds["accumulate"] = added_bytes / self.accumulate
         return seconds
@@ -62,7 +76,38 @@ def measure_host(kernel: Kernel, precision: Precision = EXACT) -> HostRates:
     pack_s = _best(lambda: pack_a(precision.a(a), grid, packed))
     unpack_s = _best(lambda: unpack_c(sums, order, grid, out, scales))
     accumulate_s = _best(lambda: accumulate(sums, more))
-    return HostRates(grid.a_bytes / pack_s, grid.c_bytes / unpack_s, grid.c_bytes / accumulate_s)
+    return HostRates(
+        pack=grid.a_bytes / pack_s,
+        unpack=grid.c_bytes / unpack_s,
+        accumulate=grid.c_bytes / accumulate_s,
+        copy_a_s=_copy_s(kernel.grid.rows, kernel.a_tile_bytes),
+        copy_b_s=_copy_s(kernel.grid.columns, kernel.b_tile_bytes),
+        add_s=_add_s(sums, kernel),
+    )
+
+
+def _copy_s(lanes: int, tile_bytes: int) -> float:
+    """Seconds to copy a tile of each lane of a packed operand, as ``sequential`` does it."""
+    packed = np.ones((lanes, TILES, tile_bytes), np.uint8)
+    given = np.empty(lanes * tile_bytes, np.uint8)
+
+    def copy() -> None:
+        for place in range(TILES):
+            given.reshape(lanes, -1)[:] = packed[:, place]
+
+    return _best(copy) / TILES
+
+
+def _add_s(sums: NDArray[Any], kernel: Kernel) -> float:
+    """Seconds to add a launch's block of C, as ``sequential`` does it."""
+    block = sums[: math.prod(kernel.block)].copy()
+    total = np.zeros((TILES, block.size), block.dtype)
+
+    def add() -> None:
+        for place in range(TILES):
+            accumulate(total[place], block)
+
+    return _best(add) / TILES
 
 
 def _scales(left: Operand, right: Operand) -> Any:

@@ -111,7 +111,7 @@ def predict(
     syncs = counts.syncs_to_device + counts.syncs_from_device
     moved = counts.bytes_to_device + counts.bytes_from_device
     sync_s = syncs * figures.sync_s + moved / figures.sync_bytes_per_s
-    host_s = {} if rates is None else rates.stages(grid, counts, resident)
+    host_s = {} if rates is None else rates.stages(grid, counts, strategy, resident)
     return Prediction(grid, strategy, npu, counts, work, total, sync_s, host_s)
 
 
