@@ -27,7 +27,6 @@ from npu_matmul.performance.figures import (
 )
 
 LEAST_RATIO, MOST_RATIO = 0.8, 1.5  # of a row that the model explains
-MEAN_RATIOS = 0.9, 1.25  # the geometric mean of all rows of long runs
 # What parts the rows that are explained from those that may not be; no source names a limit.
 LONG_RUN_BYTES = 128
 

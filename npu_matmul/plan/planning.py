@@ -106,20 +106,19 @@ def plan_product(
     candidates, as_if = _candidates(kernel, how, npu)
     names = tuple(STRATEGIES) if strategy is None else (strategy,)
 
+    assumed = Npu.named(npu.target.name)  # npu_matmul does not know the clock
+
     def chosen_for(rows: int) -> Kernel:
-        """By npu_matmul, which assumes the default clock."""
-        asked = None if kernel is None else candidates[0]
         problem = (rows, *shape[1:], how.terms)
         if as_if:
-            assumed = Npu.named(npu.target.name)
-            return asked or ranked(candidates, problem, assumed, names)[0][1]
+            return ranked(candidates, problem, assumed, names)[0][1]
         by_strategy = None if resident else strategy  # pack_b does not know it yet
         return choose_kernel(kernel, how.types, problem, npu.target, strategy=by_strategy)[0]
 
     grid = TileGrid(chosen_for(MANY_ROWS if resident else shape[0]), *shape, how.terms)
     rates = measure_host(grid.kernel, how) if with_host else None
     predictions = {name: predict(grid, name, npu, resident, rates) for name in STRATEGIES}
-    chosen = predictions[strategy or best_strategy(grid, Npu.named(npu.target.name))]
+    chosen = predictions[strategy or best_strategy(grid, assumed)]
     cpu = crossover = None
     if with_host:
         cpu = time_on_cpu(shape, dtype, resident)
