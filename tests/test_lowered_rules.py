@@ -339,6 +339,18 @@ def test_an_exact_acquire_of_one_of_two_buffers_is_impatient() -> None:
     assert not broken(LOOP.replace("AcquireGreaterEqual", "Acquire"))
 
 
+def test_a_part_of_a_buffer_may_be_moved_if_both_sides_move_it() -> None:
+    part = LOOP.replace(": memref<16xi32>, 0, 16)", ": memref<16xi32>, 4, 8)")
+    assert not broken(part)
+    whole_in, whole_out = (
+        changed(part, (f"{side}memref<16xi32>, 4, 8", f"{side}memref<16xi32>, 0, 16"))
+        for side in (INTO, OUT_OF)
+    )
+    (never_out,), (never_in,) = broken(whole_in), broken(whole_out)
+    assert never_out.found == "its descriptors read 8 of its 16 words, the word 0 never"
+    assert never_in.found == "its descriptors write 8 of its 16 words, the word 0 never"
+
+
 @pytest.mark.parametrize("size", [7, 9])
 def test_loops_make_what_is_moved(size: int) -> None:
     source = changed(
