@@ -3,17 +3,26 @@
 numba looks only at the file of the function itself; what it calls may have changed meanwhile, and
 the old code would run on. So the functions carry a digest of all files in the name under which
 numba keeps them.
+
+Machine code from disk keeps the symbols of the process that compiled it, which numba numbers from
+one on. Two functions that processes compiled on their own can then hold different code by the same
+symbol (numba tells two intrinsics apart by their names alone), and one of them would run the
+other's. So each process numbers from a random start.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core.bytecode import FunctionIdentity
 
+FunctionIdentity._unique_ids = itertools.count(secrets.randbits(48))
 _FILES = sorted(Path(__file__).parent.glob("*.py"))
 REVISION = hashlib.sha256(b"".join(file.read_bytes() for file in _FILES)).hexdigest()[:16]
 
