@@ -5,7 +5,7 @@ cache, there along a few rows at a time, so that C is written in long runs; the 
 ``microkernel``. What differs between the kinds of product is handed in: a *microkernel*, which
 holds the instruction and what becomes of the sums; a *feed*, which copies a block of A's rows into
 what the instruction reads (int8 and bf16 rows need none where they lie well); and a *start*, which
-tells what the sums of a row start from.
+tells what the sums of a row start from, and marks a row that the instruction would get wrong.
 
 Every address is an int64, so that one compiled form serves every layout.
 """
