@@ -282,6 +282,21 @@ def test_what_is_modelled_is_written_as_json(tmp_path: Path) -> None:
     assert len(json.loads(path.read_text("utf-8"))["rows"]) == len(ROWS)
 
 
+@pytest.mark.parametrize(("row_s", "written"), [(1e-12, "never"), (1.0, 1)])
+def test_no_crossover_is_not_one_that_was_not_measured(
+    row_s: float, written: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "measure_host", lambda *_: RATES)
+    cpu = CpuProduct(1, row_s, 0.0, row_s, "as given")
+    monkeypatch.setattr(planning, "time_on_cpu", lambda *_: cpu)
+    path = tmp_path / "plan.json"
+    for extra, crossover in ([], written), (["--no-host"], None):
+        output("64", "64", "64", "--json", str(path), *extra)
+        plan = json.loads(path.read_text("utf-8"))
+        assert plan["crossover_rows"] == crossover
+        assert sorted(plan["chosen"]["host_stages_s"]) == ([] if extra else ["pack", "unpack"])
+
+
 def test_an_encoder_on_the_terminal() -> None:
     said = output("--whisper", "large-v3", "--dtype", "bf16", "--no-host", "--target", "npu2")
     assert "Whisper large-v3, one window of 30 s, bf16, on npu2 at 1.8 GHz" in said
