@@ -18,6 +18,7 @@ from layouts import LAYOUTS, WRITABLE
 from numpy.typing import NDArray
 
 from npu_matmul import tiler
+from npu_matmul.host import threads
 from npu_matmul.kernel import CoreGrid, Kernel, Mmul, TileShape, Types, load_kernel
 from npu_matmul.precision import PRECISIONS, Operand, finish, scales_of
 from npu_matmul.tiler import TileGrid, pack_a, pack_b, unpack_a, unpack_b, unpack_c
@@ -335,3 +336,30 @@ def test_c_is_finished_as_it_is_unpacked(kind: Any, layout: str) -> None:
         flat = np.empty((m, n), kind)
         finish(sums, flat, scales)
         assert_equal_bits(flat, want)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_threads_change_no_byte(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    how, kernel = PRECISIONS[precision], FLOAT_KERNELS[precision]
+    m, k, n = 5 * kernel.tile.m + 3, 2 * kernel.tile.k + 5, 3 * kernel.tile.n
+    operands = how.a(floats(np.float32, 7, m, k)), how.b(floats(np.float32, 8, k, n))
+    grid = TileGrid(kernel, m, k, n, how.terms)
+    order = np.random.default_rng(9).permutation(grid.Mt * grid.Nt).reshape(grid.Mt, grid.Nt)
+    stored = values(kernel.c_dtype, 10, grid.c_bytes // 4)
+    scales = scales_of(floats(np.float32, 11, m, 1), floats(np.float32, 12, 1, n))
+
+    def everything() -> list[Matrix]:
+        return [
+            *packed_operands(operands, grid),
+            unpack_c(stored, order, grid, np.empty((m, n), np.float32), scales),
+        ]
+
+    want = everything()
+    monkeypatch.setattr(threads, "WORTH_S", 1e-12)
+    monkeypatch.setenv(threads.THREADS_VARIABLE, "3")
+    parts = []
+    work = threads._run
+    monkeypatch.setattr(threads, "_run", lambda some, cuts: parts.append(cuts) or work(some, cuts))
+    for got, expected in zip(everything(), want, strict=True):
+        assert_equal_bits(got, expected)
+    assert len(parts) >= 3
