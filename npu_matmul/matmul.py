@@ -16,7 +16,7 @@ from npu_matmul.choose import MANY_ROWS, choose_kernel
 from npu_matmul.device import Device, HostDevice, NpuDevice, open_device
 from npu_matmul.kernel import Kernel, load_variants
 from npu_matmul.operands import (
-    check_operand,
+    as_operand,
     check_out,
     choose_precision,
     result_shape,
@@ -51,7 +51,8 @@ def npu_matmul(
     exceed INT32; the sums then wrap as NumPy's do.)
 
     **Floats** (float16, bfloat16, float32, float64, also with int8): the result's type is what
-    ``np.matmul`` would give; ``precision`` says how it is computed:
+    ``np.result_type`` gives (as of ``np.matmul``, but that bfloat16 with bfloat16 or int8 stays
+    bfloat16); ``precision`` says how it is computed:
 
     - "bf16" (default): operands rounded to bf16, sums in f32;
     - "bf16x3": each operand as two bf16 terms, three products, sums in f32;
@@ -116,10 +117,8 @@ def _in_full(
     """:func:`npu_matmul` but for its short way, which the variables of this one would slow down."""
     if isinstance(A, PackedMatrix):
         raise TypeError("npu_matmul: only B can be packed; pass A as an array")
-    a = np.asarray(A)
-    b = B if isinstance(B, PackedMatrix) else np.asarray(B)
-    check_operand("A", a.dtype)
-    check_operand("B", b.dtype)
+    a = as_operand("A", A)
+    b = B if isinstance(B, PackedMatrix) else as_operand("B", B)
     how = _precision(a, b, precision)
     kind = result_type(a.dtype, b.dtype, dtype, how)
     shape = result_shape(a.shape, b.shape)
@@ -174,8 +173,9 @@ def pack_b(
     >>> npu_matmul(np.array([1, 1], np.int8), weights)
     array([4, 6], dtype=int8)
     """
-    b = np.asarray(B)
-    check_operand("B", b.dtype)
+    if isinstance(B, PackedMatrix):
+        raise TypeError("pack_b: B is packed already; pass the matrix that it was made from")
+    b = as_operand("B", B)
     if b.ndim != 2:
         raise ValueError(f"pack_b: B has {b.ndim} dimensions; only a matrix (K, N) can be packed")
     partner = np.dtype(np.int8 if precision is None else np.float32)

@@ -17,11 +17,23 @@ FLOATS = tuple(np.dtype(t) for t in (np.float16, np.float32, np.float64, ml_dtyp
 OPERANDS = frozenset((np.dtype(np.int8), *FLOATS))
 
 
+def as_operand(name: str, given: Any) -> NDArray[Any]:
+    """What was given as a plain array of a supported element type; raises TypeError otherwise."""
+    if isinstance(given, np.ma.MaskedArray):
+        raise TypeError(
+            f"npu_matmul: operand {name} is a masked array, whose mask would be lost; pass "
+            f"{name}.filled(0), or the value that masked elements are to count as"
+        )
+    array = np.asarray(given)
+    check_operand(name, array.dtype)
+    return array
+
+
 def check_operand(name: str, dtype: np.dtype[Any]) -> None:
     """Raise TypeError, with the cast that cures it, unless ``dtype`` is supported."""
     if dtype in OPERANDS or dtype.newbyteorder("=") in OPERANDS:
         return
-    if np.issubdtype(dtype, np.integer) or dtype == np.bool_:
+    if dtype.kind in "iub":
         cure = (
             f"if its values lie in [-128, 127], pass {name}.astype(np.int8), else "
             f"{name}.astype(np.float32)"
@@ -55,13 +67,13 @@ def choose_precision(a: np.dtype[Any], b: np.dtype[Any], precision: str | None) 
 def result_type(
     a: np.dtype[Any], b: np.dtype[Any], dtype: DTypeLike | None, precision: Precision
 ) -> np.dtype[Any]:
-    """The element type of the result: what ``np.matmul`` would give, or ``dtype``.
+    """The element type of the result: what ``np.result_type`` gives, or ``dtype``.
 
     >>> result_type(np.dtype(np.int8), np.dtype(np.float16), None, PRECISIONS["bf16"])
     dtype('float16')
     """
     if precision is EXACT:
-        result = np.dtype(np.int8 if dtype is None else dtype)
+        result: np.dtype[Any] = np.dtype(np.int8 if dtype is None else dtype).newbyteorder("=")
         if result not in EXACT_RESULTS:
             raise TypeError(
                 f"npu_matmul: dtype={result}: int8 products give np.int8 "
@@ -69,12 +81,17 @@ def result_type(
             )
         return result
     try:
-        result = np.result_type(a, b) if dtype is None else np.dtype(dtype)
+        result = np.result_type(a, b) if dtype is None else np.dtype(dtype).newbyteorder("=")
     except DTypePromotionError:
         raise TypeError(
             f"npu_matmul: {a} with {b}: NumPy knows no common type of the two; say which the "
             "result is to have, as with dtype=np.float32"
         ) from None
+    if dtype is None and result not in FLOATS:
+        raise TypeError(
+            "npu_matmul: A and B are both int8, but B is packed for products of floats; say which "
+            "type the result is to have, as with dtype=np.float32, or pack it exactly: pack_b(B)"
+        )
     if result not in FLOATS:
         names = ", ".join(t.name for t in FLOATS)
         raise TypeError(f"npu_matmul: dtype={result}: products of floats give one of {names}")

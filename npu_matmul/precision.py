@@ -21,13 +21,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.host.cached import cached_property
 from npu_matmul.host.convert import (
     TERMS_OF_A,
     TERMS_OF_B,

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.host.cached import cached_property
 from npu_matmul.host.compiled import compiled
 from npu_matmul.host.convert import pieces, stored_as, type_name, written_as
 from npu_matmul.host.elements import element_bytes

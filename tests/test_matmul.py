@@ -231,7 +231,7 @@ def test_other_integers_are_refused_with_the_cast_that_cures_it(operand: str, dt
     assert f"{operand}.astype(np.int8)" in str(refused.value)
 
 
-@pytest.mark.parametrize("dtype", ["longdouble", "complex64", "object"])
+@pytest.mark.parametrize("dtype", ["longdouble", "complex64", "object", "timedelta64[s]"])
 @pytest.mark.parametrize("operand", ["A", "B"])
 def test_what_is_no_real_float_is_refused(operand: str, dtype: str) -> None:
     good, bad = np.ones((2, 2), np.int8), np.ones((2, 2), dtype)
@@ -240,7 +240,40 @@ def test_what_is_no_real_float_is_refused(operand: str, dtype: str) -> None:
         npu_matmul(*pair, device="cpu")
 
 
-@pytest.mark.parametrize("dtype", [np.int16, np.float32, "uint8", ">i4"])
+@pytest.mark.parametrize("operand", ["A", "B"])
+def test_a_mask_is_not_lost(operand: str) -> None:
+    good = np.ones((2, 2), np.int8)
+    bad = np.ma.array(good, mask=[[1, 0], [0, 0]])
+    pair = (bad, good) if operand == "A" else (good, bad)
+    with pytest.raises(TypeError, match=rf"operand {operand} is a masked array.*{operand}.filled"):
+        npu_matmul(*pair, device="cpu")
+    with pytest.raises(TypeError, match="operand B is a masked array"):
+        pack_b(bad, device="cpu")
+
+
+def test_int8_with_a_b_that_is_packed_for_floats_asks_for_the_type() -> None:
+    a, b = random_int8(1, 3, 4), random_int8(2, 4, 5)
+    packed = pack_b(b, device="cpu", precision="bf16")
+    with pytest.raises(TypeError, match="B is packed for products of floats; say which type"):
+        npu_matmul(a, packed)
+    got = npu_matmul(a, packed, dtype=np.float32)
+    assert_equal_bits(got, product_int32(a, b).astype(np.float32))  # exact: sums below 2**24
+
+
+def test_what_is_packed_is_not_packed_again() -> None:
+    with pytest.raises(TypeError, match="B is packed already"):
+        pack_b(pack_b(random_int8(1, 4, 5), device="cpu"), device="cpu")
+
+
+@pytest.mark.parametrize("dtype", [">i4", "<i4"])
+def test_a_result_type_of_either_byte_order_is_the_native_one(dtype: str) -> None:
+    a, b = random_int8(1, 3, 4), random_int8(2, 4, 5)
+    got = npu_matmul(a, b, dtype=dtype, device="cpu")
+    assert got.dtype.isnative
+    assert_equal_bits(got, product_int32(a, b))
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32, "uint8", ">i2"])
 def test_a_result_is_int8_or_int32(dtype: Any) -> None:
     a = np.ones((2, 2), np.int8)
     with pytest.raises(TypeError, match=r"np\.int8 .*np\.int32"):

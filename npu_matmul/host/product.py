@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import ml_dtypes
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.host import gemm, panels
+from npu_matmul.host.cached import cached_property
 from npu_matmul.host.paths import Path
 from npu_matmul.host.pointers import address, aligned_empty
 from npu_matmul.host.threads import WORTH_S, in_parts
