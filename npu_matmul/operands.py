@@ -73,7 +73,7 @@ def result_type(
     dtype('float16')
     """
     if precision is EXACT:
-        result: np.dtype[Any] = np.dtype(np.int8 if dtype is None else dtype).newbyteorder("=")
+        result = _native(np.int8 if dtype is None else dtype)
         if result not in EXACT_RESULTS:
             raise TypeError(
                 f"npu_matmul: dtype={result}: int8 products give np.int8 "
@@ -81,7 +81,7 @@ def result_type(
             )
         return result
     try:
-        result = np.result_type(a, b) if dtype is None else np.dtype(dtype).newbyteorder("=")
+        result = np.result_type(a, b) if dtype is None else _native(dtype)
     except DTypePromotionError:
         raise TypeError(
             f"npu_matmul: {a} with {b}: NumPy knows no common type of the two; say which the "
@@ -96,6 +96,14 @@ def result_type(
         names = ", ".join(t.name for t in FLOATS)
         raise TypeError(f"npu_matmul: dtype={result}: products of floats give one of {names}")
     return result
+
+
+def _native(dtype: DTypeLike) -> np.dtype[Any]:
+    """In the byte order of this machine. A type that has it stays the object it is: the short way
+    for small products compares objects."""
+    given = np.dtype(dtype)
+    native: np.dtype[Any] = given if given.isnative else given.newbyteorder("=")
+    return native
 
 
 def result_shape(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:

@@ -44,6 +44,15 @@ def test_small_products_are_exact_and_go_the_short_way(path: Any) -> None:
         assert last_call().device == "cpu" and last_call().precision == "exact"
 
 
+@pytest.mark.parametrize("dtype", [None, np.int32])
+def test_a_result_can_be_the_out_of_the_next_call(dtype: Any) -> None:
+    a, b = random_int8(1, 6, 7), random_int8(2, 7, 8)
+    weights = packed(b)
+    out = npu_matmul(a, weights, dtype=dtype)
+    assert npu_matmul(a, weights, out=out, dtype=dtype) is out
+    assert last_call() is weights.quick.report  # type: ignore[union-attr]
+
+
 @every_path
 def test_any_strides_of_a_and_rows_of_out_that_lie_apart(path: Any) -> None:
     a, b = random_int8(1, 20, 30), random_int8(2, 30, 40)
