@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
+from weakref import ref
 
 import pytest
 
@@ -49,3 +51,14 @@ def test_random_schedules_are_repeated_by_their_seed() -> None:
     assert random_schedule(11).pace == random_schedule(11).pace
     assert len({tuple(moves(random_schedule(seed))) for seed in range(20)}) > 15
     assert len({random_schedule(seed).pace for seed in range(40)}) > 15
+
+
+def test_no_schedule_keeps_what_it_moved() -> None:
+    """All schedules of a run are there to its end; each machine's actors lead to all its memory."""
+    for schedule in schedules(14, 3):
+        actor = Actor("core", iter([READY]), kind="core")
+        moved = ref(actor)
+        schedule.settle([actor])
+        del actor
+        gc.collect()
+        assert moved() is None, schedule.name

@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 from npu_matmul.emulator.actors import Actor, Settle, round_robin
 from npu_matmul.lowered.streams import Pace
@@ -60,19 +61,17 @@ def random_schedule(seed: int, coarse: bool = False) -> Schedule:
         straight=straight,
         fine=draw.random() < 0.75,
     )
-    speeds: dict[Actor, float] = {}
+    speeds: WeakKeyDictionary[Actor, float] = WeakKeyDictionary()  # a schedule outlives machines
 
     def settle(actors: Sequence[Actor]) -> None:
-        for actor in actors:
-            speeds.setdefault(actor, draw.choice((0.05, 0.3, 1.0)))
-        turns = list(actors)
+        turns = [(a, speeds.setdefault(a, draw.choice((0.05, 0.3, 1.0)))) for a in actors]
         while True:
             draw.shuffle(turns)
             moved = False
-            for actor in turns:
-                if draw.random() < speeds[actor]:
+            for actor, speed in turns:
+                if draw.random() < speed:
                     moved |= actor.advance()
-            if not moved and not any(actor.advance() for actor in turns):
+            if not moved and not any(actor.advance() for actor, _ in turns):
                 return
 
     return Schedule(f"random {seed}", settle, pace)
