@@ -18,7 +18,9 @@ A stream is a header of four words and then operations::
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -215,10 +217,17 @@ class StartTask:
     runs: int
     token: bool
 
+    @property
+    def column(self) -> int:
+        return self.channel.column
+
     def encode(self) -> list[int]:
         queue = START_QUEUE[self.channel.direction, self.channel.index]
         value = (TOKEN_BIT if self.token else 0) | (self.runs - 1) << 16 | self.number
         return [0x00, 0, address(self.channel.column, SHIM_ROW, queue), 0, value, 24]
+
+
+Use = TypeVar("Use", StartTask, PatchAddress)  # what uses a descriptor
 
 
 @dataclass(frozen=True)
@@ -255,29 +264,28 @@ class Stream:
     def channel_bytes(self) -> dict[Channel, int]:
         """How many bytes the stream's tasks move through each channel."""
         moved: dict[Channel, int] = {}
-        descriptors: dict[tuple[int, int], Descriptor] = {}
-        for operation in self.operations:
-            if isinstance(operation, WriteDescriptor):
-                descriptors[operation.column, operation.number] = operation.descriptor
-            elif isinstance(operation, StartTask):
-                channel = operation.channel
-                descriptor = descriptors.get((channel.column, operation.number), Descriptor(0))
-                nbytes = descriptor.words * WORD_BYTES * operation.runs
-                moved[channel] = moved.get(channel, 0) + nbytes
+        for task, descriptor in self._with_descriptors(StartTask):
+            nbytes = descriptor.words * WORD_BYTES * task.runs
+            moved[task.channel] = moved.get(task.channel, 0) + nbytes
         return moved
 
     def argument_bytes(self) -> dict[int, int]:
         """How many bytes of each buffer argument the stream's transfers reach."""
         reach: dict[int, int] = {}
-        descriptors: dict[tuple[int, int], Descriptor] = {}
+        for patch, descriptor in self._with_descriptors(PatchAddress):
+            end = patch.offset_bytes + descriptor.reach() * WORD_BYTES
+            reach[patch.argument] = max(reach.get(patch.argument, 0), end)
+        return reach
+
+    def _with_descriptors(self, kind: type[Use]) -> Iterator[tuple[Use, Descriptor]]:
+        """The operations of a kind, each with the descriptor that it uses, as last written."""
+        written: dict[tuple[int, int], Descriptor] = {}
         for operation in self.operations:
             if isinstance(operation, WriteDescriptor):
-                descriptors[operation.column, operation.number] = operation.descriptor
-            elif isinstance(operation, PatchAddress):
-                descriptor = descriptors.get((operation.column, operation.number), Descriptor(0))
-                end = operation.offset_bytes + descriptor.reach() * WORD_BYTES
-                reach[operation.argument] = max(reach.get(operation.argument, 0), end)
-        return reach
+                written[operation.column, operation.number] = operation.descriptor
+            elif isinstance(operation, kind):
+                place = operation.column, operation.number
+                yield operation, written.get(place, Descriptor(0))
 
 
 def assemble(sequence: Sequence, overlay: Overlay) -> bytes:
