@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,22 @@ def product_int32(a: ArrayLike, b: ArrayLike) -> NDArray[np.int32]:
     """What INT32 accumulators must be, from NumPy."""
     product: NDArray[np.int32] = np.matmul(np.asarray(a, np.int32), np.asarray(b, np.int32))
     return product
+
+
+def clipped_int8(a: ArrayLike, b: ArrayLike) -> NDArray[np.int8]:
+    """What a saturated product must be, from NumPy."""
+    saturated: NDArray[np.int8] = np.clip(product_int32(a, b), -128, 127).astype(np.int8)
+    return saturated
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """What Python and NumPy allocate at most at one time, in a second call."""
+    call()
+    tracemalloc.start()
+    call()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
 
 
 def assert_equal_bits(got: ArrayLike, want: ArrayLike) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import doctest
-import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from comparing import assert_equal_bits, product_int32, random_int8
+from comparing import assert_equal_bits, peak_bytes, product_int32, random_int8
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -154,12 +153,7 @@ def _peak_bytes(npu: NpuDevice, depth: int) -> int:
     """What Python and NumPy allocate at most at one time, in a second call with packed weights."""
     weights = pack_b(random_int8(1, depth, 1024), device=npu)
     a = random_int8(2, 2, depth)
-    npu_matmul(a, weights)
-    tracemalloc.start()
-    npu_matmul(a, weights)
-    _, peak_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return peak_bytes
+    return peak_bytes(lambda: npu_matmul(a, weights))
 
 
 def test_threads_share_the_pool_and_never_a_buffer() -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import doctest
 import threading
-import tracemalloc
 from typing import Any
 
 import numpy as np
 import pytest
-from comparing import assert_equal_bits, product_int32, random_int8
+from comparing import assert_equal_bits, peak_bytes, product_int32, random_int8
 from host_paths import paths_for
 from numpy.typing import NDArray
 
@@ -200,12 +199,7 @@ def _peak_bytes(cpu: CpuDevice, depth: int, precision: str | None, kind: Any) ->
     a = random_int8(2, 2, depth).astype(kind)
     if kind != np.int8:
         a[1, 1] = 2.0**-130
-    npu_matmul(a, weights)
-    tracemalloc.start()
-    npu_matmul(a, weights)
-    _, peak_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return peak_bytes
+    return peak_bytes(lambda: npu_matmul(a, weights))
 
 
 def test_several_threads_at_once_get_their_own_results(monkeypatch: pytest.MonkeyPatch) -> None:
