@@ -52,15 +52,18 @@ def test_demo_counts_and_exits_with_0_when_all_values_are_equal(small_encoder: N
     assert "all 96,000 values equal those of device cpu, bit for bit" in said
 
 
+HONEST = strategies.STRATEGIES["batched"]
+
+
+def one_off(product: strategies.Product) -> np.ndarray:
+    """A strategy whose last sum is wrong."""
+    result = HONEST(product)
+    result[-1, -1] += 1
+    return result
+
+
 def test_demo_exits_with_1_when_one_value_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = strategies.STRATEGIES["batched"]
-
-    def one_off(product: strategies.Product) -> np.ndarray:
-        result = honest(product)
-        result[-1, -1] += 1
-        return result
-
-    monkeypatch.setitem(strategies.STRATEGIES, "sequential", honest)
+    monkeypatch.setitem(strategies.STRATEGIES, "sequential", HONEST)
     monkeypatch.setitem(strategies.STRATEGIES, "batched", one_off)
     result = run("demo", "--kernel", "matmul_64x512")
     assert result.exit_code == 1
@@ -169,13 +172,6 @@ def test_the_demonstration_compares_a_layer_and_counts_its_products(shown: demo.
 
 
 def test_the_demonstration_sees_one_sum_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    honest = strategies.STRATEGIES["batched"]
-
-    def one_off(product: strategies.Product) -> np.ndarray:
-        result = honest(product)
-        result[-1, -1] += 1
-        return result
-
     monkeypatch.setattr(demo, "SIZE", "tiny")
     monkeypatch.setattr(demo, "SIZES", {"tiny": SMALL})
     assert demo.run(open_device("cpu")).layer_wrong == 0
