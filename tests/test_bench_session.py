@@ -98,6 +98,20 @@ def test_peaks_are_probed_in_the_same_turns_or_said_to_be_skipped(results: Resul
     assert forced["path"] == "avx2" and forced["peak"] in ("int8 AVX2", None)
 
 
+@pytest.mark.parametrize("library", ["npu_matmul", "numpy", "torch", "peak"])
+def test_a_process_gets_its_limits_whatever_the_shell_has_set(
+    library: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NPU_MATMUL_THREADS", "7")
+    monkeypatch.setenv("NPU_MATMUL_CPU_PATH", "portable")
+    variables = workers._variables(library, 2, None)
+    assert variables["NPU_MATMUL_THREADS"] == variables["OMP_NUM_THREADS"] == "2"
+    assert "NPU_MATMUL_CPU_PATH" not in variables
+    assert variables["OPENBLAS_THREAD_TIMEOUT"] == "10"  # its threads sleep in others' turns
+    assert "OPENBLAS_THREAD_TIMEOUT" not in workers._variables("both", 2, None)
+    assert workers._variables(library, 1, "avx2")["NPU_MATMUL_CPU_PATH"] == "avx2"
+
+
 def test_each_library_has_a_process_limited_to_one_thread_and_cpu(results: Results) -> None:
     told = results.environment["processes"]
     assert [each["library"] for each in told] == ["npu_matmul", "numpy", "peak", "npu_matmul"]

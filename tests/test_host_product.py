@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from npu_matmul.host import gemm, product
 from npu_matmul.host.paths import Path
+from npu_matmul.host.threads import WORTH_S
 from npu_matmul.precision import BF16, to_bf16
 
 SIZES = range(1, 41)
@@ -249,3 +250,15 @@ def test_subnormal_bf16_is_refused_because_the_instruction_takes_it_for_zero(pat
             rows = product.product(left, panels, np.zeros((30, 3), np.float32))
             assert rows.tolist() == ([] if fits else [28])
         assert product.suits(a.astype(BF16), path) is fits
+
+
+@pytest.mark.parametrize("path", [*paths_for("int8", False), *paths_for("bfloat16", False)])
+def test_few_rows_are_expected_to_take_as_long_as_reading_b(path: Path) -> None:
+    """One row of a large B is worth more threads, though there is little to multiply."""
+    kind = np.int8 if path.element == "int8" else BF16
+    small, large = (product.pack(np.ones((n, n), kind), path) for n in (256, 4096))
+    assert product.expected_s(1, large) == large.words.nbytes / product.READ_PER_S
+    assert product.expected_s(10**6, small) == 10**6 * 256 * 256 / path.rate
+    most = product.rows_of_one_thread(small)
+    assert product.expected_s(most, small) <= WORTH_S < product.expected_s(most + 1, small)
+    assert product.expected_s(0, large) > WORTH_S and product.rows_of_one_thread(large) == 0
