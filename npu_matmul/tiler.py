@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.host.cached import cached_property
-from npu_matmul.host.compiled import compiled
+from npu_matmul.host.compiled import DONE, Task
 from npu_matmul.host.convert import pieces, stored_as, type_name, written_as
 from npu_matmul.host.elements import element_bytes
-from npu_matmul.host.pointers import address
+from npu_matmul.host.pointers import address, pointer
 from npu_matmul.host.threads import in_parts
 from npu_matmul.host.vectors import convert_block
 from npu_matmul.kernel import Kernel
@@ -273,18 +273,12 @@ class _Layout:
         order = np.ascontiguousarray(order)
 
         def move(part: NDArray[Any], y: int, x: int) -> None:
-            start, stride = address(part), part.strides[0]
-
-            def some_rows(first: int, last: int) -> int:
-                loop(
-                    start + first * stride, stride, last - first, part.shape[1], address(packed),
-                    order, y + first, x, _place(by_row, y + first), _place(by_column, x),
-                    apart or 0,
-                )  # fmt: skip
-                return -1
-
+            table = (
+                address(part), part.strides[0], part.shape[1], address(packed), address(order),
+                order.shape[1], y, x, _place(by_row, y), _place(by_column, x), apart or 0,
+            )  # fmt: skip
             moved_bytes = part.size * (part.itemsize + packed.itemsize)
-            in_parts(some_rows, len(part), self.tile[0], moved_bytes / MOVED_PER_S)
+            in_parts(loop, table, len(part), self.tile[0], moved_bytes / MOVED_PER_S)
 
         return move
 
@@ -313,8 +307,11 @@ def _tile_loop(
     s: int,
     packing: bool,
 ) -> Any:
-    """The compiled loop that moves whole tiles, block by block, from a matrix to where they are
-    packed, or back. Tiles are ``high`` x ``wide``, blocks r x s, both constants of the loop.
+    """The task that moves whole tiles, block by block, from a matrix to where they are packed, or
+    back. Tiles are ``high`` x ``wide``, blocks r x s, both constants of the loop. Its table has the
+    matrix's address, bytes to the next row and columns; the addresses of what is packed and of the
+    order, and the columns of that; the first row and column within the whole, the addresses of
+    their factors, and how far terms lie apart.
 
     Tile by tile, because tiles that are neighbours in the matrix can lie a power of two apart when
     packed, where they evict each other from the cache.
@@ -324,16 +321,18 @@ def _tile_loop(
     tile_bytes, block_bytes = high * wide * packed_bytes, r * s * packed_bytes
     factor_bytes = 8 if "float64" in (source_type, target_type) else 4
 
-    @compiled
-    def move(
-        matrix, stride, rows, columns, packed, order, first_row, first_column,
-        by_row, by_column, apart,
-    ):  # fmt: skip
-        for i in range(0, rows, r):
+    @Task
+    def move(table, first, last):
+        t = pointer(table, np.int64)
+        matrix, stride, columns, packed, order, order_columns = t[0], t[1], t[2], t[3], t[4], t[5]
+        first_row, first_column, by_row, by_column, apart = t[6], t[7], t[8], t[9], t[10]
+        places = pointer(order, np.int64)
+        for i in range(first, last, r):
             tile_row, row = (first_row + i) // high, by_row + i * factor_bytes
             within = packed + i % high * wide * packed_bytes
             for x in range(0, columns, wide):
-                inside = within + order[tile_row, (first_column + x) // wide] * tile_bytes
+                place = tile_row * order_columns + (first_column + x) // wide
+                inside = within + places[place] * tile_bytes
                 for j in range(x, x + wide, s):
                     column = by_column + j * factor_bytes
                     outside = matrix + i * stride + j * matrix_bytes
@@ -348,5 +347,6 @@ def _tile_loop(
                             inside, None, outside, stride, row, column,
                         )  # fmt: skip
                     inside += block_bytes
+        return DONE
 
     return move

@@ -21,6 +21,17 @@ class Slow:
         return id(self)
 
 
+class Both:
+    """A value that two threads compute at the same time, or never."""
+
+    together = threading.Barrier(2, timeout=10)
+
+    @cached_property
+    def value(self) -> object:
+        self.together.wait()
+        return object()
+
+
 def test_two_instances_compute_at_the_same_time() -> None:
     slow = Slow(), Slow()
     other = threading.Thread(target=lambda: slow[0].value)
@@ -28,6 +39,16 @@ def test_two_instances_compute_at_the_same_time() -> None:
     assert slow[1].value == id(slow[1])
     other.join()
     assert slow[0].value == id(slow[0])  # kept: computing it again would wait for a second one
+
+
+def test_two_threads_that_compute_it_get_the_same() -> None:
+    """What the first one got may have been used already, such as the address of what was compiled."""
+    slow, got = Both(), []
+    other = threading.Thread(target=lambda: got.append(slow.value))
+    other.start()
+    got.append(slow.value)
+    other.join()
+    assert got[0] is got[1] is slow.value
 
 
 def test_the_class_has_the_property_itself() -> None:

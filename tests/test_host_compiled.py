@@ -22,6 +22,9 @@ for module in pkgutil.walk_packages(npu_matmul.__path__, "npu_matmul."):
 found = [x for x in gc.get_objects() if isinstance(x, Dispatcher)]
 ours = [x for x in found if x.py_func.__module__.startswith("npu_matmul.")]
 assert not any(x.overloads for x in ours), [x for x in ours if x.overloads]
+from npu_matmul.host.compiled import Task
+tasks = [x for x in gc.get_objects() if isinstance(x, Task)]
+assert len(tasks) > 15 and not any(set(vars(x)) - {"function"} for x in tasks)
 print(*{x.py_func.__module__ for x in ours})
 """
 

@@ -1,17 +1,30 @@
-"""The pool: parts cover all work once, nobody waits for another caller, errors come through."""
+"""The crew: parts cover all work once, nobody waits for another caller, errors come through."""
 
 from __future__ import annotations
 
+import _thread
 import itertools
 import os
+import subprocess
+import sys
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor
+import time
 from typing import Any
 
+import noting
+import numpy as np
 import pytest
 
-from npu_matmul.host import threads
-from npu_matmul.host.threads import LATE_S, THREADS_VARIABLE, WORTH_S, in_parts, thread_count
+from npu_matmul.host import mailbox, threads
+from npu_matmul.host.compiled import DONE
+from npu_matmul.host.threads import (
+    ASLEEP_S,
+    AWAKE_S,
+    THREADS_VARIABLE,
+    WORTH_S,
+    in_parts,
+    thread_count,
+)
 
 LONG_S = 1.0  # of work, beside which it does not count that a part starts late
 
@@ -19,18 +32,12 @@ LONG_S = 1.0  # of work, beside which it does not count that a part starts late
 @pytest.fixture(autouse=True)
 def three_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(THREADS_VARIABLE, "3")
-    monkeypatch.setattr(threads, "_pool", None)
 
 
 def covered(size: int, step: int, one_thread_s: float = LONG_S) -> list[tuple[int, int]]:
-    parts: list[tuple[int, int]] = []
-
-    def work(start: int, stop: int) -> int:
-        parts.append((start, stop))
-        return -1
-
-    assert in_parts(work, size, step, one_thread_s) == -1
-    return sorted(parts)
+    made = noting.notes(size)
+    assert in_parts(noting.note, made.table, size, step, one_thread_s)
+    return made.parts
 
 
 @pytest.mark.parametrize("step", [1, 2, 14])
@@ -52,121 +59,123 @@ def test_little_work_stays_whole_and_more_goes_to_more_threads() -> None:
     assert len(covered(300, 1, 1.5 * WORTH_S)) == 3
 
 
-def test_the_first_part_is_larger_by_what_is_done_before_the_others_start() -> None:
-    (_, first), second, third = covered(100_000, 1, 1e-3)
-    assert second[1] - second[0] == third[1] - third[0]
-    late = first - (second[1] - second[0])
-    assert late == pytest.approx(100_000 * LATE_S / 1e-3, rel=0.01)
+@pytest.mark.parametrize(("asleep", "late_s"), [(False, AWAKE_S), (True, ASLEEP_S)])
+def test_the_first_part_is_larger_by_what_is_done_before_the_others_start(
+    monkeypatch: pytest.MonkeyPatch, asleep: bool, late_s: float
+) -> None:
+    boxes, seen = [mailbox.new_mailbox(), mailbox.new_mailbox()], []
+    boxes[1][mailbox.ASLEEP] = asleep
+    monkeypatch.setattr(threads, "_mailboxes", lambda count: boxes)
+    monkeypatch.setattr(threads, "_run", lambda task, table, cuts, boxes: seen.extend(cuts) or DONE)
+    assert in_parts(noting.note, [], 100_000, 1, 1e-3)
+    first, second, third = np.diff(seen)
+    assert second == third
+    assert first - second == pytest.approx(100_000 * late_s / 1e-3, rel=0.01)
 
 
 def test_each_part_has_a_step_however_late_it_starts() -> None:
     assert covered(3, 1, 1.5 * WORTH_S) == [(0, 1), (1, 2), (2, 3)]
 
 
-@pytest.mark.parametrize("refused", [0, 1])
-def test_what_the_pool_does_not_take_is_done_by_the_caller(
-    monkeypatch: pytest.MonkeyPatch, refused: int
+@pytest.mark.parametrize("started", [0, 1])
+def test_what_no_thread_can_be_started_for_is_done_by_the_others(
+    monkeypatch: pytest.MonkeyPatch, started: int
 ) -> None:
-    """No thread can be started, or the interpreter is shutting down."""
-    submit = ThreadPoolExecutor.submit
+    """The system has no more threads, or the interpreter is shutting down."""
+    start = threading.Thread.start
 
-    def refuse(pool: ThreadPoolExecutor, work: Any, *part: int) -> Any:
-        if part[0] > refused:
+    def refuse(thread: threading.Thread) -> None:
+        if len(threads._crew) >= started:
             raise RuntimeError("can't start new thread")
-        return submit(pool, work, *part)
+        start(thread)
 
     with monkeypatch.context() as patched:
-        patched.setattr(ThreadPoolExecutor, "submit", refuse)
-        assert covered(3, 1) == [(0, 1), (1, 2), (2, 3)]
-    assert len(covered(3, 1)) == 3  # the next call has a pool again
+        patched.setattr(threads, "_crew", [])
+        patched.setattr(threading.Thread, "start", refuse)
+        parts = covered(12, 1)
+        crew = threads._crew
+    assert len(parts) == 1 + started
+    assert len(covered(3, 1)) == 3  # the next call has a crew again
+    for thread, box in crew:
+        mailbox.stop(box)
+        thread.join(10)
+        assert not thread.is_alive()
 
 
-def test_ctrl_c_while_waiting_comes_through_when_all_parts_have_ended(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ended, interrupted = [], threading.Event()
-    wait = Future.exception
+def test_ctrl_c_comes_through_when_all_parts_have_ended() -> None:
+    made = noting.notes(3)
 
-    def interrupt_once(future: Future[int], timeout: float | None = None) -> Any:
-        if interrupted.is_set():
-            return wait(future, timeout)
-        interrupted.set()
-        raise KeyboardInterrupt
+    def interrupt() -> None:
+        while not made.words[2]:
+            time.sleep(0.001)
+        _thread.interrupt_main()
+        made.words[1] = 1
 
-    def work(start: int, stop: int) -> int:
-        if start:
-            assert interrupted.wait(10)
-        ended.append(start)
-        return -1
-
-    monkeypatch.setattr(Future, "exception", interrupt_once)
+    other = threading.Thread(target=interrupt)
+    other.start()
     with pytest.raises(KeyboardInterrupt):
-        in_parts(work, 3, 1, LONG_S)
-    assert sorted(ended) == [0, 1, 2]
+        in_parts(noting.held, made.table, 3, 1, LONG_S)
+    assert made.parts == [(0, 1), (1, 2), (2, 3)]
+    other.join()
+    assert len(covered(3, 1)) == 3  # the crew is free again
 
 
-def test_the_pool_grows_with_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_crew_grows_with_the_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(covered(5, 1)) == 3
     monkeypatch.setenv(THREADS_VARIABLE, "5")
-    together = threading.Barrier(5, timeout=10)  # passes only if all five run at once
-
-    def work(start: int, stop: int) -> int:
-        together.wait()
-        return -1
-
-    assert in_parts(work, 5, 1, LONG_S) == -1
+    assert in_parts(noting.together, noting.notes(5, chosen=5).table, 5, 1, LONG_S)
 
 
 def test_parts_run_in_threads_of_their_own_the_first_in_the_callers() -> None:
-    names: dict[int, str] = {}
-    together = threading.Barrier(3, timeout=10)  # passes only if all three run at once
-
-    def work(start: int, stop: int) -> int:
-        together.wait()
-        names[start] = threading.current_thread().name
-        return -1
-
-    in_parts(work, 3, 1, LONG_S)
-    assert names[0] == threading.current_thread().name
-    assert len(set(names.values())) == 3
+    made = noting.notes(3, chosen=3)
+    assert in_parts(noting.together, made.table, 3, 1, LONG_S)
+    assert made.threads[0] == threading.get_ident()
+    assert len(set(made.threads)) == 3
 
 
 def test_a_second_caller_does_its_work_alone() -> None:
-    started, finish = threading.Event(), threading.Event()
-
-    def slow(start: int, stop: int) -> int:
-        started.set()
-        assert finish.wait(10)
-        return -1
-
-    other = threading.Thread(target=in_parts, args=(slow, 3, 1, LONG_S))
+    made = noting.notes(3)
+    other = threading.Thread(target=in_parts, args=(noting.held, made.table, 3, 1, LONG_S))
     other.start()
-    assert started.wait(10)
+    while not made.words[2]:
+        time.sleep(0.001)
     assert covered(3, 1) == [(0, 3)]
-    finish.set()
+    made.words[1] = 1
     other.join()
+    assert len(made.parts) == 3
     assert len(covered(3, 1)) == 3
 
 
-def test_the_first_result_that_says_something_is_returned() -> None:
-    assert in_parts(lambda start, stop: start if start else -1, 3, 1, LONG_S) == 1
-    assert in_parts(lambda start, stop: 0, 3, 1, LONG_S) == 0
+def test_python_goes_on_while_all_parts_run() -> None:
+    """None of them holds the GIL, nor does the caller while it waits."""
+    made = noting.notes(3)
+    other = threading.Thread(target=lambda: made.words.__setitem__(1, 1))
+    timer = threading.Timer(0.05, other.start)
+    timer.start()
+    assert in_parts(noting.held, made.table, 3, 1, LONG_S)
+    timer.join()
+    other.join()
+
+
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_part_that_refuses_is_told_of(at: int) -> None:
+    made = noting.notes(3, chosen=at)
+    assert not in_parts(noting.refusing, made.table, 3, 1, LONG_S)
+    assert len(made.parts) == 3
 
 
 @pytest.mark.parametrize("at", [0, 2])
-def test_an_error_is_raised_after_all_parts_have_ended(at: int) -> None:
-    ended = []
-
-    def work(start: int, stop: int) -> int:
-        if start == at:
-            raise KeyError(start)
-        ended.append(start)
-        return -1
-
-    with pytest.raises(KeyError):
-        in_parts(work, 3, 1, LONG_S)
-    assert len(ended) == 2
-    assert len(covered(3, 1)) == 3  # the pool is free again
+def test_an_error_is_raised_after_all_parts_have_ended(
+    monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    told: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    made = noting.notes(3, chosen=at)
+    with pytest.raises(MemoryError, match="no memory for the rows"):
+        in_parts(noting.failing, made.table, 3, 1, LONG_S)
+    assert [type(one.exc_value) for one in told] == [MemoryError]
+    assert len(made.parts) == 2
+    assert len(covered(3, 1)) == 3  # the crew is free again
 
 
 def test_the_count_is_that_of_the_cpus_unless_the_variable_says_another(
@@ -182,7 +191,7 @@ def test_the_count_is_that_of_the_cpus_unless_the_variable_says_another(
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
-def test_a_forked_child_has_a_pool_of_its_own() -> None:
+def test_a_forked_child_has_a_crew_of_its_own() -> None:
     """The parent's threads do not exist in the child; its lock may be held by one of them."""
     assert len(covered(3, 1)) == 3
     with threads._busy:
@@ -190,3 +199,33 @@ def test_a_forked_child_has_a_pool_of_its_own() -> None:
         if child == 0:
             os._exit(0 if len(covered(3, 1)) == 3 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+LATER = """
+import atexit
+import numpy as np
+
+def product():
+    a, b = np.random.default_rng(0).integers(-128, 128, (2, 700, 700), np.int8)
+    result = npu_matmul(a, b, dtype=np.int32, device="cpu")
+    print((result == a.astype(np.int32) @ b).all(), len(threads._crew))
+
+atexit.register(product)  # runs after what is registered later
+from npu_matmul import npu_matmul
+from npu_matmul.host import threads
+product()
+"""
+
+
+def test_the_crew_ends_with_the_interpreter_and_products_after_it_run_alone() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), THREADS_VARIABLE: "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", LATER],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout.split() == ["True", "1", "True", "0"]
+    assert done.stderr == ""

@@ -359,7 +359,7 @@ def test_threads_change_no_byte(precision: str, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv(threads.THREADS_VARIABLE, "3")
     parts = []
     work = threads._run
-    monkeypatch.setattr(threads, "_run", lambda some, cuts: parts.append(cuts) or work(some, cuts))
+    monkeypatch.setattr(threads, "_run", lambda *given: parts.append(given[2]) or work(*given))
     for got, expected in zip(everything(), want, strict=True):
         assert_equal_bits(got, expected)
     assert len(parts) >= 3

@@ -13,18 +13,16 @@ Each row is divided by the sum of its weights at the end.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.host import gemm, microkernel, paths, powers
-from npu_matmul.host.compiled import compiled
-from npu_matmul.host.convert import convert
+from npu_matmul.host import gemm, microkernel, panels, paths, powers
+from npu_matmul.host.compiled import DONE, REFUSED, Task
 from npu_matmul.host.paths import choose_path, cpu_features
-from npu_matmul.host.pointers import address, pointer
-from npu_matmul.host.product import BF16, PACKED_PER_S, PAD_BYTES, Panels, pack
+from npu_matmul.host.pointers import address, aligned_empty, pointer
+from npu_matmul.host.product import BF16, PACKED_PER_S, PAD_BYTES
 from npu_matmul.host.threads import in_parts
 from npu_matmul.host.vectors import convert_row
 
@@ -49,43 +47,79 @@ def attention(
     ``width``, an even number; the elements of a row are neighbours. A row of ``out`` becomes NaN
     where one of its scores is NaN or +infinity. Only where :func:`usable`.
     """
-    path = choose_path(BF16.name)
-    heads = [
-        (slice(top, top + tokens), slice(left, left + width))
-        for top in range(0, query.shape[0], tokens)
-        for left in range(0, query.shape[1], width)
-    ]
-    panels: dict[int, tuple[Panels, Panels]] = {}
-
-    def pack_some(first: int, last: int) -> int:
-        for i in range(first, last):
-            panels[i] = pack(_rounded(key[heads[i]]).T, path), pack(_rounded(value[heads[i]]), path)
-        return -1
-
+    windows, heads = query.shape[0] // tokens, query.shape[1] // width
+    count = windows * heads
+    if not count:
+        return
+    keys = _panels(count, width, tokens)
+    values = _panels(count, tokens, width)
+    sizes = tokens, width, heads
+    for x, room, turned in ((key, keys, True), (value, values, False)):
+        given = *_place(x), *sizes, address(room), room.nbytes // count, turned
+        in_parts(_pack_heads, given, count, 1, x.nbytes / PACKED_PER_S)
     blocks = -(-tokens // ROWS)  # of each head
-
-    def attend_some(first: int, last: int) -> int:
-        for i in range(first // blocks, -(-last // blocks)):
-            start, stop = (min(max(0, j - i * blocks) * ROWS, tokens) for j in (first, last))
-            given, result = query[heads[i]][start:stop], out[heads[i]][start:stop]
-            keys, values = panels[i]
-            _attend(
-                (address(given), given.strides[0]), given.shape, tokens,
-                keys.address, values.address, (address(result), result.strides[0]),
-            )  # fmt: skip
-        return -1
-
-    in_parts(pack_some, len(heads), 1, 2 * key.nbytes / PACKED_PER_S)
-    in_parts(attend_some, len(heads) * blocks, 1, 2 * query.size * tokens / path.rate)
+    table = (
+        *_place(query), *sizes, address(keys), keys.nbytes // count, address(values),
+        values.nbytes // count, *_place(out), blocks,
+    )  # fmt: skip
+    one_thread_s = 2 * query.size * tokens / paths.BF16.rate
+    in_parts(_attend_blocks, table, count * blocks, 1, one_thread_s)
 
 
-def _rounded(x: Floats) -> NDArray[Any]:
-    rounded = np.empty(x.shape, BF16)
-    convert(x, rounded)
-    return rounded
+def _place(x: Floats) -> tuple[int, int]:
+    """The address, and the bytes to the next row."""
+    assert x.dtype == np.float32 and x.strides[1] == x.itemsize
+    return address(x), x.strides[0]
 
 
-@compiled
+def _panels(count: int, depth: int, columns: int) -> NDArray[np.uint32]:
+    """Room for ``count`` matrices (depth, columns)."""
+    path = paths.BF16
+    shape = count, -(-columns // path.columns), -(-depth // path.group), path.columns
+    return aligned_empty(shape, np.dtype(np.uint32))
+
+
+@Task
+def _pack_heads(table, first, last):
+    """Some heads rounded to bf16 and packed. ``table``: place of all, tokens, width and heads of a
+    window, address of the panels, bytes of a head's, and whether heads are turned."""
+    t = pointer(table, np.int64)
+    tokens, width, heads, turned = t[2], t[3], t[4], t[7]
+    near = np.empty(tokens * width, np.uint16)
+    start = np.int64(near.ctypes.data)
+    for head in range(first, last):
+        source = t[0] + head // heads * tokens * t[1] + head % heads * width * 4
+        for i in range(tokens):
+            convert_row(
+                "float32", "bfloat16", "", width, source + i * t[1], start + 2 * i * width, 0, 0
+            )
+        to = t[5] + head * t[6]
+        if turned:
+            panels.bf16_matrix((start, 2, 2 * width, width, tokens, to))
+        else:
+            panels.bf16_matrix((start, 2 * width, 2, tokens, width, to))
+    return DONE if near.size else REFUSED  # keeps it alive until here
+
+
+@Task
+def _attend_blocks(table, first, last):
+    """Some blocks of queries, of all heads one after the other. ``table``: place of the queries,
+    tokens, width and heads of a window; address of the keys' panels and bytes of a head's, the
+    values' likewise; place of the result; blocks of a head."""
+    t = pointer(table, np.int64)
+    tokens, width, heads, blocks = t[2], t[3], t[4], t[11]
+    for head in range(first // blocks, (last + blocks - 1) // blocks):
+        start = min(max(0, first - head * blocks) * ROWS, tokens)
+        stop = min((last - head * blocks) * ROWS, tokens)
+        row, column = head // heads * tokens + start, head % heads * width * 4
+        _attend(
+            (t[0] + row * t[1] + column, t[1]), (stop - start, width), tokens,
+            t[5] + head * t[6], t[7] + head * t[8], (t[9] + row * t[10] + column, t[10]),
+        )  # fmt: skip
+    return DONE
+
+
+@numba.njit(nogil=True)
 def _attend(query, shape, tokens, keys, values, out):
     """Some rows of one head: ``query`` and ``out`` are (address, bytes to the next row), ``shape``
     is (rows, width); the panels begin at the other addresses."""

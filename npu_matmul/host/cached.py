@@ -2,7 +2,7 @@
 
 ``functools.cached_property`` of Python 3.10 and 3.11 holds one lock per property while it computes:
 all threads of a process would wait for one another's conversions, and a forked child for ever for
-a thread that it does not have. Here two threads may compute a value twice; both find the same.
+a thread that it does not have. Here two threads may compute a value twice; both get the first.
 """
 
 from __future__ import annotations
@@ -44,6 +44,5 @@ class cached_property(Generic[T]):  # noqa: N801 - used as a decorator, like the
     def __get__(self, instance: object | None, owner: type) -> cached_property[T] | T:
         if instance is None:
             return self
-        value = self.compute(instance)
-        instance.__dict__[self.name] = value
+        value: T = instance.__dict__.setdefault(self.name, self.compute(instance))
         return value

@@ -20,10 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numba
+from numba.core import types
 from numba.core.bytecode import FunctionIdentity
+
+from npu_matmul.host.cached import cached_property
 
 FunctionIdentity._unique_ids = itertools.count(secrets.randbits(48))
 _FILES = sorted(Path(__file__).parent.glob("*.py"))
+DONE, REFUSED = 2, 1  # what tasks return
 REVISION = hashlib.sha256(b"".join(file.read_bytes() for file in _FILES)).hexdigest()[:16]
 
 
@@ -33,13 +37,36 @@ def compiled(function: Callable[..., Any]) -> Any:
     return numba.njit(cache=True, nogil=True)(function)
 
 
-def direct(function: Any, *types: Any) -> Callable[..., Any]:
+class Task:
+    """A function ``task(table, first, last)`` of three int64 as one of C, compiled when its address
+    is first asked for, and kept on disk: any thread can call it, without Python.
+
+    It does part [first, last) of some work and returns ``DONE``, or ``REFUSED`` where it does not
+    do it. ``table`` is the address of a list of int64. numba writes an error to stderr and returns
+    0 in the place of what raised it.
+    """
+
+    def __init__(self, function: Callable[[Any, Any, Any], Any]) -> None:
+        function.__qualname__ += f"_{REVISION}"
+        self.function = function
+
+    @cached_property
+    def _native(self) -> Any:
+        kind = types.int64(types.int64, types.int64, types.int64)
+        return numba.cfunc(kind, cache=True)(self.function)
+
+    @cached_property
+    def address(self) -> int:
+        return int(self._native.address)
+
+
+def direct(function: Any, *kinds: Any) -> Callable[..., Any]:
     """A compiled function for arguments of these types alone, called without numba's look at what
     they are, which takes up to half a microsecond.
 
     numba still checks how many dimensions an array has and the bytes of an element; element types
     and layout are the caller's care.
     """
-    function.compile(types)
-    entry: Callable[..., Any] = function.overloads[types].entry_point
+    function.compile(kinds)
+    entry: Callable[..., Any] = function.overloads[kinds].entry_point
     return entry

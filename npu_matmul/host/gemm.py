@@ -17,7 +17,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from npu_matmul.host import microkernel
-from npu_matmul.host.compiled import compiled
+from npu_matmul.host.compiled import DONE, REFUSED, Task, compiled
 from npu_matmul.host.convert import TERMS_OF_A, is_plain, scale_and_inverse
 from npu_matmul.host.pointers import pointer, stack_words
 from npu_matmul.host.vectors import convert_row, largest_magnitude
@@ -35,49 +35,49 @@ VNNI, AVX2, BF16 = (
 )
 
 
-@compiled
-def vnni_sums(a, rows, b, panels, c):
-    return _walk(microkernel.vnni_sums, _copy_i8, _start_vnni, VNNI, a, rows, b, panels, c)
+@Task
+def vnni_sums(table, first, last):
+    return _part(microkernel.vnni_sums, _copy_i8, _start_vnni, VNNI, table, first, last)
 
 
-@compiled
-def vnni_clipped(a, rows, b, panels, c):
-    return _walk(microkernel.vnni_clipped, _copy_i8, _start_vnni, VNNI, a, rows, b, panels, c)
+@Task
+def vnni_clipped(table, first, last):
+    return _part(microkernel.vnni_clipped, _copy_i8, _start_vnni, VNNI, table, first, last)
 
 
-@compiled
-def vnni_scaled(a, rows, b, panels, c):
-    return _walk(microkernel.vnni_scaled, _quantise_i8, _start_vnni, VNNI, a, rows, b, panels, c)
+@Task
+def vnni_scaled(table, first, last):
+    return _part(microkernel.vnni_scaled, _quantise_i8, _start_vnni, VNNI, table, first, last)
 
 
-@compiled
-def avx2_sums(a, rows, b, panels, c):
-    return _walk(microkernel.avx2_sums, _widen_i8, _start_avx2, AVX2, a, rows, b, panels, c)
+@Task
+def avx2_sums(table, first, last):
+    return _part(microkernel.avx2_sums, _widen_i8, _start_avx2, AVX2, table, first, last)
 
 
-@compiled
-def avx2_clipped(a, rows, b, panels, c):
-    return _walk(microkernel.avx2_clipped, _widen_i8, _start_avx2, AVX2, a, rows, b, panels, c)
+@Task
+def avx2_clipped(table, first, last):
+    return _part(microkernel.avx2_clipped, _widen_i8, _start_avx2, AVX2, table, first, last)
 
 
-@compiled
-def avx2_scaled(a, rows, b, panels, c):
-    return _walk(microkernel.avx2_scaled, _quantise_i16, _start_avx2, AVX2, a, rows, b, panels, c)
+@Task
+def avx2_scaled(table, first, last):
+    return _part(microkernel.avx2_scaled, _quantise_i16, _start_avx2, AVX2, table, first, last)
 
 
-@compiled
-def bf16_sums(a, rows, b, panels, c):
-    return _walk(microkernel.bf16_sums, _copy_bf16, _start_bf16, BF16, a, rows, b, panels, c)
+@Task
+def bf16_sums(table, first, last):
+    return _part(microkernel.bf16_sums, _copy_bf16, _start_bf16, BF16, table, first, last)
 
 
-@compiled
-def bf16_rounded(a, rows, b, panels, c):
-    return _walk(microkernel.bf16_sums, _round_bf16, _start_bf16, BF16, a, rows, b, panels, c)
+@Task
+def bf16_rounded(table, first, last):
+    return _part(microkernel.bf16_sums, _round_bf16, _start_bf16, BF16, table, first, last)
 
 
-@compiled
-def bf16_split(a, rows, b, panels, c):
-    return _walk(microkernel.bf16_sums, _split_bf16, _start_bf16, BF16, a, rows, b, panels, c)
+@Task
+def bf16_split(table, first, last):
+    return _part(microkernel.bf16_sums, _split_bf16, _start_bf16, BF16, table, first, last)
 
 
 @compiled
@@ -101,6 +101,23 @@ def avx2_small_clipped(a, b, c):
 
 
 @numba.njit(nogil=True)
+def _part(kernel, feed, start, unit, table, first, last):
+    """Some rows of C with all panels, or some panels with all rows.
+
+    ``table`` holds what ``_walk`` is given: nine numbers of A, three of B, three of C; then how
+    many rows there are, how many panels, and whether it is the panels that are shared out.
+    """
+    t = pointer(table, np.int64)
+    a = t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7], t[8]
+    b, c = (t[9], t[10], t[11]), (t[12], t[13], t[14])
+    rows, panels = (first, last), (np.int64(0), t[16])
+    if t[17]:
+        rows, panels = (np.int64(0), t[15]), (first, last)
+    done = _walk(kernel, feed, start, unit, a, rows, b, panels, c)
+    return DONE if done else REFUSED
+
+
+@numba.njit(nogil=True)
 def _small(kernel, feed, start, unit, a, b, c):
     """All of C = A @ B for arrays A and C, unless their shapes do not fit, they overlap, columns of
     C are no neighbours, or the work is too much for one thread.
@@ -120,7 +137,7 @@ def _small(kernel, feed, start, unit, a, b, c):
     source = left, a_row, a_element, np.int64(I8), K, K * plan[5], fed_row, nothing, nothing
     target = right, c.strides[0], c.itemsize
     matrix = plan[0], plan[2], nothing
-    return _walk(kernel, feed, start, unit, source, (0, M), matrix, (0, plan[3]), target) < 0
+    return _walk(kernel, feed, start, unit, source, (0, M), matrix, (0, plan[3]), target)
 
 
 @numba.njit(nogil=True)
@@ -142,7 +159,7 @@ def _walk(kernel, feed, start, unit, a, rows, b, panels, c):
     columns, scales); ``c`` (address, bytes to the next row, to the next element). ``unit`` is one
     of the tuples above.
 
-    Returns -1, or the first row that the feed refused.
+    Returns False where the feed refuses a row.
     """
     source, a_row, a_element, kind, depth, row_bytes, fed_row, row_scale, marks = a
     fed = np.empty(min(BLOCK_ROWS, rows[1] - rows[0]) * fed_row, np.uint8)
@@ -152,9 +169,8 @@ def _walk(kernel, feed, start, unit, a, rows, b, panels, c):
         left, left_row = source + top * a_row, a_row
         if fed_row:
             near, scales = np.int64(fed.ctypes.data), row_scale + 4 * top
-            refused = feed(left, a_row, a_element, kind, depth, block, near, fed_row, scales)
-            if refused >= 0:
-                return top + refused
+            if not feed(left, a_row, a_element, kind, depth, block, near, fed_row, scales):
+                return False
             left, left_row = near, fed_row
         for i in range(block):
             row = left + i * left_row
@@ -163,7 +179,7 @@ def _walk(kernel, feed, start, unit, a, rows, b, panels, c):
                 pointer(tails, np.uint32)[i] = _tail(row + row_bytes, row_bytes, row_bytes % 4)
         near_rows = left, left_row, row_bytes, starts, tails, row_scale + 4 * top
         _block(kernel, unit, near_rows, block, b, panels, (c[0] + top * c[1], c[1], c[2]))
-    return -1
+    return True
 
 
 @numba.njit(nogil=True)
@@ -250,7 +266,7 @@ def _tail(end, size, rest):
 def _copy_i8(source, row, element, kind, depth, rows, to, to_row, scales):
     for i in range(rows):
         _gather(np.int8, source + i * row, element, depth, to + i * to_row)
-    return -1
+    return True
 
 
 @register_jitable
@@ -262,14 +278,14 @@ def _widen_i8(source, row, element, kind, depth, rows, to, to_row, scales):
             _gather(np.int8, start, element, depth, np.int64(near.ctypes.data))
             start = np.int64(near.ctypes.data)
         _widen(start, depth, to + i * to_row)
-    return -1
+    return True
 
 
 @register_jitable
 def _copy_bf16(source, row, element, kind, depth, rows, to, to_row, scales):
     for i in range(rows):
         _gather(np.int16, source + i * row, element, depth, to + i * to_row)
-    return -1
+    return True
 
 
 @register_jitable
@@ -280,11 +296,11 @@ def _quantise_i8(source, row, element, kind, depth, rows, to, to_row, scales):
         start = _row_of_floats(source + i * row, element, kind, depth, near)
         magnitude = largest_magnitude("float32", depth, start)
         if not is_plain(magnitude):
-            return i
+            return False
         scale, inverse = scale_and_inverse(magnitude)
         pointer(scales, np.float32)[i] = scale
         convert_row("float32", "int8", "rows", depth, start, to + i * to_row, inverse, 0)
-    return -1
+    return True
 
 
 @register_jitable
@@ -293,11 +309,10 @@ def _quantise_i16(source, row, element, kind, depth, rows, to, to_row, scales):
     small = np.empty(depth, np.int8)
     for i in range(rows):
         start, line = source + i * row, np.int64(small.ctypes.data)
-        refused = _quantise_i8(start, row, element, kind, depth, 1, line, depth, scales + 4 * i)
-        if refused >= 0:
-            return i
+        if not _quantise_i8(start, row, element, kind, depth, 1, line, depth, scales + 4 * i):
+            return False
         _widen(line, depth, to + i * to_row)
-    return -1
+    return True
 
 
 @register_jitable
@@ -309,7 +324,7 @@ def _round_bf16(source, row, element, kind, depth, rows, to, to_row, scales):
             convert_row("float64", "bfloat16", "", depth, start, line, 0, 0)
         else:
             convert_row("float32", "bfloat16", "", depth, start, line, 0, 0)
-    return -1
+    return True
 
 
 @register_jitable
@@ -322,7 +337,7 @@ def _split_bf16(source, row, element, kind, depth, rows, to, to_row, scales):
             convert_row("float64", TERMS_OF_A, "", depth, start, line, 0, 0, 2 * depth)
         else:
             convert_row("float32", TERMS_OF_A, "", depth, start, line, 0, 0, 2 * depth)
-    return -1
+    return True
 
 
 @numba.njit(nogil=True)

@@ -12,7 +12,6 @@ rows; 0 is filling)::
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -20,16 +19,13 @@ import numpy as np
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic, register_jitable
-from numpy.typing import NDArray
 
-from npu_matmul.host.compiled import compiled
+from npu_matmul.host.compiled import DONE, Task
 from npu_matmul.host.convert import STORED_AS
 from npu_matmul.host.paths import AVX2, BF16, VNNI, Path
 from npu_matmul.host.pointers import pointer
 
 LINE_WORDS = 16
-
-Packer = Callable[[int, int, int, int, int, NDArray[np.uint32]], None]
 
 
 def _zip(path: Path, flip: int = 0) -> Any:
@@ -102,50 +98,73 @@ def _word_bf16(address, row, steps):
     return word
 
 
-@compiled
-def pack_vnni(address, row, element, depth, columns, panels):
-    """``panels``: uint32 (panels, groups, 32), each word four int8 moved up by 128."""
-    _pack(_zip_vnni, _word_vnni, 4, 1, 0x80808080, address, row, element, depth, columns, panels)
+@Task
+def pack_vnni(table, first, last):
+    """Panels of 32 columns, each word four int8 moved up by 128."""
+    return _pack(_zip_vnni, _word_vnni, 32, 4, 1, 0x80808080, _matrix(table), first, last)
 
 
-@compiled
-def pack_avx2(address, row, element, depth, columns, panels):
-    """``panels``: uint32 (panels, groups, 16), each word two int16 made from int8."""
-    _pack(_zip_avx2, _word_avx2, 2, 1, 0, address, row, element, depth, columns, panels)
+@Task
+def pack_avx2(table, first, last):
+    """Panels of 16 columns, each word two int16 made from int8."""
+    return _pack(_zip_avx2, _word_avx2, 16, 2, 1, 0, _matrix(table), first, last)
 
 
-@compiled
-def pack_bf16(address, row, element, depth, columns, panels):
-    """``panels``: uint32 (panels, groups, 32), each word two bf16."""
-    _pack(_zip_bf16, _word_bf16, 2, 2, 0, address, row, element, depth, columns, panels)
+@Task
+def pack_bf16(table, first, last):
+    """Panels of 32 columns, each word two bf16."""
+    return _pack(_zip_bf16, _word_bf16, 32, 2, 2, 0, _matrix(table), first, last)
 
 
 @numba.njit(nogil=True)
-def _pack(zip_group, word, per_group, size, flip, address, row, element, depth, columns, panels):
-    """B at ``address``, with ``row`` bytes from row to row and ``element`` from column to column.
+def bf16_matrix(b):
+    """All panels of one matrix of bf16, as ``_pack`` is given it."""
+    return _pack(_zip_bf16, _word_bf16, 32, 2, 2, 0, b, 0, (b[4] + 31) // 32)
+
+
+@numba.njit(nogil=True)
+def _matrix(table):
+    t = pointer(table, np.int64)
+    return t[0], t[1], t[2], t[3], t[4], t[5]
+
+
+@numba.njit(nogil=True)
+def _pack(zip_group, word, width, per_group, size, flip, b, first, last):
+    """Some panels of B: its address, the bytes from row to row and from column to column, depth,
+    columns, and the address of all panels."""
+    address, row, element, depth, columns, to = b
+    groups = (depth + per_group - 1) // per_group
+    for p in range(first, last):
+        panel = numba.carray(pointer(to + 4 * p * groups * width, np.uint32), (groups, width))
+        start, left = address + p * width * element, min(width, columns - p * width)
+        _pack_panel(
+            zip_group, word, width, per_group, size, flip, start, row, element, depth, left, panel
+        )
+    return DONE
+
+
+@numba.njit(nogil=True)
+def _pack_panel(
+    zip_group, word, width, per_group, size, flip, start, row, element, depth, left, panel
+):
+    """``left`` columns of B from ``start`` on, filled up to ``width``.
 
     Whole groups of whole panels go by vectors where a row of B lies in one piece, and by words
     where a group does, as in the transpose of a matrix.
     """
-    count, groups, width = panels.shape
-    whole = depth // per_group
-    base = panels.ctypes.data
-    for p in range(count):
-        start = address + p * width * element
-        left = min(width, columns - p * width)
-        done = 0
-        if left == width and element == size:
-            for g in range(whole):
-                zip_group(start + g * per_group * row, row, base + 4 * width * (p * groups + g))
-            done = whole
-        elif row == size and per_group * size == 4:
-            _pack_words(start, element, whole, left, np.uint32(flip), panels[p])
-            done = whole if left == width else 0  # else what is beyond the last column is missing
-        for g in range(done, groups):
-            steps = min(per_group, depth - g * per_group)
-            for n in range(width):
-                where = start + g * per_group * row + n * element
-                panels[p, g, n] = word(where, row, steps if n < left else 0)
+    whole, done, base = depth // per_group, 0, np.int64(panel.ctypes.data)
+    if left == width and element == size:
+        for g in range(whole):
+            zip_group(start + g * per_group * row, row, base + 4 * width * g)
+        done = whole
+    elif row == size and per_group * size == 4:
+        _pack_words(start, element, whole, left, np.uint32(flip), panel)
+        done = whole if left == width else 0  # else what is beyond the last column is missing
+    for g in range(done, panel.shape[0]):
+        steps = min(per_group, depth - g * per_group)
+        for n in range(width):
+            where = start + g * per_group * row + n * element
+            panel[g, n] = word(where, row, steps if n < left else 0)
 
 
 @numba.njit(nogil=True)

@@ -99,15 +99,8 @@ def pack(b: NDArray[Any], path: Path) -> Panels:
     count, groups = -(-columns // path.columns), -(-depth // path.group)
     words = aligned_empty((count, groups, path.columns), np.dtype(np.uint32))
     row, element = b.strides
-    start = address(b)
-
-    def some(first: int, last: int) -> int:
-        part = start + first * path.columns * element
-        left = columns - first * path.columns
-        _PACK[path.name](part, row, element, depth, left, words[first:last])
-        return -1
-
-    in_parts(some, count, 1, words.nbytes / PACKED_PER_S)
+    table = address(b), row, element, depth, columns, address(words)
+    in_parts(_PACK[path.name], table, count, 1, words.nbytes / PACKED_PER_S)
     return Panels(path, depth, columns, words)
 
 
@@ -151,7 +144,11 @@ def product(
     left = *source, b.depth * path.fed_bytes, fed_row, row_scale, mark
     right = b.address, b.columns, column_scale
     target = address(out), out.strides[0], out.itemsize
-    if over_rows(_WALKS[path.name, computed], left, right, target, rows, b) >= 0:
+    walk, count = _WALKS[path.name, computed], b.words.shape[0]
+    by_panels = rows < 2 * gemm.MOST_ROWS
+    table = *left, *right, *target, rows, count, by_panels
+    size, step = (count, 1) if by_panels else (rows, gemm.MOST_ROWS)
+    if not in_parts(walk, table, size, step, expected_s(rows, b)):
         return np.arange(rows)
     return np.flatnonzero(marks) if mark else _ALL_DONE
 
@@ -165,22 +162,6 @@ def _computed(a: NDArray[Any], b: Panels, out: NDArray[Any], scaled: bool) -> st
         assert b.depth == 3 * a.shape[1]
         return "split"
     return "sums" if a.dtype == BF16 else "rounded"
-
-
-def over_rows(walk: Any, left: Any, right: Any, target: Any, rows: int, b: Panels) -> int:
-    """The walk, in threads where it is worth them: over rows, or over panels where rows are few."""
-    count, one_thread_s = b.words.shape[0], expected_s(rows, b)
-    if rows >= 2 * gemm.MOST_ROWS:
-
-        def some_rows(first: int, last: int) -> int:
-            return int(walk(left, (first, last), right, (0, count), target))
-
-        return in_parts(some_rows, rows, gemm.MOST_ROWS, one_thread_s)
-
-    def some_panels(first: int, last: int) -> int:
-        return int(walk(left, (0, rows), right, (first, last), target))
-
-    return in_parts(some_panels, count, 1, one_thread_s)
 
 
 def expected_s(rows: int, b: Panels) -> float:

@@ -16,13 +16,13 @@ layer_norm at most 4e-6 max(1, |y|), for rows whose deviation is not small besid
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.host.compiled import DONE, Task
+from npu_matmul.host.pointers import address, pointer
 from npu_matmul.host.threads import in_parts
 
 Floats = NDArray[np.float32]
@@ -78,7 +78,7 @@ def softmax(x: Floats, scale: float = 1.0) -> Floats:
     >>> softmax(np.float32([[0, 0, -200]])).tolist()
     [[0.5, 0.5, 0.0]]
     """
-    _by_rows(_softmax, (x,), (np.float32(scale),), SOFTMAX_S)
+    _by_rows(_softmax, (x,), (np.array([scale], np.float32),), SOFTMAX_S)
     return x
 
 
@@ -107,23 +107,34 @@ def add_bias(x: Floats, bias: Floats) -> Floats:
 
 
 def _by_rows(
-    loop: Callable[..., None], matrices: tuple[Floats, ...], rest: tuple[Any, ...], element_s: float
+    task: Task, matrices: tuple[Floats, ...], rest: tuple[Floats, ...], element_s: float
 ) -> None:
-    """``loop`` over all rows, a part per thread; an element takes ``element_s`` on one core."""
-    rows = matrices[0].shape[0]
-
-    def part(start: int, stop: int) -> int:
-        loop(*(matrix[start:stop] for matrix in matrices), *rest)
-        return -1
-
-    in_parts(part, rows, 1, matrices[0].size * element_s)
+    """``task`` over all rows, a part per thread; an element takes ``element_s`` on one core."""
+    assert all(x.dtype == np.float32 and x.flags.c_contiguous for x in (*matrices, *rest))
+    rows, columns = matrices[0].shape
+    table = columns, *map(address, (*matrices, *rest))
+    in_parts(task, table, rows, 1, matrices[0].size * element_s)
 
 
-# Compiled. "contract" allows fused multiply-add; "reassoc" sums in vector lanes. Neither may assume
-# that there are no NaNs. Constants must be float32: a Python float would make all of it float64.
+# Compiled: tasks, whose tables have the number of columns, then addresses of what the loops take.
+# "contract" allows fused multiply-add; "reassoc" sums in vector lanes. Neither may assume that
+# there are no NaNs. Constants must be float32: a Python float would make all of it float64.
 
-_contract = numba.njit(cache=True, nogil=True, fastmath={"contract"})
-_reassoc = numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+_contract = numba.njit(nogil=True, fastmath={"contract"})
+_reassoc = numba.njit(nogil=True, fastmath={"contract", "reassoc", "nsz"})
+
+
+@_contract
+def _rows(table, which, first, last):
+    t = pointer(table, np.int64)
+    start = t[which] + first * t[0] * 4
+    return numba.carray(pointer(start, np.float32), (last - first, t[0]))
+
+
+@_contract
+def _row(table, which):
+    t = pointer(table, np.int64)
+    return numba.carray(pointer(t[which], np.float32), t[0])
 
 
 @_contract
@@ -157,7 +168,7 @@ def _ordered(bits):
 
 
 @_contract
-def _gelu(x, bias):
+def _gelu_loop(x, bias):
     for i in range(x.shape[0]):
         row = x[i]
         for j in range(bias.size):
@@ -165,8 +176,14 @@ def _gelu(x, bias):
             row[j] = y * _phi(y)
 
 
+@Task
+def _gelu(table, first, last):
+    _gelu_loop(_rows(table, 1, first, last), _row(table, 2))
+    return DONE
+
+
 @_reassoc
-def _softmax(x, scale):
+def _softmax_loop(x, scale):
     for i in range(x.shape[0]):
         row = x[i]
         bits = row.view(np.int32)
@@ -184,8 +201,14 @@ def _softmax(x, scale):
             row[j] *= share
 
 
+@Task
+def _softmax(table, first, last):
+    _softmax_loop(_rows(table, 1, first, last), _row(table, 2)[0])
+    return DONE
+
+
 @_reassoc
-def _layer_norm(x, out, weight, bias):
+def _layer_norm_loop(x, out, weight, bias):
     share = ONE / np.float32(x.shape[1])
     for i in range(x.shape[0]):
         row, result = x[i], out[i]
@@ -202,17 +225,37 @@ def _layer_norm(x, out, weight, bias):
             result[j] = (row[j] - mean) * factor * weight[j] + bias[j]
 
 
+@Task
+def _layer_norm(table, first, last):
+    _layer_norm_loop(
+        _rows(table, 1, first, last), _rows(table, 2, first, last), _row(table, 3), _row(table, 4)
+    )
+    return DONE
+
+
 @_contract
-def _add(x, y, bias):
+def _add_loop(x, y, bias):
     for i in range(x.shape[0]):
         row, other = x[i], y[i]
         for j in range(bias.size):
             row[j] += other[j] + bias[j]
 
 
+@Task
+def _add(table, first, last):
+    _add_loop(_rows(table, 1, first, last), _rows(table, 2, first, last), _row(table, 3))
+    return DONE
+
+
 @_contract
-def _add_bias(x, bias):
+def _add_bias_loop(x, bias):
     for i in range(x.shape[0]):
         row = x[i]
         for j in range(bias.size):
             row[j] += bias[j]
+
+
+@Task
+def _add_bias(table, first, last):
+    _add_bias_loop(_rows(table, 1, first, last), _row(table, 2))
+    return DONE

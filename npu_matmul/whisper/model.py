@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from npu_matmul.device import Device, open_device
+from npu_matmul.host import threads
 from npu_matmul.host.attention import attention as attend_in_bf16
 from npu_matmul.host.attention import usable
 from npu_matmul.matmul import pack_b
@@ -303,6 +304,7 @@ def compile_all(encoder: AudioEncoder, log_mel: LogMel) -> None:
     The features of a few samples are made, and small encoders run on the same device: one for each
     layer that differs from the others in its precisions or its place of attention.
     """
+    threads.start()
     log_mel(np.zeros(MIN_SAMPLES, np.float32))
     small = Dimensions(2, n_audio_ctx=2, n_audio_state=HEAD_WIDTH, n_audio_head=1, n_audio_layer=1)
     tensors, how = random_tensors(small), encoder.precisions
