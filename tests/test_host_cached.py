@@ -42,7 +42,7 @@ def test_two_instances_compute_at_the_same_time() -> None:
 
 
 def test_two_threads_that_compute_it_get_the_same() -> None:
-    """What the first one got may have been used already, such as the address of what was compiled."""
+    """What one of them got may be in use already, such as the address of what was compiled."""
     slow, got = Both(), []
     other = threading.Thread(target=lambda: got.append(slow.value))
     other.start()
