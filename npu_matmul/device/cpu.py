@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 from npu_matmul.device.base import HostDevice
 from npu_matmul.host import product
-from npu_matmul.host.convert import magnitudes
 from npu_matmul.host.paths import PORTABLE, choose_path
 from npu_matmul.host.pointers import aligned_empty
 from npu_matmul.host.product import FLOAT32, INT32, HostMatrix, Panels
-from npu_matmul.precision import EXACT, Operand, Precision, QuantiseError, finish, scales_of
+from npu_matmul.precision import EXACT, Operand, Precision, finish, scales_of
 
 EXACT_STEPS = 1024  # 1024 products of at most 2**14 sum to at most 2**24, which float32 holds
 
@@ -125,12 +124,10 @@ def _quantised(
     out: NDArray[Any] | None,
 ) -> tuple[NDArray[Any], str]:
     """Scaled sums, as f32 or in the result's type, and the path's name."""
-    if out is not None and not np.isfinite(magnitudes(a, axis=0)).all():
-        raise QuantiseError(a, "A")  # before any of ``out`` is written
     if b.panel_scale is not None and a.dtype != np.float64:
         assert isinstance(b.content, Panels)
         sums = _place(a, b, FLOAT32, out)
-        if not product.product(a, b.content, sums, b.panel_scale).size:
+        if not product.product(a, b.content, sums, b.panel_scale, spare=sums is out).size:
             return sums, b.content.path.name
     left = how.a(a)
     assert left.scale is not None and b.scale is not None

@@ -80,6 +80,16 @@ def bf16_split(table, first, last):
     return _part(microkernel.bf16_sums, _split_bf16, _start_bf16, BF16, table, first, last)
 
 
+@Task
+def vnni_quantised(table, first, last):
+    return _feed(_quantise_i8, table, first, last)
+
+
+@Task
+def avx2_quantised(table, first, last):
+    return _feed(_quantise_i16, table, first, last)
+
+
 @compiled
 def vnni_small_sums(a, b, c):
     return _small(microkernel.vnni_sums, _copy_i8, _start_vnni, VNNI, a, b, c)
@@ -98,6 +108,16 @@ def avx2_small_sums(a, b, c):
 @compiled
 def avx2_small_clipped(a, b, c):
     return _small(microkernel.avx2_clipped, _widen_i8, _start_avx2, AVX2, a, b, c)
+
+
+@numba.njit(nogil=True)
+def _feed(feed, table, first, last):
+    """Some rows of A as the instruction reads them. ``table``: A's address, bytes to the next row
+    and element, the element's kind, K; then where the rows go, bytes between them, and scales."""
+    t = pointer(table, np.int64)
+    source, to, scales = t[0] + first * t[1], t[5] + first * t[6], t[7] + 4 * first
+    done = feed(source, t[1], t[2], t[3], t[4], last - first, to, t[6], scales)
+    return DONE if done else REFUSED
 
 
 @numba.njit(nogil=True)

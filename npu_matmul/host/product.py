@@ -24,6 +24,7 @@ PAD_BYTES = 64
 READ_PER_S, PACKED_PER_S = 80e9, 10e9
 
 _PACK = {"avx512vnni": panels.pack_vnni, "avx2": panels.pack_avx2, "avx512bf16": panels.pack_bf16}
+_QUANTISE = {"avx512vnni": gemm.vnni_quantised, "avx2": gemm.avx2_quantised}
 _FED = {"avx512vnni": INT8, "avx2": np.dtype(np.int16), "avx512bf16": BF16}
 _KINDS = {
     FLOAT32: gemm.F32,
@@ -105,7 +106,11 @@ def pack(b: NDArray[Any], path: Path) -> Panels:
 
 
 def product(
-    a: NDArray[Any], b: Panels, out: NDArray[Any], scale: NDArray[np.float32] | None = None
+    a: NDArray[Any],
+    b: Panels,
+    out: NDArray[Any],
+    scale: NDArray[np.float32] | None = None,
+    spare: bool = False,
 ) -> NDArray[np.intp]:
     """``out = a @ b``; a (M, K) of any layout, out (M, N) with neighbouring columns.
 
@@ -124,7 +129,8 @@ def product(
     ``scale`` is that of b's columns, from ``panel_scale``.
 
     Returns the rows that the path would not treat as it must, of which ``out`` is undefined: those
-    with subnormal bf16; or all, if float32 cannot quantise one.
+    with subnormal bf16; or all, if float32 cannot quantise one. With ``spare`` that leaves ``out``
+    as it was: all rows are quantised before it is written, not a block at a time.
     """
     path, (rows, depth) = b.path, a.shape
     computed = _computed(a, b, out, scale is not None)
@@ -141,14 +147,20 @@ def product(
         marks = np.zeros(rows, np.bool_)
         mark = address(marks)
     source = address(a), row, element, _KINDS[a.dtype], depth
+    if spare and computed == "scaled":
+        fed = np.empty((rows, fed_row), np.uint8)
+        table = *source, address(fed), fed_row, row_scale
+        if not in_parts(_QUANTISE[path.name], table, rows, 1, expected_s(rows, b)):
+            return np.arange(rows)
+        source, fed_row = (address(fed), fed_row, path.fed_bytes, _KINDS[INT8], depth), 0
     left = *source, b.depth * path.fed_bytes, fed_row, row_scale, mark
     right = b.address, b.columns, column_scale
     target = address(out), out.strides[0], out.itemsize
     walk, count = _WALKS[path.name, computed], b.words.shape[0]
     by_panels = rows < 2 * gemm.MOST_ROWS
-    table = *left, *right, *target, rows, count, by_panels
+    work = *left, *right, *target, rows, count, by_panels
     size, step = (count, 1) if by_panels else (rows, gemm.MOST_ROWS)
-    if not in_parts(walk, table, size, step, expected_s(rows, b)):
+    if not in_parts(walk, work, size, step, expected_s(rows, b)):
         return np.arange(rows)
     return np.flatnonzero(marks) if mark else _ALL_DONE
 
