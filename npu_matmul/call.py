@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,14 +23,16 @@ from npu_matmul.device import (
     NpuDevice,
     open_device,
 )
+from npu_matmul.host.product import HostMatrix
 from npu_matmul.kernel import Kernel, KernelNotBuilt, NoKernel, load_variants
 from npu_matmul.packed import PackedMatrix
 from npu_matmul.precision import Operand, Precision, Scales, converted, scales_of
-from npu_matmul.report import CallReport
+from npu_matmul.report import CallReport, calls
 from npu_matmul.strategies import STRATEGIES, Product, Stages
 from npu_matmul.tiler import TileGrid
 
 log = logging.getLogger("npu_matmul")
+_WITHOUT_KERNELS = "device {!r} computes without kernels and launches"
 _given_up: set[str] = set()
 
 
@@ -70,8 +73,7 @@ class Call:
         if isinstance(kernel, str):
             load_variants(kernel)  # a name that does not exist is an error on every device
         if isinstance(self.device, HostDevice):
-            computes = f"device {self.device.name!r} computes without kernels and launches"
-            self.reason = self.reason or computes
+            self.reason = self.reason or _WITHOUT_KERNELS.format(self.device.name)
             return
         assert isinstance(self.device, NpuDevice)
         if self._is_small(a, b):
@@ -191,13 +193,10 @@ class Call:
         return result
 
     def _target(self, a: NDArray[Any], b: NDArray[Any] | PackedMatrix) -> NDArray[Any] | None:
-        """``out`` as (M, N), where it is of the result's very type, one piece of memory of that
-        size, and apart from A."""
-        shape = a.shape[0], b.shape[1]
-        out = self.out
-        if out is None or out.dtype != self.result or not out.flags.c_contiguous:
+        """``out`` as (M, N), where the product can be written to it straight away."""
+        if self.out is None or not _fits(self.out, a, self.result):
             return None
-        return None if np.may_share_memory(a, out) else out.reshape(shape)
+        return self.out.reshape(a.shape[0], b.shape[1])
 
     def _give_up(self, error: Exception) -> None:
         """Say, once per device, that its calls end on the CPU; the report says so every time."""
@@ -223,6 +222,40 @@ class Call:
             padding=self.padding,
             **counters.as_dict(),
         )
+
+
+def straight(
+    a: NDArray[Any], b: PackedMatrix, result: np.dtype[Any], out: NDArray[Any] | None
+) -> NDArray[Any] | None:
+    """One product (M, K) @ (K, N) on the host that packed B, into ``out`` if it is given, and its
+    report; or None, where that does not suit and a :class:`Call` is needed.
+
+    A call's own Python lies in no cache beside a product's operands: there it takes 50 to 100 us
+    more, of a product that may take a millisecond.
+    """
+    device, packed = b.device, b.content
+    if not device.direct or not isinstance(packed, HostMatrix) or 0 in (*a.shape, b.shape[1]):
+        return None
+    if out is not None and not _fits(out, a, result):
+        return None
+    assert isinstance(device, HostDevice)
+    start_s = time.perf_counter()
+    product, arithmetic = device.multiply(a, packed, b.precision, result, out)
+    calls.last = CallReport(
+        device=device.name,
+        precision=b.precision.name,
+        arithmetic=arithmetic,
+        reason=_WITHOUT_KERNELS.format(device.name),
+        seconds={"compute": time.perf_counter() - start_s},
+    )
+    return product
+
+
+def _fits(out: NDArray[Any], a: NDArray[Any], result: np.dtype[Any]) -> bool:
+    """Whether a product can be written to ``out`` straight away: it is of the result's very type,
+    one piece of memory, and apart from A."""
+    apart = out.flags.c_contiguous and not np.may_share_memory(a, out)
+    return out.dtype == result and apart
 
 
 def call_on(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from npu_matmul.call import Call, call_on
+from npu_matmul.call import Call, call_on, straight
 from npu_matmul.choose import MANY_ROWS, choose_kernel
 from npu_matmul.device import Device, HostDevice, NpuDevice, open_device
 from npu_matmul.kernel import Kernel, load_variants
@@ -124,13 +124,18 @@ def _in_full(
     shape = result_shape(a.shape, b.shape)
     if out is not None:
         check_out(out, shape, kind)
-    call = call_on(lambda: _device_for(b, device), how, kind, on_error)
-    a = a[np.newaxis] if a.ndim == 1 else a
-    if not isinstance(b, PackedMatrix) and b.ndim == 1:
-        b = b[:, np.newaxis]
-    call.choose(a, b, kernel, strategy)
-    call.out = out
+    plain = kernel is None and strategy is None and on_error == "raise"
     try:
+        if plain and isinstance(b, PackedMatrix) and a.ndim == 2 and device in (None, b.device):
+            result = straight(a, b, kind, out)
+            if result is not None:
+                return result
+        call = call_on(lambda: _device_for(b, device), how, kind, on_error)
+        a = a[np.newaxis] if a.ndim == 1 else a
+        if not isinstance(b, PackedMatrix) and b.ndim == 1:
+            b = b[:, np.newaxis]
+        call.choose(a, b, kernel, strategy)
+        call.out = out
         if listening.listener is None:
             return _computed(call, a, b, shape)
         with listening.span("npu_matmul", A=list(a.shape), B=list(b.shape)) as shown:

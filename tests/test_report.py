@@ -7,13 +7,16 @@ import sys
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from comparing import assert_equal_bits, product_int32, random_int8
 
-from npu_matmul import CallReport, call, last_call, npu_matmul, pack_b
+from npu_matmul import CallReport, call, last_call, matmul, npu_matmul, pack_b, trace
 from npu_matmul.device import (
     Buffer,
     DeviceUnavailable,
@@ -24,6 +27,7 @@ from npu_matmul.device import (
 )
 from npu_matmul.device.emulated import EmulatedDevice, EmulatedKernel
 from npu_matmul.kernel import Kernel
+from npu_matmul.precision import PRECISIONS
 from npu_matmul.strategies import STRATEGIES, Counts, expected
 from npu_matmul.tiler import TileGrid
 
@@ -109,6 +113,38 @@ def test_the_cpu_reports_no_launches(npu: NpuDevice) -> None:
     assert report.padding == 0
     assert "without kernels" in report.reason
     assert set(report.seconds) == {"pack", "compute"}
+
+
+@pytest.mark.parametrize("precision", [None, *PRECISIONS])
+@pytest.mark.parametrize("given", ["nothing", "out", "overlapping", "another order", "trace"])
+def test_the_straight_way_to_the_host_differs_in_nothing_but_its_stages(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, precision: str | None, given: str
+) -> None:
+    """Of a product with a packed B: an ``out`` that does not suit goes the longer way, as does a
+    call that a trace is to see."""
+    a, b = random_int8(1, 5000, 70), random_int8(2, 70, 70)
+    if precision:
+        a, b = a.astype(np.float32), b.astype(np.float32)
+    packed, straight = pack_b(b, device="cpu", precision=precision), []
+    want = npu_matmul(a, packed, on_error="cpu")
+    longer, take = last_call(), matmul.straight
+    monkeypatch.setattr(
+        matmul, "straight", lambda *args: straight.append(take(*args)) or straight[-1]
+    )
+    outs = {
+        "out": np.empty_like(a),
+        "overlapping": a.copy(),
+        "another order": np.empty((70, 5000), a.dtype).T,
+    }
+    out = outs.get(given)
+    with trace(tmp_path / "trace.json") if given == "trace" else nullcontext():
+        got = npu_matmul(out if given == "overlapping" else a, packed, out)
+    assert_equal_bits(got, want)
+    assert got is out or out is None
+    assert len(straight) == 1
+    assert (straight[0] is not None) == (given in ("nothing", "out"))
+    assert replace(last_call(), seconds={}) == replace(longer, seconds={})
+    assert "compute" in last_call().seconds
 
 
 def test_an_empty_product_costs_nothing(npu: NpuDevice) -> None:

@@ -61,28 +61,34 @@ def record() -> Iterator[Ledger]:
         open_ledgers[:] = [other for other in open_ledgers if other is not ledger]
 
 
-@contextmanager
-def stage(name: str) -> Iterator[None]:
+class stage:  # noqa: N801 - for ``with``, like the generator that it need not be
     """Count the host seconds of the block under ``name``."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        end = time.perf_counter()
+
+    __slots__ = ("_name", "_start_s")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._start_s = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        end_s = time.perf_counter()
         for ledger in _ledgers():
-            ledger.seconds[name] += end - start
-        listening.measured(name, start, end)
+            ledger.seconds[self._name] += end_s - self._start_s
+        listening.measured(self._name, self._start_s, end_s)
 
 
 def product(name: str, *operands: Any, **how: Any) -> Any:
     """``npu_matmul(*operands, **how)``, counted under ``name``."""
     with stage(name):
         result = npu_matmul(*operands, **how)
-    report = last_call()
-    for ledger in _ledgers():
-        ledger.counts.update({counted: getattr(report, counted) for counted in COUNTED})
-        ledger.products[report.device] += 1
-        ledger.reports[name] = report
+    if _ledgers():
+        report = last_call()
+        for ledger in _ledgers():
+            ledger.counts.update({counted: getattr(report, counted) for counted in COUNTED})
+            ledger.products[report.device] += 1
+            ledger.reports[name] = report
     return result
 
 

@@ -130,7 +130,8 @@ class MultiHeadAttention:
                 elementwise.add_bias(rows, linear.bias)
         qkv = projected[0] if len(projected) == 1 else np.concatenate(projected, axis=1)
         mixed: Floats = np.empty_like(x)
-        query, key, value = np.split(qkv, 3, axis=1)
+        width = x.shape[1]
+        query, key, value = (qkv[:, left : left + width] for left in (0, width, 2 * width))
         self._attend(query, key, value, mixed, tokens)
         return self.out(mixed)
 
