@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from npu_matmul.host import gemm, microkernel, panels, paths, powers
 from npu_matmul.host.compiled import DONE, REFUSED, Task
 from npu_matmul.host.paths import choose_path, cpu_features
-from npu_matmul.host.pointers import address, aligned_empty, pointer
+from npu_matmul.host.pointers import address, pointer
 from npu_matmul.host.product import BF16, PACKED_PER_S, PAD_BYTES
+from npu_matmul.host.scratch import scratch
 from npu_matmul.host.threads import in_parts
 from npu_matmul.host.vectors import convert_row
 
@@ -51,8 +52,8 @@ def attention(
     count = windows * heads
     if not count:
         return
-    keys = _panels(count, width, tokens)
-    values = _panels(count, tokens, width)
+    keys = _panels("keys", count, width, tokens)
+    values = _panels("values", count, tokens, width)
     sizes = tokens, width, heads
     for x, room, turned in ((key, keys, True), (value, values, False)):
         given = *_place(x), *sizes, address(room), room.nbytes // count, turned
@@ -72,11 +73,11 @@ def _place(x: Floats) -> tuple[int, int]:
     return address(x), x.strides[0]
 
 
-def _panels(count: int, depth: int, columns: int) -> NDArray[np.uint32]:
+def _panels(name: str, count: int, depth: int, columns: int) -> NDArray[np.uint32]:
     """Room for ``count`` matrices (depth, columns)."""
     path = paths.BF16
     shape = count, -(-columns // path.columns), -(-depth // path.group), path.columns
-    return aligned_empty(shape, np.dtype(np.uint32))
+    return scratch(name, shape, np.dtype(np.uint32))
 
 
 @Task

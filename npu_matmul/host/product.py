@@ -13,6 +13,7 @@ from npu_matmul.host import gemm, panels
 from npu_matmul.host.cached import cached_property
 from npu_matmul.host.paths import Path
 from npu_matmul.host.pointers import address, aligned_empty
+from npu_matmul.host.scratch import scratch
 from npu_matmul.host.threads import WORTH_S, in_parts
 
 INT8, INT32, FLOAT32, BF16 = (
@@ -148,7 +149,7 @@ def product(
         mark = address(marks)
     source = address(a), row, element, _KINDS[a.dtype], depth
     if spare and computed == "scaled":
-        fed = np.empty((rows, fed_row), np.uint8)
+        fed = scratch("fed rows", (rows, fed_row), INT8)
         table = *source, address(fed), fed_row, row_scale
         if not in_parts(_QUANTISE[path.name], table, rows, 1, expected_s(rows, b)):
             return np.arange(rows)

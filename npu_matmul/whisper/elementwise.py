@@ -56,8 +56,9 @@ EXP_LEAST = np.float32(-87.0)  # exp of it is above float32's smallest normal nu
 ZERO, HALF, ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 
 
-def layer_norm(x: Floats, weight: Floats, bias: Floats) -> Floats:
-    """Rows with mean 0 and deviation 1, times ``weight``, plus ``bias``; both (columns,).
+def layer_norm(x: Floats, weight: Floats, bias: Floats, out: Floats | None = None) -> Floats:
+    """Rows with mean 0 and deviation 1, times ``weight``, plus ``bias``; both (columns,). In
+    ``out``, where that is given.
 
     J. L. Ba, J. R. Kiros, G. E. Hinton, 2016, with the biased variance and 1e-5 added to it.
 
@@ -65,7 +66,7 @@ def layer_norm(x: Floats, weight: Floats, bias: Floats) -> Floats:
     >>> layer_norm(x, ones, zeros).round(3).tolist()
     [[-1.0, 1.0]]
     """
-    out = np.empty_like(x)
+    out = np.empty_like(x) if out is None else out
     _by_rows(_layer_norm, (x, out), (weight, bias), 2 * PASSING_S)
     return out
 

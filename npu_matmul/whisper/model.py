@@ -22,6 +22,8 @@ from npu_matmul.device import Device, open_device
 from npu_matmul.host import threads
 from npu_matmul.host.attention import attention as attend_in_bf16
 from npu_matmul.host.attention import usable
+from npu_matmul.host.product import FLOAT32
+from npu_matmul.host.scratch import scratch
 from npu_matmul.matmul import pack_b
 from npu_matmul.whisper import elementwise, ledger
 from npu_matmul.whisper.dimensions import (
@@ -48,7 +50,8 @@ Tensors = Mapping[str, NDArray[Any]]
 class Linear:
     """Rows times weight.T: ``weight`` is (out, in), packed and resident on the device.
 
-    The bias is not added here but by what follows, which reads the result anyway.
+    The bias is not added here but by what follows, which reads the result anyway. ``within`` names
+    the scratch memory for a result that is used up before the next of that name.
     """
 
     def __init__(
@@ -59,8 +62,9 @@ class Linear:
         matrix = np.asarray(weight, np.float32).T
         self.weight = pack_b(matrix, device=device, precision=precision)
 
-    def __call__(self, rows: NDArray[np.float32]) -> Floats:
-        result: Floats = ledger.product(self.name, rows, self.weight)
+    def __call__(self, rows: Floats, within: str | None = None) -> Floats:
+        out = None if within is None else _scratch(within, len(rows), self.bias.size)
+        result: Floats = ledger.product(self.name, rows, self.weight, out)
         return result
 
 
@@ -85,15 +89,16 @@ class Conv1d(Linear):
         flat = weight.transpose(0, 2, 1).reshape(outputs, -1)
         super().__init__(name, flat, bias, device, precision)
 
-    def __call__(self, rows: NDArray[np.float32]) -> Floats:
+    def __call__(self, rows: Floats, within: str | None = None) -> Floats:
         frames, channels = rows.shape
         reach = self.width // 2
-        padded = np.zeros((frames + 2 * reach, channels), np.float32)
+        padded = _scratch("padded", frames + 2 * reach, channels)
+        padded[:reach] = padded[reach + frames :] = 0
         padded[reach : reach + frames] = rows
         windows = np.lib.stride_tricks.sliding_window_view(
             padded.reshape(-1), self.width * channels
         )
-        return super().__call__(windows[:: self.stride * channels])
+        return super().__call__(windows[:: self.stride * channels], within)
 
 
 class LayerNorm:
@@ -103,9 +108,10 @@ class LayerNorm:
         self.weight: Floats = np.ascontiguousarray(tensors[f"{name}.weight"], np.float32)
         self.bias: Floats = np.ascontiguousarray(tensors[f"{name}.bias"], np.float32)
 
-    def __call__(self, x: Floats) -> Floats:
+    def __call__(self, x: Floats, within: str | None = None) -> Floats:
+        out = np.empty_like(x) if within is None else _scratch(within, *x.shape)
         with ledger.stage("layer_norm"):
-            return elementwise.layer_norm(x, self.weight, self.bias)
+            return elementwise.layer_norm(x, self.weight, self.bias, out)
 
 
 class MultiHeadAttention:
@@ -123,17 +129,18 @@ class MultiHeadAttention:
         self.out = _linear(tensors, (f"{name}.out",), device, how[f"{name}.out"])
 
     def __call__(self, x: Floats, tokens: int) -> Floats:
-        """``x``: rows of windows of ``tokens`` each. Returns the rows before ``out``'s bias."""
-        projected = [linear(x) for linear in self.qkv]
+        """``x``: rows of windows of ``tokens`` each. Returns the rows before ``out``'s bias, in
+        scratch memory."""
+        projected = [linear(x, f"projected {i}") for i, linear in enumerate(self.qkv)]
         with ledger.stage("bias"):
             for rows, linear in zip(projected, self.qkv, strict=True):
                 elementwise.add_bias(rows, linear.bias)
         qkv = projected[0] if len(projected) == 1 else np.concatenate(projected, axis=1)
-        mixed: Floats = np.empty_like(x)
+        mixed = _scratch("mixed", *x.shape)
         width = x.shape[1]
         query, key, value = (qkv[:, left : left + width] for left in (0, width, 2 * width))
         self._attend(query, key, value, mixed, tokens)
-        return self.out(mixed)
+        return self.out(mixed, "added")
 
     def _attend(
         self, query: Floats, key: Floats, value: Floats, mixed: Floats, tokens: int
@@ -143,7 +150,7 @@ class MultiHeadAttention:
                 attend_in_bf16(query, key, value, mixed, tokens, HEAD_WIDTH)
             ledger.host_products("host bf16", 2 * mixed.size // (tokens * HEAD_WIDTH))
             return
-        scores: Floats = np.empty((tokens, tokens), np.float32)  # of one head at a time
+        scores = _scratch("scores", tokens, tokens)  # of one head at a time
         multiply = self._on_host if self.place == "host" else self._on_device
         for start in range(0, len(mixed), tokens):
             window = slice(start, start + tokens)
@@ -185,14 +192,14 @@ class ResidualAttentionBlock:
 
     def __call__(self, x: Floats, tokens: int) -> Floats:
         """``x`` itself, in place."""
-        mixed = self.attn(self.attn_ln(x), tokens)
+        mixed = self.attn(self.attn_ln(x, "normal"), tokens)
         with ledger.stage("residual"):
             elementwise.add(x, mixed, self.attn.out.bias)
         widen, narrow = self.mlp
-        hidden = widen(self.mlp_ln(x))
+        hidden = widen(self.mlp_ln(x, "normal"), "hidden")
         with ledger.stage("gelu"):
             elementwise.gelu(hidden, widen.bias)
-        narrowed = narrow(hidden)
+        narrowed = narrow(hidden, "added")
         with ledger.stage("residual"):
             return elementwise.add(x, narrowed, narrow.bias)
 
@@ -274,7 +281,8 @@ class AudioEncoder:
             )
         if not len(batch):
             return np.empty((0, self.dims.n_audio_ctx, self.dims.n_audio_state), np.float32)
-        x = np.concatenate([self.front_end(window) for window in batch])
+        windows = [self.front_end(window) for window in batch]
+        x = windows[0] if len(windows) == 1 else np.concatenate(windows)
         for done, block in enumerate(self.blocks, start=1):
             x = block(x, self.dims.n_audio_ctx)
             on_layer(done)
@@ -282,7 +290,7 @@ class AudioEncoder:
 
     def front_end(self, mel: NDArray[np.float32]) -> Floats:
         """What the first block is given for one window: rows (n_audio_ctx, n_audio_state)."""
-        rows = self._gelu(self.conv1(mel.T), self.conv1)
+        rows = self._gelu(self.conv1(mel.T, "frames"), self.conv1)
         rows = self._gelu(self.conv2(rows), self.conv2)
         with ledger.stage("residual"):
             rows += self.positional_embedding
@@ -326,6 +334,10 @@ def product_names(dims: Dimensions) -> list[str]:
     parts = [*attention, "mlp.0", "mlp.2"]
     blocks = [f"blocks.{layer}.{part}" for layer in range(dims.n_audio_layer) for part in parts]
     return ["conv1", "conv2", *blocks]
+
+
+def _scratch(name: str, rows: int, columns: int) -> Floats:
+    return scratch(f"encoder {name}", (rows, columns), FLOAT32)
 
 
 def _linear(tensors: Tensors, names: tuple[str, ...], device: Device, precision: str) -> Linear:
