@@ -16,7 +16,7 @@ from numba.core import types
 from numpy.typing import NDArray
 
 from npu_matmul.device import Device
-from npu_matmul.host import gemm
+from npu_matmul.host import small
 from npu_matmul.host.compiled import direct
 from npu_matmul.host.pointers import address
 from npu_matmul.host.product import Panels, rows_of_one_thread
@@ -24,8 +24,8 @@ from npu_matmul.precision import EXACT
 from npu_matmul.report import CallReport
 
 _WALKS: dict[str, tuple[Any, Any]] = {
-    "avx512vnni": (gemm.vnni_small_sums, gemm.vnni_small_clipped),
-    "avx2": (gemm.avx2_small_sums, gemm.avx2_small_clipped),
+    "avx512vnni": (small.vnni_sums, small.vnni_clipped),
+    "avx2": (small.avx2_sums, small.avx2_clipped),
 }
 _INT8, _INT32, _INT32_TYPE = np.dtype(np.int8), np.dtype(np.int32), np.int32
 

@@ -11,6 +11,7 @@ from comparing import ON_A_REAL_NPU, assert_equal_bits, random_int8
 from numpy.typing import NDArray
 
 from npu_matmul import last_call, npu_matmul, pack_b
+from npu_matmul.host import product
 from npu_matmul.precision import BF16, PRECISIONS, QuantiseError, to_bf16
 
 FLOATS = [np.float16, np.float32, np.float64, ml_dtypes.bfloat16]
@@ -158,6 +159,24 @@ def test_out_is_untouched_where_int8_refuses(device: str, kind: Any, value: floa
         assert (out == 7).all()
     npu_matmul(a, weights, out, dtype=np.float32)
     assert_equal_bits(out, npu_matmul(a, b, dtype=np.float32, precision="int8", device=device))
+
+
+def test_a_product_within_a_product_leaves_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a signal's handler may compute one after the rows of the first were quantised."""
+    weights = pack_b(normals(1, 24, 40).astype(np.float32), precision="int8", device="cpu")
+    left, other = (normals(seed, 200, 24).astype(np.float32) for seed in (2, 3))
+    want, out, steps = npu_matmul(left, weights), np.empty((200, 40), np.float32), []
+    run = product.in_parts
+
+    def interrupted(task: Any, *given: Any) -> bool:
+        steps.append(task)
+        if len(steps) == 2:
+            npu_matmul(other, weights, np.empty((200, 40), np.float32))
+        return run(task, *given)
+
+    monkeypatch.setattr(product, "in_parts", interrupted)
+    assert_equal_bits(npu_matmul(left, weights, out), want)
+    assert len(steps) == 4
 
 
 @every_device

@@ -15,6 +15,8 @@ from npu_matmul.host import mailbox
 from npu_matmul.host.compiled import DONE, REFUSED
 from npu_matmul.host.pointers import address
 
+TURN = mailbox.new_turn()
+
 
 @pytest.fixture
 def served() -> Iterator[NDArray[np.int64]]:
@@ -32,8 +34,8 @@ def shared(
 ) -> int:
     table, places = np.array(made.table), np.array([*cuts, *map(address, boxes)])
     at = address(places) + len(cuts) * mailbox.WORD_BYTES
-    count = len(cuts) - 1
-    return int(mailbox.share(task.address, address(table), address(places), count, at))
+    count, turn = len(cuts) - 1, address(TURN)
+    return int(mailbox.share(task.address, address(table), turn, address(places), count, at))
 
 
 def fall_asleep(box: NDArray[np.int64]) -> None:
@@ -44,10 +46,25 @@ def fall_asleep(box: NDArray[np.int64]) -> None:
 
 
 def test_one_part_needs_no_mailbox() -> None:
+    for many in (False, True):
+        made = noting.notes(9)
+        if many:
+            assert shared(made, noting.note, [2, 7]) == DONE
+        else:
+            assert mailbox.alone(noting.note.address, address(np.array(made.table)), 2, 7) == DONE
+        assert made.parts == [(2, 7)]
+        assert made.threads[2] == threading.get_ident()
+
+
+def test_who_has_no_turn_does_all_alone(
+    served: NDArray[np.int64], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn = mailbox.new_turn()
+    assert mailbox.taken(turn) and not mailbox.taken(turn)
+    monkeypatch.setitem(globals(), "TURN", turn)
     made = noting.notes(9)
-    assert shared(made, noting.note, [2, 7]) == DONE
+    assert shared(made, noting.note, [2, 5, 7], served) == DONE
     assert made.parts == [(2, 7)]
-    assert made.threads[2] == threading.get_ident()
 
 
 def test_parts_are_handed_over_and_come_back(served: NDArray[np.int64]) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import _thread
+import contextlib
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
+from types import FrameType
 from typing import Any
 
 import noting
@@ -93,13 +96,9 @@ def test_what_no_thread_can_be_started_for_is_done_by_the_others(
         patched.setattr(threads, "_crew", [])
         patched.setattr(threading.Thread, "start", refuse)
         parts = covered(12, 1)
-        crew = threads._crew
+        dismiss_crew()
     assert len(parts) == 1 + started
     assert len(covered(3, 1)) == 3  # the next call has a crew again
-    for thread, box in crew:
-        mailbox.stop(box)
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 def test_ctrl_c_comes_through_when_all_parts_have_ended() -> None:
@@ -171,7 +170,7 @@ def test_an_error_is_raised_after_all_parts_have_ended(
     told: list[Any] = []
     monkeypatch.setattr(sys, "unraisablehook", told.append)
     made = noting.notes(3, chosen=at)
-    with pytest.raises(MemoryError, match="no memory for the rows"):
+    with pytest.raises(MemoryError, match="lacks memory for the rows"):
         in_parts(noting.failing, made.table, 3, 1, LONG_S)
     assert [type(one.exc_value) for one in told] == [MemoryError]
     assert len(made.parts) == 2
@@ -192,13 +191,79 @@ def test_the_count_is_that_of_the_cpus_unless_the_variable_says_another(
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 def test_a_forked_child_has_a_crew_of_its_own() -> None:
-    """The parent's threads do not exist in the child; its lock may be held by one of them."""
-    assert len(covered(3, 1)) == 3
-    with threads._busy:
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if len(covered(3, 1)) == 3 else 1)
+    """The parent's threads do not exist in the child, nor the one that has the turn."""
+    made = noting.notes(3)
+    other = threading.Thread(target=in_parts, args=(noting.held, made.table, 3, 1, LONG_S))
+    other.start()
+    while not made.words[2]:
+        time.sleep(0.001)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if len(covered(3, 1)) == 3 else 1)
+    made.words[1] = 1
+    other.join()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_signals_that_raise_at_any_point_leave_the_crew_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    covered(3, 1)  # all is compiled: LLVM does not survive an error in the midst of its work
+    interrupts, others = 0, set(threading.enumerate())
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        while frame is not None and frame.f_code is not in_parts.__code__:
+            frame = frame.f_back
+        if frame is not None:
+            raise KeyboardInterrupt
+
+    covered(3, 1, 1e-6)
+    monkeypatch.setattr(threads, "_crew", [])
+    monkeypatch.setattr(sys, "unraisablehook", lambda told: None)  # they may come in a finalizer
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3)
+    end = time.monotonic() + 1
+    try:
+        while time.monotonic() < end:
+            with contextlib.suppress(KeyboardInterrupt):
+                interrupts += 1
+                covered(3, 1)
+                interrupts -= 1
+            dismiss_crew()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupts > 50
+    assert len(covered(3, 1)) == 3
+    assert len(threads._crew) == 2
+    dismiss_crew()
+    end = time.monotonic() + 10
+    while any(thread.is_alive() for thread in set(threading.enumerate()) - others):  # orphans
+        assert time.monotonic() < end
+        time.sleep(0.001)
+
+
+def dismiss_crew() -> None:
+    """End the threads of the crew."""
+    for thread, box in threads._crew:
+        mailbox.stop(box)
+        thread.join(10)
+        assert not thread.is_alive()
+    threads._crew.clear()
+
+
+def test_a_thread_that_cannot_begin_is_no_part_of_the_crew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(box: object) -> None:
+        raise MemoryError
+
+    told: list[Any] = []
+    monkeypatch.setattr(threading, "excepthook", told.append)
+    monkeypatch.setattr(threads, "_crew", [])
+    monkeypatch.setattr(threads, "_serve", fail)
+    assert covered(3, 1) == [(0, 3)]
+    assert threads._crew == [] and len(told) == 1
 
 
 LATER = """
@@ -208,7 +273,8 @@ import numpy as np
 def product():
     a, b = np.random.default_rng(0).integers(-128, 128, (2, 700, 700), np.int8)
     result = npu_matmul(a, b, dtype=np.int32, device="cpu")
-    print((result == a.astype(np.int32) @ b).all(), len(threads._crew))
+    alive = sum(thread.is_alive() for thread, _ in threads._crew)
+    print((result == a.astype(np.int32) @ b).all(), alive)
 
 atexit.register(product)  # runs after what is registered later
 from npu_matmul import npu_matmul
@@ -229,3 +295,31 @@ def test_the_crew_ends_with_the_interpreter_and_products_after_it_run_alone() ->
     )
     assert done.stdout.split() == ["True", "1", "True", "0"]
     assert done.stderr == ""
+
+
+ENDLESS = """
+import threading, time
+import noting
+from npu_matmul.host import threads
+
+threads.DISMISS_S = 0.1
+made = noting.notes(3)
+work = noting.held, made.table, 3, 1, 1.0
+threading.Thread(target=threads.in_parts, args=work, daemon=True).start()
+while not made.words[2]:
+    time.sleep(0.001)
+print("begun")
+"""
+
+
+def test_the_interpreter_does_not_wait_for_a_product_for_ever() -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", ENDLESS],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=8,  # what is held would go on for ten seconds
+    )
+    assert (done.stdout, done.stderr) == ("begun\n", "")

@@ -2,8 +2,9 @@
 
 B is converted and packed for one of the host's paths. int8 and bf16 rows of A are read as they lie;
 other elements are converted on the way, a block of rows at a time, so that no converted copy of A
-is made, and sums are clipped or scaled before they are stored. What float32 cannot quantise, a
-float64 A for int8 too, goes step by step.
+is made, and sums are clipped or scaled before they are stored. Only where a row may be refused and
+the caller's ``out`` must then be as it was, all of A is quantised first. What float32 cannot
+quantise, a float64 A for int8 too, goes step by step.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from npu_matmul.host.compiled import DONE, REFUSED, Task
 from npu_matmul.host.paths import choose_path, cpu_features
 from npu_matmul.host.pointers import address, pointer
 from npu_matmul.host.product import BF16, PACKED_PER_S, PAD_BYTES
-from npu_matmul.host.scratch import scratch
+from npu_matmul.host.scratch import Room, lent
 from npu_matmul.host.threads import in_parts
 from npu_matmul.host.vectors import convert_row
 
@@ -48,23 +48,23 @@ def attention(
     ``width``, an even number; the elements of a row are neighbours. A row of ``out`` becomes NaN
     where one of its scores is NaN or +infinity. Only where :func:`usable`.
     """
-    windows, heads = query.shape[0] // tokens, query.shape[1] // width
-    count = windows * heads
+    count = query.shape[0] // tokens * (query.shape[1] // width)
     if not count:
         return
-    keys = _panels("keys", count, width, tokens)
-    values = _panels("values", count, tokens, width)
-    sizes = tokens, width, heads
-    for x, room, turned in ((key, keys, True), (value, values, False)):
-        given = *_place(x), *sizes, address(room), room.nbytes // count, turned
-        in_parts(_pack_heads, given, count, 1, x.nbytes / PACKED_PER_S)
-    blocks = -(-tokens // ROWS)  # of each head
-    table = (
-        *_place(query), *sizes, address(keys), keys.nbytes // count, address(values),
-        values.nbytes // count, *_place(out), blocks,
-    )  # fmt: skip
-    one_thread_s = 2 * query.size * tokens / paths.BF16.rate
-    in_parts(_attend_blocks, table, count * blocks, 1, one_thread_s)
+    with lent("attention") as room:
+        keys = _panels(room, "keys", count, width, tokens)
+        values = _panels(room, "values", count, tokens, width)
+        sizes = tokens, width, query.shape[1] // width
+        for x, packed, turned in ((key, keys, True), (value, values, False)):
+            given = *_place(x), *sizes, address(packed), packed.nbytes // count, turned
+            in_parts(_pack_heads, given, count, 1, x.nbytes / PACKED_PER_S)
+        blocks = -(-tokens // ROWS)  # of each head
+        table = (
+            *_place(query), *sizes, address(keys), keys.nbytes // count, address(values),
+            values.nbytes // count, *_place(out), blocks,
+        )  # fmt: skip
+        one_thread_s = 2 * query.size * tokens / paths.BF16.rate
+        in_parts(_attend_blocks, table, count * blocks, 1, one_thread_s)
 
 
 def _place(x: Floats) -> tuple[int, int]:
@@ -73,11 +73,11 @@ def _place(x: Floats) -> tuple[int, int]:
     return address(x), x.strides[0]
 
 
-def _panels(name: str, count: int, depth: int, columns: int) -> NDArray[np.uint32]:
+def _panels(room: Room, name: str, count: int, depth: int, columns: int) -> NDArray[np.uint32]:
     """Room for ``count`` matrices (depth, columns)."""
     path = paths.BF16
     shape = count, -(-columns // path.columns), -(-depth // path.group), path.columns
-    return scratch(name, shape, np.dtype(np.uint32))
+    return room.array(name, shape, np.dtype(np.uint32))
 
 
 @Task

@@ -1,6 +1,6 @@
 """Products on the host: rows of A, B in panels, C written once.
 
-``_walk`` goes over C in blocks of rows and as many panels of columns as stay in the second-level
+``walk`` goes over C in blocks of rows and as many panels of columns as stay in the second-level
 cache, there along a few rows at a time, so that C is written in long runs; the loop over K is in
 ``microkernel``. What differs between the kinds of product is handed in: a *microkernel*, which
 holds the instruction and what becomes of the sums; a *feed*, which copies a block of A's rows into
@@ -17,7 +17,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from npu_matmul.host import microkernel
-from npu_matmul.host.compiled import DONE, REFUSED, Task, compiled
+from npu_matmul.host.compiled import DONE, REFUSED, Task
 from npu_matmul.host.convert import TERMS_OF_A, is_plain, scale_and_inverse
 from npu_matmul.host.pointers import pointer, stack_words
 from npu_matmul.host.vectors import convert_row, largest_magnitude
@@ -37,32 +37,32 @@ VNNI, AVX2, BF16 = (
 
 @Task
 def vnni_sums(table, first, last):
-    return _part(microkernel.vnni_sums, _copy_i8, _start_vnni, VNNI, table, first, last)
+    return _part(microkernel.vnni_sums, copy_i8, start_vnni, VNNI, table, first, last)
 
 
 @Task
 def vnni_clipped(table, first, last):
-    return _part(microkernel.vnni_clipped, _copy_i8, _start_vnni, VNNI, table, first, last)
+    return _part(microkernel.vnni_clipped, copy_i8, start_vnni, VNNI, table, first, last)
 
 
 @Task
 def vnni_scaled(table, first, last):
-    return _part(microkernel.vnni_scaled, _quantise_i8, _start_vnni, VNNI, table, first, last)
+    return _part(microkernel.vnni_scaled, _quantise_i8, start_vnni, VNNI, table, first, last)
 
 
 @Task
 def avx2_sums(table, first, last):
-    return _part(microkernel.avx2_sums, _widen_i8, _start_avx2, AVX2, table, first, last)
+    return _part(microkernel.avx2_sums, widen_i8, start_avx2, AVX2, table, first, last)
 
 
 @Task
 def avx2_clipped(table, first, last):
-    return _part(microkernel.avx2_clipped, _widen_i8, _start_avx2, AVX2, table, first, last)
+    return _part(microkernel.avx2_clipped, widen_i8, start_avx2, AVX2, table, first, last)
 
 
 @Task
 def avx2_scaled(table, first, last):
-    return _part(microkernel.avx2_scaled, _quantise_i16, _start_avx2, AVX2, table, first, last)
+    return _part(microkernel.avx2_scaled, _quantise_i16, start_avx2, AVX2, table, first, last)
 
 
 @Task
@@ -90,26 +90,6 @@ def avx2_quantised(table, first, last):
     return _feed(_quantise_i16, table, first, last)
 
 
-@compiled
-def vnni_small_sums(a, b, c):
-    return _small(microkernel.vnni_sums, _copy_i8, _start_vnni, VNNI, a, b, c)
-
-
-@compiled
-def vnni_small_clipped(a, b, c):
-    return _small(microkernel.vnni_clipped, _copy_i8, _start_vnni, VNNI, a, b, c)
-
-
-@compiled
-def avx2_small_sums(a, b, c):
-    return _small(microkernel.avx2_sums, _widen_i8, _start_avx2, AVX2, a, b, c)
-
-
-@compiled
-def avx2_small_clipped(a, b, c):
-    return _small(microkernel.avx2_clipped, _widen_i8, _start_avx2, AVX2, a, b, c)
-
-
 @numba.njit(nogil=True)
 def _feed(feed, table, first, last):
     """Some rows of A as the instruction reads them. ``table``: A's address, bytes to the next row
@@ -124,7 +104,7 @@ def _feed(feed, table, first, last):
 def _part(kernel, feed, start, unit, table, first, last):
     """Some rows of C with all panels, or some panels with all rows.
 
-    ``table`` holds what ``_walk`` is given: nine numbers of A, three of B, three of C; then how
+    ``table`` holds what ``walk`` is given: nine numbers of A, three of B, three of C; then how
     many rows there are, how many panels, and whether it is the panels that are shared out.
     """
     t = pointer(table, np.int64)
@@ -133,45 +113,12 @@ def _part(kernel, feed, start, unit, table, first, last):
     rows, panels = (first, last), (np.int64(0), t[16])
     if t[17]:
         rows, panels = (np.int64(0), t[15]), (first, last)
-    done = _walk(kernel, feed, start, unit, a, rows, b, panels, c)
+    done = walk(kernel, feed, start, unit, a, rows, b, panels, c)
     return DONE if done else REFUSED
 
 
 @numba.njit(nogil=True)
-def _small(kernel, feed, start, unit, a, b, c):
-    """All of C = A @ B for arrays A and C, unless their shapes do not fit, they overlap, columns of
-    C are no neighbours, or the work is too much for one thread.
-
-    ``b`` is the address of a table of int64, as each argument costs time, and an array most:
-    address, K, columns, panels, most rows, bytes of a fed element. Returns whether it was done.
-    """
-    (M, K), plan = a.shape, pointer(b, np.int64)
-    if plan[1] != K or plan[4] < M or c.shape != (M, plan[2]) or c.strides[1] != c.itemsize:
-        return False
-    left, right = np.int64(a.ctypes.data), np.int64(c.ctypes.data)
-    a_row, a_element = a.strides
-    if _overlap(left, M, a_row, K, a_element, right, M, c.strides[0], c.shape[1], c.itemsize):
-        return False
-    fed_row = 0 if plan[5] == 1 and a_element == 1 else K * plan[5]
-    nothing = np.int64(0)
-    source = left, a_row, a_element, np.int64(I8), K, K * plan[5], fed_row, nothing, nothing
-    target = right, c.strides[0], c.itemsize
-    matrix = plan[0], plan[2], nothing
-    return _walk(kernel, feed, start, unit, source, (0, M), matrix, (0, plan[3]), target)
-
-
-@numba.njit(nogil=True)
-def _overlap(a, a_rows, a_row, a_columns, a_element, c, c_rows, c_row, c_columns, c_element):
-    """Whether the memory that two arrays span has a byte in common."""
-    a_first = a + min(0, (a_rows - 1) * a_row) + min(0, (a_columns - 1) * a_element)
-    c_first = c + min(0, (c_rows - 1) * c_row)
-    a_last = a + max(0, (a_rows - 1) * a_row) + max(0, (a_columns - 1) * a_element)
-    c_last = c + max(0, (c_rows - 1) * c_row) + c_columns * c_element - 1
-    return a_first <= c_last and c_first <= a_last
-
-
-@numba.njit(nogil=True)
-def _walk(kernel, feed, start, unit, a, rows, b, panels, c):
+def walk(kernel, feed, start, unit, a, rows, b, panels, c):
     """Blocks of the rows ``rows`` and of the panels ``panels`` of C = A @ B.
 
     ``a`` is (address, bytes to the next row, to the next element, the element's kind, K, bytes of a
@@ -244,13 +191,13 @@ def rows_at_once(left, most):
 
 
 @register_jitable
-def _start_vnni(row, size, mark):
+def start_vnni(row, size, mark):
     """Takes away what B's elements were moved up by, times the row's own sum."""
     return -MOVED_UP * microkernel.vnni_row_sum(row, size)
 
 
 @register_jitable
-def _start_avx2(row, size, mark):
+def start_avx2(row, size, mark):
     return np.int32(0)
 
 
@@ -283,14 +230,14 @@ def _tail(end, size, rest):
 
 
 @register_jitable
-def _copy_i8(source, row, element, kind, depth, rows, to, to_row, scales):
+def copy_i8(source, row, element, kind, depth, rows, to, to_row, scales):
     for i in range(rows):
         _gather(np.int8, source + i * row, element, depth, to + i * to_row)
     return True
 
 
 @register_jitable
-def _widen_i8(source, row, element, kind, depth, rows, to, to_row, scales):
+def widen_i8(source, row, element, kind, depth, rows, to, to_row, scales):
     near = np.empty(depth, np.int8)
     for i in range(rows):
         start = source + i * row

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from npu_matmul.host.compiled import compiled
 from npu_matmul.host.pointers import LINE_BYTES, address, aligned_empty, pointer
 
-LOOKS = 2000  # of 0.2 to 0.4 us each
+LOOKS = 1000  # of 0.2 to 0.7 us each
 WORD_BYTES = 8
 # Words of a mailbox. What each side waits for is 32 bytes and has a cache line of its own.
-TASK, TABLE, FIRST, LAST, RESULT, ASLEEP = range(6)
+TASK, TABLE, FIRST, LAST, RESULT, SERVED, ASLEEP = range(7)
 ASKED, DONE = (line * LINE_BYTES // WORD_BYTES for line in (1, 2))
 WORDS = 3 * LINE_BYTES // WORD_BYTES
 
@@ -39,13 +39,26 @@ _sched_yield = types.ExternalFunction("sched_yield", _int())
 
 
 def new_mailbox() -> NDArray[np.int64]:
-    """An empty mailbox, for one thread; what serves it is compiled now, not when work waits."""
-    serve.compile((types.int64,))
+    """An empty mailbox, for one thread; what uses it is compiled now, not when work waits."""
+    serve.compile((_address,))
+    share.compile((_address,) * 6)
     mailbox = aligned_empty((WORDS,), np.dtype(np.int64))
     mailbox[:] = 0
     for semaphore in (ASKED, DONE):
         _LIBC.sem_init(c_void_p(address(mailbox[semaphore:])), 0, 0)
     return mailbox
+
+
+def new_turn() -> NDArray[np.int64]:
+    """What :func:`share` takes while it uses mailboxes: one caller at a time."""
+    turn = aligned_empty((LINE_BYTES // WORD_BYTES,), np.dtype(np.int64))
+    _LIBC.sem_init(c_void_p(address(turn)), 0, 1)
+    return turn
+
+
+def taken(turn: NDArray[np.int64]) -> bool:
+    """Take the turn for good; False where another has it."""
+    return bool(_LIBC.sem_trywait(c_void_p(address(turn))) == 0)
 
 
 def stop(mailbox: NDArray[np.int64]) -> None:
@@ -58,6 +71,7 @@ def stop(mailbox: NDArray[np.int64]) -> None:
 def serve(mailbox):
     """Do what is posted, until a task of 0 is."""
     words = pointer(mailbox, np.int64)
+    words[SERVED] = 1
     while True:
         _wait(mailbox, ASKED)
         if words[TASK] == 0:
@@ -67,13 +81,22 @@ def serve(mailbox):
 
 
 @compiled
-def share(task, table, cuts, count, mailboxes):
-    """``count`` parts of a task, the first here, the others by those who serve the mailboxes.
+def alone(task, table, first, last):
+    """All of a task in this thread."""
+    return _call(task, table, first, last)
+
+
+@compiled
+def share(task, table, turn, cuts, count, mailboxes):
+    """``count`` parts of a task, the first here, the others by those who serve the mailboxes; or
+    all of it here, where another caller has the turn. No signal comes between.
 
     ``cuts`` is the address of ``count + 1`` numbers, between which the parts lie; ``mailboxes``
     that of ``count - 1`` addresses. Returns the least result, when all parts have ended.
     """
     cut, boxes = pointer(cuts, np.int64), pointer(mailboxes, np.int64)
+    if _sem_trywait(turn) != 0:
+        return _call(task, table, cut[0], cut[count])
     for i in range(1, count):
         words = pointer(boxes[i - 1], np.int64)
         words[TASK], words[TABLE], words[FIRST], words[LAST] = task, table, cut[i], cut[i + 1]
@@ -82,6 +105,7 @@ def share(task, table, cuts, count, mailboxes):
     for i in range(1, count):
         _wait(boxes[i - 1], DONE)
         result = min(result, pointer(boxes[i - 1], np.int64)[RESULT])
+    _sem_post(turn)
     return result
 
 

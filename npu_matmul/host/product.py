@@ -13,7 +13,7 @@ from npu_matmul.host import gemm, panels
 from npu_matmul.host.cached import cached_property
 from npu_matmul.host.paths import Path
 from npu_matmul.host.pointers import address, aligned_empty
-from npu_matmul.host.scratch import scratch
+from npu_matmul.host.scratch import lent
 from npu_matmul.host.threads import WORTH_S, in_parts
 
 INT8, INT32, FLOAT32, BF16 = (
@@ -136,34 +136,46 @@ def product(
     path, (rows, depth) = b.path, a.shape
     computed = _computed(a, b, out, scale is not None)
     row, element = a.strides
-    fed_row = 0
-    lies_well = element == a.itemsize and (row % CONFLICT_BYTES or rows < 4)
-    if computed in _CONVERTED or path.fed_bytes != a.itemsize or not lies_well:
-        fed_row = b.depth * path.fed_bytes + PAD_BYTES
-    row_scale, column_scale, mark = 0, 0, 0
-    if scale is not None:
-        scales = np.empty(rows, np.float32)
-        row_scale, column_scale = address(scales), address(scale)
-    if path.element == BF16.name:
-        marks = np.zeros(rows, np.bool_)
-        mark = address(marks)
     source = address(a), row, element, _KINDS[a.dtype], depth
-    if spare and computed == "scaled":
-        fed = scratch("fed rows", (rows, fed_row), INT8)
-        table = *source, address(fed), fed_row, row_scale
-        if not in_parts(_QUANTISE[path.name], table, rows, 1, expected_s(rows, b)):
-            return np.arange(rows)
-        source, fed_row = (address(fed), fed_row, path.fed_bytes, _KINDS[INT8], depth), 0
-    left = *source, b.depth * path.fed_bytes, fed_row, row_scale, mark
+    fed_row = b.depth * path.fed_bytes + PAD_BYTES
+    scales = None if scale is None else (np.empty(rows, np.float32), scale)
+    if spare and scales is not None:
+        with lent("product") as room:
+            fed = room.array("rows", (rows, fed_row), INT8)
+            table = *source, address(fed), fed_row, address(scales[0])
+            if not in_parts(_QUANTISE[path.name], table, rows, 1, expected_s(rows, b)):
+                return np.arange(rows)
+            source = address(fed), fed_row, path.fed_bytes, _KINDS[INT8], depth
+            return _multiply(computed, source, 0, b, out, scales)
+    lies_well = element == a.itemsize and (row % CONFLICT_BYTES or rows < 4)
+    if computed not in _CONVERTED and path.fed_bytes == a.itemsize and lies_well:
+        fed_row = 0
+    return _multiply(computed, source, fed_row, b, out, scales)
+
+
+def _multiply(
+    computed: str,
+    source: tuple[int, ...],
+    fed_row: int,
+    b: Panels,
+    out: NDArray[Any],
+    scales: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+) -> NDArray[np.intp]:
+    """As :func:`product`, of A's address, bytes to the next row and element, kind and K; its rows
+    are copied ``fed_row`` bytes apart before they are multiplied, or read as they are if it is
+    0."""
+    path, rows, count = b.path, out.shape[0], b.words.shape[0]
+    row_scale, column_scale = (0, 0) if scales is None else map(address, scales)
+    marks = np.zeros(rows if path.element == BF16.name else 0, np.bool_)
+    left = *source, b.depth * path.fed_bytes, fed_row, row_scale, address(marks)
     right = b.address, b.columns, column_scale
     target = address(out), out.strides[0], out.itemsize
-    walk, count = _WALKS[path.name, computed], b.words.shape[0]
     by_panels = rows < 2 * gemm.MOST_ROWS
-    work = *left, *right, *target, rows, count, by_panels
+    table = *left, *right, *target, rows, count, by_panels
     size, step = (count, 1) if by_panels else (rows, gemm.MOST_ROWS)
-    if not in_parts(walk, work, size, step, expected_s(rows, b)):
+    if not in_parts(_WALKS[path.name, computed], table, size, step, expected_s(rows, b)):
         return np.arange(rows)
-    return np.flatnonzero(marks) if mark else _ALL_DONE
+    return np.flatnonzero(marks) if marks.size else _ALL_DONE
 
 
 def _computed(a: NDArray[Any], b: Panels, out: NDArray[Any], scaled: bool) -> str:

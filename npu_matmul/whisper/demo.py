@@ -18,6 +18,7 @@ from rich.table import Table
 
 from npu_matmul.choose import choose_kernel, kernels_for
 from npu_matmul.device import Device, NpuDevice, auto_choice, open_device
+from npu_matmul.host.scratch import Room
 from npu_matmul.kernel import load_kernel
 from npu_matmul.performance.product import predict
 from npu_matmul.precision import EXACT, PRECISIONS
@@ -126,7 +127,7 @@ def _projection(name: str, encoder: AudioEncoder, ledger: Ledger) -> Projection:
 
 
 def _first_block(encoder: AudioEncoder, given: Floats) -> Floats:
-    return encoder.blocks[0](given.copy(), encoder.dims.n_audio_ctx)
+    return encoder.blocks[0](given.copy(), encoder.dims.n_audio_ctx, Room())
 
 
 def _within_first_layer(name: str) -> bool:

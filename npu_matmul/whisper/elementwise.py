@@ -111,8 +111,10 @@ def _by_rows(
     task: Task, matrices: tuple[Floats, ...], rest: tuple[Floats, ...], element_s: float
 ) -> None:
     """``task`` over all rows, a part per thread; an element takes ``element_s`` on one core."""
-    assert all(x.dtype == np.float32 and x.flags.c_contiguous for x in (*matrices, *rest))
     rows, columns = matrices[0].shape
+    assert all(x.shape == (rows, columns) for x in matrices)
+    assert all(x.shape in ((columns,), (1,)) for x in rest)
+    assert all(x.dtype == np.float32 and x.flags.c_contiguous for x in (*matrices, *rest))
     table = columns, *map(address, (*matrices, *rest))
     in_parts(task, table, rows, 1, matrices[0].size * element_s)
 

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.device import Device, NpuDevice, open_device
+from npu_matmul.host import scratch
 from npu_matmul.whisper import ledger
 from npu_matmul.whisper.audio import SAMPLE_RATE_HZ
 from npu_matmul.whisper.checkpoint import load_tensors
@@ -201,8 +202,10 @@ def pipeline(settings: Settings) -> Pipeline:
 
 
 def release() -> None:
-    """Keep no encoder any longer, neither its weights in memory nor those on a device."""
+    """Keep no encoder any longer, neither its weights in memory nor those on a device, nor what it
+    worked in."""
     _kept.clear()
+    scratch.release()
 
 
 def encode_job(settings: Settings, job: Job) -> FileReport:

@@ -22,8 +22,7 @@ from npu_matmul.device import Device, open_device
 from npu_matmul.host import threads
 from npu_matmul.host.attention import attention as attend_in_bf16
 from npu_matmul.host.attention import usable
-from npu_matmul.host.product import FLOAT32
-from npu_matmul.host.scratch import scratch
+from npu_matmul.host.scratch import Room, lent
 from npu_matmul.matmul import pack_b
 from npu_matmul.whisper import elementwise, ledger
 from npu_matmul.whisper.dimensions import (
@@ -50,8 +49,8 @@ Tensors = Mapping[str, NDArray[Any]]
 class Linear:
     """Rows times weight.T: ``weight`` is (out, in), packed and resident on the device.
 
-    The bias is not added here but by what follows, which reads the result anyway. ``within`` names
-    the scratch memory for a result that is used up before the next of that name.
+    The bias is not added here but by what follows, which reads the result anyway. With ``room`` the
+    result lies there, by the ``name``.
     """
 
     def __init__(
@@ -62,8 +61,8 @@ class Linear:
         matrix = np.asarray(weight, np.float32).T
         self.weight = pack_b(matrix, device=device, precision=precision)
 
-    def __call__(self, rows: Floats, within: str | None = None) -> Floats:
-        out = None if within is None else _scratch(within, len(rows), self.bias.size)
+    def __call__(self, rows: Floats, room: Room | None = None, name: str = "") -> Floats:
+        out = None if room is None else room.array(name, (len(rows), self.bias.size))
         result: Floats = ledger.product(self.name, rows, self.weight, out)
         return result
 
@@ -89,16 +88,17 @@ class Conv1d(Linear):
         flat = weight.transpose(0, 2, 1).reshape(outputs, -1)
         super().__init__(name, flat, bias, device, precision)
 
-    def __call__(self, rows: Floats, within: str | None = None) -> Floats:
+    def __call__(self, rows: Floats, room: Room | None = None, name: str = "") -> Floats:
         frames, channels = rows.shape
         reach = self.width // 2
-        padded = _scratch("padded", frames + 2 * reach, channels)
-        padded[:reach] = padded[reach + frames :] = 0
-        padded[reach : reach + frames] = rows
-        windows = np.lib.stride_tricks.sliding_window_view(
-            padded.reshape(-1), self.width * channels
-        )
-        return super().__call__(windows[:: self.stride * channels], within)
+        with lent("convolution") as own:
+            padded = own.array("padded", (frames + 2 * reach, channels))
+            padded[:reach] = padded[reach + frames :] = 0
+            padded[reach : reach + frames] = rows
+            windows = np.lib.stride_tricks.sliding_window_view(
+                padded.reshape(-1), self.width * channels
+            )
+            return super().__call__(windows[:: self.stride * channels], room, name)
 
 
 class LayerNorm:
@@ -108,8 +108,8 @@ class LayerNorm:
         self.weight: Floats = np.ascontiguousarray(tensors[f"{name}.weight"], np.float32)
         self.bias: Floats = np.ascontiguousarray(tensors[f"{name}.bias"], np.float32)
 
-    def __call__(self, x: Floats, within: str | None = None) -> Floats:
-        out = np.empty_like(x) if within is None else _scratch(within, *x.shape)
+    def __call__(self, x: Floats, room: Room | None = None) -> Floats:
+        out = None if room is None else room.array("normal", x.shape)
         with ledger.stage("layer_norm"):
             return elementwise.layer_norm(x, self.weight, self.bias, out)
 
@@ -128,29 +128,29 @@ class MultiHeadAttention:
         ]
         self.out = _linear(tensors, (f"{name}.out",), device, how[f"{name}.out"])
 
-    def __call__(self, x: Floats, tokens: int) -> Floats:
-        """``x``: rows of windows of ``tokens`` each. Returns the rows before ``out``'s bias, in
-        scratch memory."""
-        projected = [linear(x, f"projected {i}") for i, linear in enumerate(self.qkv)]
+    def __call__(self, x: Floats, tokens: int, room: Room) -> Floats:
+        """``x``: rows of windows of ``tokens`` each. Returns the rows before ``out``'s bias, which
+        lie in ``room``."""
+        projected = [linear(x, room, f"projected {i}") for i, linear in enumerate(self.qkv)]
         with ledger.stage("bias"):
             for rows, linear in zip(projected, self.qkv, strict=True):
                 elementwise.add_bias(rows, linear.bias)
         qkv = projected[0] if len(projected) == 1 else np.concatenate(projected, axis=1)
-        mixed = _scratch("mixed", *x.shape)
+        mixed = room.array("mixed", x.shape)
         width = x.shape[1]
         query, key, value = (qkv[:, left : left + width] for left in (0, width, 2 * width))
-        self._attend(query, key, value, mixed, tokens)
-        return self.out(mixed, "added")
+        self._attend(query, key, value, mixed, tokens, room)
+        return self.out(mixed, room, "added")
 
     def _attend(
-        self, query: Floats, key: Floats, value: Floats, mixed: Floats, tokens: int
+        self, query: Floats, key: Floats, value: Floats, mixed: Floats, tokens: int, room: Room
     ) -> None:
         if self.place == "host" and self._in_bf16():
             with ledger.stage("attention"):
                 attend_in_bf16(query, key, value, mixed, tokens, HEAD_WIDTH)
             ledger.host_products("host bf16", 2 * mixed.size // (tokens * HEAD_WIDTH))
             return
-        scores = _scratch("scores", tokens, tokens)  # of one head at a time
+        scores = room.array("scores", (tokens, tokens))  # of one head at a time
         multiply = self._on_host if self.place == "host" else self._on_device
         for start in range(0, len(mixed), tokens):
             window = slice(start, start + tokens)
@@ -190,16 +190,16 @@ class ResidualAttentionBlock:
         ]
         self.mlp_ln = LayerNorm(tensors, f"{name}.mlp_ln")
 
-    def __call__(self, x: Floats, tokens: int) -> Floats:
-        """``x`` itself, in place."""
-        mixed = self.attn(self.attn_ln(x, "normal"), tokens)
+    def __call__(self, x: Floats, tokens: int, room: Room) -> Floats:
+        """``x`` itself, in place; what lies between is in ``room``."""
+        mixed = self.attn(self.attn_ln(x, room), tokens, room)
         with ledger.stage("residual"):
             elementwise.add(x, mixed, self.attn.out.bias)
         widen, narrow = self.mlp
-        hidden = widen(self.mlp_ln(x, "normal"), "hidden")
+        hidden = widen(self.mlp_ln(x, room), room, "hidden")
         with ledger.stage("gelu"):
             elementwise.gelu(hidden, widen.bias)
-        narrowed = narrow(hidden, "added")
+        narrowed = narrow(hidden, room, "added")
         with ledger.stage("residual"):
             return elementwise.add(x, narrowed, narrow.bias)
 
@@ -283,15 +283,17 @@ class AudioEncoder:
             return np.empty((0, self.dims.n_audio_ctx, self.dims.n_audio_state), np.float32)
         windows = [self.front_end(window) for window in batch]
         x = windows[0] if len(windows) == 1 else np.concatenate(windows)
-        for done, block in enumerate(self.blocks, start=1):
-            x = block(x, self.dims.n_audio_ctx)
-            on_layer(done)
+        with lent("encoder") as room:
+            for done, block in enumerate(self.blocks, start=1):
+                x = block(x, self.dims.n_audio_ctx, room)
+                on_layer(done)
         return self.ln_post(x).reshape(*mel.shape[:-2], -1, self.dims.n_audio_state)
 
     def front_end(self, mel: NDArray[np.float32]) -> Floats:
         """What the first block is given for one window: rows (n_audio_ctx, n_audio_state)."""
-        rows = self._gelu(self.conv1(mel.T, "frames"), self.conv1)
-        rows = self._gelu(self.conv2(rows), self.conv2)
+        with lent("front end") as room:
+            frames = self._gelu(self.conv1(mel.T, room, "frames"), self.conv1)
+            rows = self._gelu(self.conv2(frames), self.conv2)
         with ledger.stage("residual"):
             rows += self.positional_embedding
         return rows
@@ -334,10 +336,6 @@ def product_names(dims: Dimensions) -> list[str]:
     parts = [*attention, "mlp.0", "mlp.2"]
     blocks = [f"blocks.{layer}.{part}" for layer in range(dims.n_audio_layer) for part in parts]
     return ["conv1", "conv2", *blocks]
-
-
-def _scratch(name: str, rows: int, columns: int) -> Floats:
-    return scratch(f"encoder {name}", (rows, columns), FLOAT32)
 
 
 def _linear(tensors: Tensors, names: tuple[str, ...], device: Device, precision: str) -> Linear:
