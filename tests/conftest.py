@@ -13,6 +13,7 @@ from pyxrt_double.binding import make_binding
 from pyxrt_double.built import publish
 from pyxrt_double.npu import Npu
 
+from npu_matmul.bench import timing
 from npu_matmul.build import cache
 from npu_matmul.device import (
     DeviceUnavailable,
@@ -186,3 +187,12 @@ def built_for_a_real_npu(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
             pytest.skip(f"only a test has this kernel: {error}")
 
     monkeypatch.setattr(xrt_kernel, "find_built", find)
+
+
+@pytest.fixture(scope="module")
+def quick() -> Iterator[pytest.MonkeyPatch]:
+    """Turns of half a millisecond, for tests of benchmarks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "TURN_S", 0.0005)
+        patch.setattr(timing, "MAX_ROUNDS", 6)
+        yield patch

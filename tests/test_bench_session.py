@@ -13,10 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner, Result
 
-import npu_matmul.cli
-from npu_matmul.bench import contenders, emulated, peak, run, session, start, timing, workers
+from npu_matmul.bench import contenders, peak, run, session, workers
 from npu_matmul.bench.accuracy import error_bound, is_right
 from npu_matmul.bench.contenders import (
     BASELINE,
@@ -32,8 +30,6 @@ from npu_matmul.bench.contenders import (
 from npu_matmul.bench.session import Plan, Results, measure, results_for
 from npu_matmul.bench.worker import Worker
 from npu_matmul.bench.workers import Process, WorkerFailed, processes
-from npu_matmul.strategies import STRATEGIES, expected
-from npu_matmul.tiler import TileGrid
 
 SHAPE = 37, 45, 29
 EXTRAS = [
@@ -45,14 +41,6 @@ EXTRAS = [
     )
     for library, packages in OPTIONAL.items()
 ]
-
-
-@pytest.fixture(scope="module")
-def quick() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(timing, "TURN_S", 0.0005)
-        patch.setattr(timing, "MAX_ROUNDS", 6)
-        yield patch
 
 
 @pytest.fixture(scope="module")
@@ -263,40 +251,6 @@ def test_numpys_threads_spin_as_usual_only_beside_ours(monkeypatch: pytest.Monke
     assert both["OPENBLAS_NUM_THREADS"] == both["NPU_MATMUL_THREADS"] == "2"
 
 
-def test_a_fresh_process_tells_when_its_first_result_is_there_and_how_right_it_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name in start.PROGRAMS:
-        _, accuracy = start.first_result_s(name, SHAPE)
-        assert accuracy == {"wrong_values": 0, "values": 37 * 29}
-    monkeypatch.setitem(start.PROGRAMS, "off", ("", "c = a.astype(int) @ b + 1"))
-    _, accuracy = start.first_result_s("off", SHAPE)
-    assert accuracy == {"wrong_values": 37 * 29, "values": 37 * 29}
-    for imports, product in (("import no_such", "c = a"), ("", "c = a @ a")):
-        monkeypatch.setitem(start.PROGRAMS, "dies", (imports, product))
-        with pytest.raises(WorkerFailed, match=r"that computes dies ended .*(no_such|matmul)"):
-            start.first_result_s("dies", SHAPE)
-
-
-def test_starts_are_timed_in_turn_and_every_one_must_be_right(
-    quick: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    order: list[str] = []
-
-    def canned(name: str) -> Any:
-        order.append(name)
-        return len(order), {"wrong_values": int(len(order) == 5), "values": 9}
-
-    monkeypatch.setattr(start, "first_result_s", canned)
-    results = Results({}, "", "")
-    start.measure_starts(results)
-    a, b = start.PROGRAMS
-    assert order == [a, b, *(a, b, b, a) * 3]
-    assert [row["accuracy"]["wrong_values"] for row in results.starts] == [0, 1]
-    assert [row["clock"] for row in results.starts] == ["wall", "wall"]
-    assert results.starts[0]["seconds"] == 8.5  # of 3, 6, 7, 10, 11, 14
-
-
 def small_products(
     ours: Callable[[Problem], Ready], quick: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
 ) -> Results:
@@ -357,146 +311,3 @@ def test_processes_end_with_the_block_even_when_interrupted() -> None:
     with pytest.raises(KeyboardInterrupt), processes(["numpy"], threads=1) as started:
         raise KeyboardInterrupt
     assert started[0]._process.poll() is not None
-
-
-def test_strategies_are_counted_by_the_emulated_device_and_timed_in_turn(
-    quick: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: list[str] = []
-    rows = emulated.run([(20, 33, 17)], shown.append, kernels=["matmul_16x16"])
-    assert [row["strategy"] for row in rows] == list(STRATEGIES)
-    for row in rows:
-        grid = TileGrid(npu_matmul.kernel.load_kernel(row["kernel"]), 20, 33, 17)
-        assert row["launches"] == expected(row["strategy"], grid).launches
-        assert row["equal"] and row["host_seconds"] > 0 and row["host_seconds_by_stage"]
-        assert row["rounds"] == 6 and row["threads"] >= 1
-    names = [text.rsplit(" ", 1)[1] for text in shown]
-    order = list(STRATEGIES)  # first all once, not timed
-    assert names == [*order, *(order + order[::-1]) * 3]
-
-
-def test_a_strategy_that_is_wrong_once_is_wrong(
-    quick: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    real, calls = emulated._timed, []
-
-    def wrong_once(a: Any, b: Any, kernel: str, strategy: str) -> Any:
-        seconds, got = real(a, b, kernel, strategy)
-        calls.append(strategy)
-        if strategy == "batched" and calls.count("batched") == 3:
-            got[-1, -1] += 1
-        return seconds, got
-
-    monkeypatch.setattr(emulated, "_timed", wrong_once)
-    rows = emulated.run([(20, 33, 17)], kernels=["matmul_16x16"])
-    assert {row["strategy"]: row["equal"] for row in rows} == {
-        name: name != "batched" for name in STRATEGIES
-    }
-
-
-# the command line
-
-
-def invoke(*arguments: str) -> Result:
-    return CliRunner().invoke(npu_matmul.cli.app, ["bench", *arguments], catch_exceptions=True)
-
-
-def test_the_command_prints_tables_and_writes_json(
-    quick: pytest.MonkeyPatch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-
-    def canned(plan: Plan, *rest: Any) -> None:
-        seen.append(plan)
-        measure(Plan(plan.shapes, ("numpy",), (1,), small_cubes=(16,)), *rest)
-
-    monkeypatch.setattr(run, "measure", canned)
-    monkeypatch.setattr(run, "measure_starts", lambda *_: None)
-    path = tmp_path / "b.json"
-    done = invoke("--against", "numpy", "--shapes", "9,8,7", "5,6,7", "--json", str(path))
-    assert done.exit_code == 0, done.output
-    assert [plan.shapes for plan in seen] == [[(9, 8, 7), (5, 6, 7)]]
-    assert "9x8x7, one core" in done.output and "5x6x7, one core" in done.output
-    assert max(map(len, done.output.splitlines())) <= 80
-    assert "pip install 'npu-matmul[bench]'" in " ".join(done.output.split())
-    found = json.loads(path.read_text())
-    assert {tuple(row["shape"]) for row in found["rows"]} == {(9, 8, 7), (5, 6, 7)}
-    assert found["environment"]["cpu"] and found["rule"].startswith(timing.rule())
-
-
-def test_an_interrupted_run_exits_with_130_and_writes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run, "measure", interrupted)
-    done = invoke("--against", "numpy", "--json", str(tmp_path / "b.json"))
-    assert done.exit_code == 130 and "nothing was written half" in done.output
-    assert not list(tmp_path.iterdir())
-
-
-def a_row(values: int, wrong: int) -> dict[str, Any]:
-    return {
-        **{"product": BASELINE, "library": "numpy", "kind": "f32", "shape": [9, 8, 7]},
-        **{"threads": 1, "seconds": 1e-3, "gops": 1.0, "steady": True, "path": None},
-        **{
-            "weights": contenders.AS_GIVEN,
-            "times_np_f32": 1.0,
-            "of_peak": None,
-            "peak": None,
-            "blas_kernel": "SkylakeX",
-        },
-        "accuracy": {"wrong_values": wrong, "values": values},
-    }
-
-
-def test_a_process_that_dies_ends_the_run_but_not_what_was_measured(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def dying(plan: Plan, results: Results, *_: Any) -> None:
-        results.rows.append(a_row(63, 0))
-        raise WorkerFailed("the process that measures torch ended with -9: it said nothing")
-
-    monkeypatch.setattr(run, "measure", dying)
-    path = tmp_path / "b.json"
-    done = invoke("--against", "numpy", "--json", str(path))
-    assert done.exit_code == 1 and isinstance(done.exception, SystemExit)
-    words = " ".join(done.output.split())
-    assert "error: the process that measures torch ended with -9: it said nothing" in words
-    assert len(json.loads(path.read_text())["rows"]) == 1
-
-
-@pytest.mark.parametrize(("wrong", "code"), [(0, 0), (63, 1)])
-def test_a_wrong_result_is_said_and_is_exit_code_1(
-    wrong: int, code: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def measured(plan: Plan, results: Results, *_: Any) -> None:
-        results.rows.append(a_row(63, wrong))
-
-    monkeypatch.setattr(run, "measure", measured)
-    monkeypatch.setattr(run, "measure_starts", lambda *_: None)
-    done = invoke("--against", "numpy", "--threads", "1")
-    assert done.exit_code == code
-    said = f"error: {BASELINE}, 9x8x7, one core: 63 of 63 values are wrong"
-    assert (said in " ".join(done.output.split())) == bool(wrong)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--shapes", "whisper"], "allowed are whisper-tiny, whisper-base, "),
-        (["--against", "jax"], "allowed are numpy, torch, ort"),
-        (["--threads", "none"], "whole numbers from 1"),
-        (["--threads", "1,4096"], "the CPUs that this process may use"),
-        (["--json", "/no/such/folder/b.json"], "a folder that exists"),
-    ],
-)
-def test_what_a_person_can_cure_is_one_line_and_exit_code_2(
-    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    monkeypatch.setattr("sys.argv", ["npu-matmul", "bench", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        npu_matmul.cli.main()
-    assert ended.value.code == 2
-    assert words in " ".join(capsys.readouterr().err.split())

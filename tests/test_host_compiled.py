@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+from fresh import run_fresh
 
 import npu_matmul.host
 
@@ -30,13 +28,6 @@ print(*{x.py_func.__module__ for x in ours})
 
 
 def test_importing_compiles_nothing() -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    modules = subprocess.run(
-        [sys.executable, "-c", EVERY_MODULE],
-        env=environment,
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    ).stdout.split()
+    modules = run_fresh(EVERY_MODULE).stdout.split()
     names = "gemm", "panels", "blocked", "attention", "convert"
     assert {f"{npu_matmul.host.__name__}.{name}" for name in names} <= set(modules)

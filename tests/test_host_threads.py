@@ -7,16 +7,17 @@ import contextlib
 import itertools
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 import noting
 import numpy as np
 import pytest
+from fresh import run_fresh
 
 from npu_matmul.host import mailbox, threads
 from npu_matmul.host.compiled import DONE
@@ -132,16 +133,23 @@ def test_parts_run_in_threads_of_their_own_the_first_in_the_callers() -> None:
     assert len(set(made.threads)) == 3
 
 
-def test_a_second_caller_does_its_work_alone() -> None:
+@contextlib.contextmanager
+def another_callers_work() -> Iterator[None]:
+    """The crew is at the work of another thread, and ends it after the block."""
     made = noting.notes(3)
     other = threading.Thread(target=in_parts, args=(noting.held, made.table, 3, 1, LONG_S))
     other.start()
     while not made.words[2]:
         time.sleep(0.001)
-    assert covered(3, 1) == [(0, 3)]
+    yield
     made.words[1] = 1
     other.join()
     assert len(made.parts) == 3
+
+
+def test_a_second_caller_does_its_work_alone() -> None:
+    with another_callers_work():
+        assert covered(3, 1) == [(0, 3)]
     assert len(covered(3, 1)) == 3
 
 
@@ -192,16 +200,10 @@ def test_the_count_is_that_of_the_cpus_unless_the_variable_says_another(
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
 def test_a_forked_child_has_a_crew_of_its_own() -> None:
     """The parent's threads do not exist in the child, nor the one that has the turn."""
-    made = noting.notes(3)
-    other = threading.Thread(target=in_parts, args=(noting.held, made.table, 3, 1, LONG_S))
-    other.start()
-    while not made.words[2]:
-        time.sleep(0.001)
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if len(covered(3, 1)) == 3 else 1)
-    made.words[1] = 1
-    other.join()
+    with another_callers_work():
+        child = os.fork()
+        if child == 0:
+            os._exit(0 if len(covered(3, 1)) == 3 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -284,15 +286,7 @@ product()
 
 
 def test_the_crew_ends_with_the_interpreter_and_products_after_it_run_alone() -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), THREADS_VARIABLE: "2"}
-    done = subprocess.run(
-        [sys.executable, "-c", LATER],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
+    done = run_fresh(LATER, **{THREADS_VARIABLE: "2"})
     assert done.stdout.split() == ["True", "1", "True", "0"]
     assert done.stderr == ""
 
@@ -313,13 +307,5 @@ print("begun")
 
 
 def test_the_interpreter_does_not_wait_for_a_product_for_ever() -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-c", ENDLESS],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=8,  # what is held would go on for ten seconds
-    )
+    done = run_fresh(ENDLESS, timeout_s=8)  # what is held would go on for ten seconds
     assert (done.stdout, done.stderr) == ("begun\n", "")

@@ -3,7 +3,7 @@
 A thread that serves a mailbox never needs the GIL: it waits for a post, calls the task, and tells
 that it is done. So nothing of a product's second part waits for an interpreter. Who waits looks
 again and again for about half a millisecond, giving its CPU to any thread that wants it, before it
-sleeps: to be woken takes 20 to 50 us, which a row of products would pay for each.
+sleeps: to be woken takes 20 to 100 us, which a row of products would pay for each.
 
 A task is a function of C, by its address, as :class:`~npu_matmul.host.compiled.Task` makes it:
 ``int64 task(int64 table, int64 first, int64 last)``. Semaphores are those of POSIX.

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from npu_matmul.host.compiled import DONE, Task
 from npu_matmul.host.pointers import address, pointer
 from npu_matmul.host.threads import in_parts
+from npu_matmul.host.vectors import float_of_bits
 
 Floats = NDArray[np.float32]
 
@@ -79,7 +80,8 @@ def softmax(x: Floats, scale: float = 1.0) -> Floats:
     >>> softmax(np.float32([[0, 0, -200]])).tolist()
     [[0.5, 0.5, 0.0]]
     """
-    _by_rows(_softmax, (x,), (np.array([scale], np.float32),), SOFTMAX_S)
+    bits = int(np.float32(scale).view(np.uint32))
+    _by_rows(_softmax, (x,), (), SOFTMAX_S, bits)
     return x
 
 
@@ -108,14 +110,20 @@ def add_bias(x: Floats, bias: Floats) -> Floats:
 
 
 def _by_rows(
-    task: Task, matrices: tuple[Floats, ...], rest: tuple[Floats, ...], element_s: float
+    task: Task,
+    matrices: tuple[Floats, ...],
+    vectors: tuple[Floats, ...],
+    element_s: float,
+    *numbers: int,
 ) -> None:
-    """``task`` over all rows, a part per thread; an element takes ``element_s`` on one core."""
+    """``task`` over all rows, a part per thread; an element takes ``element_s`` on one core. The
+    vectors have a number for each column; ``numbers`` are what else the task reads."""
     rows, columns = matrices[0].shape
+    arrays = *matrices, *vectors
     assert all(x.shape == (rows, columns) for x in matrices)
-    assert all(x.shape in ((columns,), (1,)) for x in rest)
-    assert all(x.dtype == np.float32 and x.flags.c_contiguous for x in (*matrices, *rest))
-    table = columns, *map(address, (*matrices, *rest))
+    assert all(x.shape == (columns,) for x in vectors)
+    assert all(x.dtype == np.float32 and x.flags.c_contiguous for x in arrays)
+    table = columns, *map(address, arrays), *numbers
     in_parts(task, table, rows, 1, matrices[0].size * element_s)
 
 
@@ -206,7 +214,8 @@ def _softmax_loop(x, scale):
 
 @Task
 def _softmax(table, first, last):
-    _softmax_loop(_rows(table, 1, first, last), _row(table, 2)[0])
+    scale = float_of_bits(np.uint32(pointer(table, np.int64)[2]))
+    _softmax_loop(_rows(table, 1, first, last), scale)
     return DONE
 
 
