@@ -296,6 +296,17 @@ def test_a_packed_matrix_fits_only_its_device_and_kernel(npu: NpuDevice) -> None
         npu_matmul(a, on_cpu, device=npu)
 
 
+@pytest.mark.parametrize("device", ["cpu", "emulated"])
+def test_a_packed_matrix_excuses_no_wrong_option(device: str) -> None:
+    a, packed = random_int8(1, 3, 20), pack_b(random_int8(2, 20, 4), device=device)
+    with pytest.raises(UnknownKernel, match="'nothing'"):
+        npu_matmul(a, packed, kernel="nothing")
+    with pytest.raises(ValueError, match="there is no strategy 'all'"):
+        npu_matmul(a, packed, strategy="all")
+    with pytest.raises(ValueError, match="on_error='ignore': allowed are"):
+        npu_matmul(a, packed, on_error="ignore")
+
+
 def test_a_packed_matrix_of_a_wrong_shape_is_refused_in_numpys_words() -> None:
     b = random_int8(1, 20, 4)
     with pytest.raises(ValueError, match="mismatch") as numpys:

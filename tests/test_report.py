@@ -147,6 +147,16 @@ def test_the_straight_way_to_the_host_differs_in_nothing_but_its_stages(
     assert "compute" in last_call().seconds
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 4), (3, 0, 4), (3, 4, 0)])
+def test_an_empty_product_computes_nothing_on_the_host_that_packed_b(
+    shape: tuple[int, int, int],
+) -> None:
+    M, K, N = shape
+    packed = pack_b(np.ones((K, N), np.int8), device="cpu")
+    assert_equal_bits(npu_matmul(np.ones((M, K), np.int8), packed), np.zeros((M, N), np.int8))
+    assert (last_call().arithmetic, last_call().seconds) == ("", {})
+
+
 def test_an_empty_product_costs_nothing(npu: NpuDevice) -> None:
     npu_matmul(np.empty((3, 0), np.int8), np.empty((0, 4), np.int8), device=npu)
     assert counts(last_call()) == Counts(0, 0, 0, 0, 0)

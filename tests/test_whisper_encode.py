@@ -26,6 +26,7 @@ from whisper_files import TENSORS, write_audio, write_checkpoint
 from npu_matmul import trace, whisper
 from npu_matmul.device import DEVICE_VARIABLE, NpuDevice
 from npu_matmul.host.attention import usable
+from npu_matmul.host.scratch import lent
 from npu_matmul.whisper import commands, encode, placement, spread
 from npu_matmul.whisper.audio import WINDOW_SAMPLES, pad_or_trim, speech_sample
 from npu_matmul.whisper.encode import FileReport, Job, Pipeline, Progress, Settings
@@ -243,8 +244,12 @@ def test_the_last_pipeline_goes_before_the_next_is_made_and_when_it_is_released(
     monkeypatch.setattr(encode, "Pipeline", make)
     encode.pipeline(replace(settings, mel_precision="bf16"))
     assert len(encode._kept) == 1
+    with lent("any") as room:
+        worked_in = weakref.ref(room)
+    del room
+    assert worked_in() is not None
     encode.release()
-    assert not encode._kept
+    assert not encode._kept and worked_in() is None
 
 
 # Several processes

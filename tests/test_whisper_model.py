@@ -191,6 +191,16 @@ def test_a_ledger_counts_what_its_own_block_did(cpu: Device) -> None:
     assert all(seconds > 0 for seconds in inner.seconds.values())
 
 
+def test_a_stage_counts_each_of_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.0, 3.0, 10.0, 15.0, 20.0, 21.0])
+    monkeypatch.setattr(ledger.time, "perf_counter", lambda: next(times))
+    with record() as book:
+        for name in ("x", "x", "y"):
+            with ledger.stage(name):
+                pass
+    assert book.seconds == {"x": 2 + 5, "y": 1}
+
+
 # Unusable features
 
 
