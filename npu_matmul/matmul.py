@@ -23,7 +23,7 @@ from npu_matmul.operands import (
     result_type,
 )
 from npu_matmul.packed import PackedMatrix
-from npu_matmul.precision import EXACT, Precision, QuantiseError
+from npu_matmul.precision import EXACT, Operand, Precision, QuantiseError
 from npu_matmul.report import calls
 from npu_matmul.strategies import pack_resident
 from npu_matmul.tiler import TileGrid
@@ -190,14 +190,17 @@ def pack_b(
     operand = how.b(b)
     opened = _opened(device)
     if not isinstance(opened, NpuDevice) or b.size == 0:
-        content: Any = np.array(operand.matrix, order="C")
-        if isinstance(opened, HostDevice):
-            content = opened.pack(operand)
+        keep = opened.pack if isinstance(opened, HostDevice) else _copied
+        content: Any = keep(operand)
         return PackedMatrix(opened, None, how, b.shape, b.dtype, content, operand.scale)
     problem = MANY_ROWS, *b.shape, how.terms
     chosen, _ = choose_kernel(kernel, how.types, problem, opened.target, opened.can_load)
     content = pack_resident(opened.load(chosen), TileGrid(chosen, *problem), operand)
     return PackedMatrix(opened, chosen, how, b.shape, b.dtype, content, operand.scale)
+
+
+def _copied(b: Operand) -> NDArray[Any]:
+    return np.array(b.matrix, order="C")
 
 
 def _precision(a: NDArray[Any], b: NDArray[Any] | PackedMatrix, precision: str | None) -> Precision:

@@ -20,7 +20,7 @@ float64 operands and for those whose numbers would lead float32 out of its range
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -32,6 +32,7 @@ from npu_matmul.host.convert import (
     TERMS_OF_A,
     TERMS_OF_B,
     convert,
+    in_rows,
     magnitudes,
     plain_scales,
     stored_as,
@@ -69,11 +70,20 @@ class Operand:
         """What rows and columns are multiplied by when they are converted."""
         return (self.inverse, None) if self.axis == 1 else (None, self.inverse)
 
+    def transposed(self) -> Operand:
+        """The same with rows and columns exchanged."""
+        scale = None if self.scale is None else self.scale.T
+        return replace(self, source=self.source.T, axis=1 - self.axis, scale=scale)
+
     @cached_property
     def matrix(self) -> NDArray[Any]:
-        """The converted matrix, (M, terms * K) of A or (terms * K, N) of B; made when asked for."""
+        """The converted matrix, (M, terms * K) of A or (terms * K, N) of B; made when asked for.
+        It has neighbours where the source has: the transpose of rows stays one."""
         if self.write_as == type_name(self.source.dtype) and self.inverse is None:
             return self.source
+        if not in_rows(self.source) and in_rows(self.source.T):
+            matrix: NDArray[Any] = self.transposed().matrix.T
+            return matrix
         rows, columns = shape = self.source.shape
         times = (1, self.terms) if self.axis == 1 else (self.terms, 1)
         whole = np.empty((rows * times[0], columns * times[1]), stored_as(self.write_as))

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from npu_matmul.host.cached import cached_property
 from npu_matmul.host.compiled import DONE, Task
-from npu_matmul.host.convert import pieces, stored_as, type_name, written_as
+from npu_matmul.host.convert import in_rows, pieces, stored_as, type_name, written_as
 from npu_matmul.host.elements import element_bytes
-from npu_matmul.host.pointers import address, pointer
+from npu_matmul.host.pointers import LINE_BYTES, address, pointer
 from npu_matmul.host.threads import in_parts
 from npu_matmul.host.vectors import convert_block
 from npu_matmul.kernel import Kernel
@@ -217,27 +217,60 @@ class _Layout:
     """A matrix as tiles of row-major blocks: moves it between its rows and its tiles.
 
     ``order[i, j]`` is where tile (i, j) is stored. Factors of rows and columns multiply on the way.
+    With ``turned`` the matrix is the transpose of what is stored, and tile and block are its: the
+    blocks of a tile, and the elements of a block, lie in columns.
     """
 
     tile: tuple[int, int]
     block: tuple[int, int]
+    turned: bool = False
+
+    @property
+    def transposed(self) -> _Layout:
+        return _Layout(self.tile[::-1], self.block[::-1], not self.turned)
+
+    @property
+    def whole_vectors(self) -> bool:
+        """Whether a block can be turned within vectors: its rows must be a power of two."""
+        rows = self.block[0]
+        return rows & (rows - 1) == 0
+
+    def abreast(self, packed_bytes: int) -> int:
+        """How many blocks beside each other are moved at once: two, where one would fill half a
+        vector and they are stored one after the other."""
+        blocks = self.tile[1] // self.block[1]
+        small = 2 * self.block[0] * self.block[1] * packed_bytes <= LINE_BYTES
+        return 2 if small and blocks % 2 == 0 and self.whole_vectors and not self.turned else 1
 
     def pack(
         self, operand: Operand, order: NDArray[np.int64], axis: int, out: NDArray[Any]
     ) -> None:
         """Terms lie along ``axis``, which is K: each tile as far from that of the term before."""
         matrix = operand.source
+        if not in_rows(matrix) and in_rows(matrix.T) and self.transposed.whole_vectors:
+            self.transposed.pack(operand.transposed(), order.T, 1 - axis, out)
+            return
         down, across = (-(-matrix.shape[i] // self.tile[i]) for i in (0, 1))
-        first, second = (order, order[:, across:]) if axis == 1 else (order, order[down:])
-        unused = order[down:] if axis == 1 else order[:, across:]
-        tile_elements = self.tile[0] * self.tile[1]
-        if unused.size:  # on a grid of cores some tiles are all padding
-            out.reshape(-1, tile_elements)[unused] = 0
-        apart = int(second[0, 0] - first[0, 0]) * tile_elements * out.itemsize if second.size else 0
+        apart = 0
+        if order.shape != (down, across):
+            apart = self._pad(order, down, across, axis, out)
         factors = operand.factors
         move = self._mover(operand.read_as, operand.write_as, order, out, *factors, apart)
         for part, y, x in pieces(matrix, operand.read_as, self.tile):
             move(part, y, x)
+
+    def _pad(
+        self, order: NDArray[np.int64], down: int, across: int, axis: int, out: NDArray[Any]
+    ) -> int:
+        """Zeros in tiles that a grid of cores has beyond a matrix of so many. Returns the bytes
+        between a tile and that of the next term."""
+        tiles = out.reshape(-1, self.tile[0] * self.tile[1])
+        beyond, next_term = order[down:], order[:, across:]
+        if axis == 0:
+            beyond, next_term = next_term, beyond
+        if beyond.size:
+            tiles[beyond] = 0
+        return int(next_term[0, 0] - order[0, 0]) * tiles.strides[0] if next_term.size else 0
 
     def unpack(
         self,
@@ -269,7 +302,7 @@ class _Layout:
         given = {"rows": row_factors, "columns": column_factors}
         factors = " ".join(name for name, numbers in given.items() if numbers is not None)
         by_row, by_column = map(_padded, (row_factors, column_factors), self.tile)
-        loop = _tile_loop(read_as, write_as, factors, *self.tile, *self.block, apart is not None)
+        loop = _tile_loop(read_as, write_as, factors, self, apart is not None)
         order = np.ascontiguousarray(order)
 
         def move(part: NDArray[Any], y: int, x: int) -> None:
@@ -285,8 +318,8 @@ class _Layout:
 
 def _padded(factors: NDArray[Any] | None, tile: int) -> NDArray[Any] | None:
     """Factors of all rows or columns of whole tiles; None when there are none."""
-    if factors is None:
-        return None
+    if factors is None or factors.size % tile == 0:
+        return factors
     padded = np.ones(-(-factors.size // tile) * tile, factors.dtype)
     padded[: factors.size] = factors
     return padded
@@ -298,27 +331,28 @@ def _place(factors: NDArray[Any] | None, first: int) -> int:
 
 @cache
 def _tile_loop(
-    source_type: str,
-    target_type: str,
-    factors: str,
-    high: int,
-    wide: int,
-    r: int,
-    s: int,
-    packing: bool,
+    source_type: str, target_type: str, factors: str, layout: _Layout, packing: bool
 ) -> Any:
-    """The task that moves whole tiles, block by block, from a matrix to where they are packed, or
-    back. Tiles are ``high`` x ``wide``, blocks r x s, both constants of the loop. Its table has the
-    matrix's address, bytes to the next row and columns; the addresses of what is packed and of the
-    order, and the columns of that; the first row and column within the whole, the addresses of
-    their factors, and how far terms lie apart.
+    """The task that moves whole tiles, some blocks at a time, from a matrix to where they are
+    packed, or back. Tiles and blocks are constants of the loop. Its table has the matrix's
+    address, bytes to the next row and columns; the addresses of what is packed and of the order,
+    and the columns of that; the first row and column within the whole, the addresses of their
+    factors, and how far terms lie apart.
 
-    Tile by tile, because tiles that are neighbours in the matrix can lie a power of two apart when
-    packed, where they evict each other from the cache.
+    A row of blocks goes through all tiles before the next one: its few rows are read as so many
+    streams. The rows of a whole tile evict each other from the cache where they lie a power of two
+    apart: 8 KB apart, that took twice as long.
     """
     sizes = element_bytes(source_type), element_bytes(target_type)
     matrix_bytes, packed_bytes = sizes if packing else sizes[::-1]
+    (high, wide), (r, s), turned = layout.tile, layout.block, layout.turned
+    abreast = layout.abreast(packed_bytes)
     tile_bytes, block_bytes = high * wide * packed_bytes, r * s * packed_bytes
+    down_bytes, across_bytes = block_bytes, block_bytes
+    if turned:
+        across_bytes *= high // r
+    else:
+        down_bytes *= wide // s
     factor_bytes = 8 if "float64" in (source_type, target_type) else 4
 
     @Task
@@ -329,24 +363,24 @@ def _tile_loop(
         places = pointer(order, np.int64)
         for i in range(first, last, r):
             tile_row, row = (first_row + i) // high, by_row + i * factor_bytes
-            within = packed + i % high * wide * packed_bytes
+            within = packed + i % high // r * down_bytes
             for x in range(0, columns, wide):
                 place = tile_row * order_columns + (first_column + x) // wide
                 inside = within + places[place] * tile_bytes
-                for j in range(x, x + wide, s):
+                for j in range(x, x + wide, s * abreast):
                     column = by_column + j * factor_bytes
                     outside = matrix + i * stride + j * matrix_bytes
                     if packing:
                         convert_block(
-                            source_type, target_type, factors, r, s,
+                            source_type, target_type, factors, r, s, abreast, turned,
                             outside, stride, inside, None, row, column, apart,
                         )  # fmt: skip
                     else:
                         convert_block(
-                            source_type, target_type, factors, r, s,
+                            source_type, target_type, factors, r, s, abreast, turned,
                             inside, None, outside, stride, row, column,
                         )  # fmt: skip
-                    inside += block_bytes
+                    inside += across_bytes * abreast
         return DONE
 
     return move

@@ -11,8 +11,10 @@ import pytest
 from comparing import assert_equal_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from layouts import LAYOUTS
 from numpy.typing import NDArray
 
+from npu_matmul.host.convert import in_rows
 from npu_matmul.precision import (
     BF16,
     PRECISIONS,
@@ -106,6 +108,28 @@ def test_three_terms_meet_as_low_high_then_high_low_then_high_high() -> None:
     b = PRECISIONS["bf16x3"].b(x.T).matrix.astype(np.float32)
     assert_equal_bits(a, np.hstack([low, high, high]))
     assert_equal_bits(b, np.vstack([high.T, low.T, high.T]))
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_matrix_of_any_layout_is_converted_alike(layout: str, precision: str) -> None:
+    random = np.random.default_rng(4)
+    x = (random.standard_normal((19, 37)) * random.uniform(0.01, 30, (19, 37))).astype(np.float32)
+    for make in (PRECISIONS[precision].a, PRECISIONS[precision].b):
+        want, got = make(x), make(LAYOUTS[layout](x))
+        assert_equal_bits(np.ascontiguousarray(got.matrix), want.matrix)
+        if want.scale is not None and got.scale is not None:
+            assert_equal_bits(got.scale, want.scale)
+
+
+def test_a_transpose_stays_one() -> None:
+    """Its elements are the neighbours that they were, so that nothing is exchanged to convert
+    it."""
+    x = np.random.default_rng(4).standard_normal((19, 37), np.float32)
+    for how in PRECISIONS.values():
+        for operand in (how.a(x.T), how.b(x.T)):
+            assert in_rows(operand.matrix.T)
+            assert in_rows(operand.transposed().matrix)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

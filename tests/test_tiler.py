@@ -121,13 +121,20 @@ def test_the_docstring_examples_hold() -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS.values(), ids=KERNELS)
-@settings(max_examples=30, deadline=None)
-@given(m=SIZES, k=SIZES, n=SIZES, seed=st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+@given(
+    m=SIZES,
+    k=SIZES,
+    n=SIZES,
+    seed=st.integers(0, 2**32 - 1),
+    lie=st.sampled_from(["rows", "columns"]),
+)
 def test_operands_are_packed_where_the_layout_says_and_unpack_to_themselves(
-    kernel: Kernel, m: int, k: int, n: int, seed: int
+    kernel: Kernel, m: int, k: int, n: int, seed: int, lie: str
 ) -> None:
     grid = TileGrid(kernel, m, k, n)
-    a, b = values(kernel.a_dtype, seed, m, k), values(kernel.b_dtype, seed + 1, k, n)
+    a = LAYOUTS[lie](values(kernel.a_dtype, seed, m, k))
+    b = LAYOUTS[lie](values(kernel.b_dtype, seed + 1, k, n))
     packed_a = packed(pack_a, a, grid, grid.a_bytes)
     packed_b = packed(pack_b, b, grid, grid.b_bytes)
     assert_equal_bits(packed_a, spread(a, places_a(grid), grid.a_bytes))

@@ -154,6 +154,7 @@ def plain_scales(magnitudes, scale, inverse):
     return plain
 
 
+@cache
 def type_name(dtype: np.dtype[Any]) -> str:
     """The name of an element type for these loops, in whichever byte order it is stored.
 
@@ -171,6 +172,7 @@ def written_as(dtype: np.dtype[Any]) -> str:
     return "float32" if name == "float16" else name
 
 
+@cache
 def stored_as(element_type: str) -> np.dtype[Any]:
     """What NumPy calls a type of these loops, or several that are written at once.
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -44,10 +45,13 @@ instructions: Any = intrinsic(prefer_literal=True)
 
 @instructions
 def convert_block(
-    context, source_type, target_type, factors, rows, lanes,
+    context, source_type, target_type, factors, rows, lanes, abreast, turned,
     source, source_stride, target, target_stride, row_factors, column_factors, apart=None,
 ):  # fmt: skip
-    """Read a block, multiply it by factors, convert it, and write it.
+    """Read ``abreast`` blocks that lie beside each other, multiply them by factors, convert them,
+    and write them. Where there is no stride they lie one after the other, each by its rows, or,
+    with ``turned``, by its columns; for more than one, and for turned ones, ``rows`` must be a
+    power of two.
 
     ``factors`` says which there are: ``""``, ``"rows"``, ``"columns"`` or ``"rows columns"``. Row
     factors are one number for all rows, or the address of one per row; column factors the address
@@ -60,18 +64,20 @@ def convert_block(
     """
     given = source_type, target_type, factors
     conversion = _Conversion(*(constant.literal_value for constant in given))
-    height, width = rows.literal_value, lanes.literal_value
+    sizes = rows, lanes, abreast, turned
+    height, width, count, by_columns = (constant.literal_value for constant in sizes)
+    order = _order_of_blocks(height, width, count, by_columns)
 
     def codegen(context, builder, signature, args):
         values = [
             None if kind is types.none else value
             for kind, value in zip(signature.args, args, strict=True)
         ]
-        conversion.emit(builder, height, width, *values[5:])
+        conversion.emit(builder, height, count * width, *values[7:], order=order)
         return context.get_dummy_value()
 
     addresses = source, source_stride, target, target_stride, row_factors, column_factors
-    return types.void(*given, rows, lanes, *addresses, _given(apart)), codegen
+    return types.void(*given, *sizes, *addresses, _given(apart)), codegen
 
 
 @instructions
@@ -203,6 +209,23 @@ def float_of_bits(context, bits):
     return result(bits), codegen
 
 
+def _order_of_blocks(height: int, width: int, abreast: int, by_columns: bool) -> list[int] | None:
+    """Which element of their rows the elements of blocks are, one block after the other; None where
+    that is the order of their rows."""
+    sizes = (abreast, width, height) if by_columns else (abreast, height, width)
+    steps = (width, 1, abreast * width) if by_columns else (width, abreast * width, 1)
+    order = [
+        i * steps[0] + j * steps[1] + k * steps[2]
+        for i in range(sizes[0])
+        for j in range(sizes[1])
+        for k in range(sizes[2])
+    ]
+    if order == sorted(order):
+        return None
+    assert height & (height - 1) == 0
+    return order
+
+
 def _given(argument: Any) -> Any:
     """The type of an argument that may be left out."""
     return types.Omitted(None) if argument is None else argument
@@ -223,13 +246,16 @@ class _Conversion:
     def emit(
         self, builder: Any, height: int, width: int, start: Value, source_stride: Value | None,
         out: Value, target_stride: Value | None, by_row: Value, by_column: Value,
-        apart: Value | None = None,
+        apart: Value | None = None, order: Sequence[int] | None = None,
     ) -> None:  # fmt: skip
+        """``order`` is that of elements where there is no stride."""
         # halves are joined to one vector, so a power of two of rows, else row by row
         step = height if height & (height - 1) == 0 else 1
         for first in range(0, height, step):
             memory = _Rows(builder, first, step, width)
             value = memory.load(start, source_stride, ELEMENTS[self.read])
+            if order and source_stride is None:
+                value = _lanes(builder, value, np.argsort(order).tolist())
             value = widened(builder, value, self.read, self.writes[0])
             if "rows" in self.factors:
                 value = builder.fmul(value, memory.row_factors(by_row, value.type.element))
@@ -237,7 +263,10 @@ class _Conversion:
                 value = builder.fmul(value, memory.column_factors(by_column, value.type.element))
             for i, kind in enumerate(self.writes):
                 target = builder.add(out, builder.mul(apart, INT64(i))) if i else out
-                memory.store(narrowed(builder, value, kind), target, target_stride)
+                result = narrowed(builder, value, kind)
+                if order and target_stride is None:
+                    result = _lanes(builder, result, order)
+                memory.store(result, target, target_stride)
 
 
 class _Rows:
