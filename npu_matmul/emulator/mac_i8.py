@@ -17,16 +17,17 @@ from npu_matmul.kernel import Mmul
 
 def product(block: Mmul) -> Any:
     """The fastest way to multiply tiles of such blocks, contiguous arrays, that this CPU has."""
-    if choose_path("int8").name == "avx512vnni" and block.s == block.t == blocked.BLOCK:
-        return vnni()
+    suits = block.s == block.t == blocked.BLOCK and block.r in blocked.ROWS
+    if suits and choose_path("int8").name == "avx512vnni":
+        return vnni(block.r)
     return matmul_i8
 
 
 @cache
-def vnni() -> Any:
-    """``blocked.multiply`` for contiguous tiles of the right element types."""
+def vnni(r: int) -> Any:
+    """``blocked.multiplier`` for contiguous tiles of the right element types."""
     a_or_b, c = (types.Array(kind, 4, "C") for kind in (types.int8, types.int32))
-    return direct(blocked.multiply, a_or_b, a_or_b, c, types.boolean)
+    return direct(blocked.multiplier(r), a_or_b, a_or_b, c, types.boolean)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -1,7 +1,12 @@
-"""C = A @ B and C += A @ B on tiles stored as blocks, the layout of an NPU's core, with VNNI."""
+"""C = A @ B and C += A @ B on tiles stored as blocks, the layout of an NPU's core, with VNNI.
+
+A is read and C is added to where they lie, some rows of blocks at a time; B is made panels first.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numba
@@ -10,68 +15,151 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from npu_matmul.host import microkernel
 from npu_matmul.host.compiled import compiled
-from npu_matmul.host.gemm import MOVED_UP, VNNI, rows_at_once
-from npu_matmul.host.pointers import pointer, stack_words
+from npu_matmul.host.elements import Value
+from npu_matmul.host.microkernel import (
+    INT,
+    MOVED_UP,
+    VNNI,
+    WORD,
+    along_k,
+    first_sums,
+    load,
+    one_group,
+    one_of,
+    splat,
+    sums_of_words,
+)
 
-BLOCK = 8  # rows and columns of a block of B, and columns of one of C
-WIDTH, MOST_ROWS = VNNI
-
-
-@compiled
-def multiply(a, b, c, accumulate):
-    """Contiguous tiles: A (m/r, k/8, r, 8) and B (k/8, n/8, 8, 8) int8, C (m/r, n/8, r, 8) INT32;
-    sums are modulo 2**32."""
-    r, across = a.shape[2], b.shape[1]
-    m, k, n = a.shape[0] * r, a.shape[1] * BLOCK, across * BLOCK
-    panels = (n + WIDTH - 1) // WIDTH
-    scratch = np.empty(panels * k * WIDTH + 20 * m + 64, np.int8)
-    right = (np.int64(scratch.ctypes.data) + 63) // 64 * 64  # no vector of B crosses cache lines
-    a_rows = right + panels * k * WIDTH  # where each row of A begins, then each of C
-    c_rows = a_rows + 8 * m
-    starts = c_rows + 8 * m
-    block_bytes = 4 * r * BLOCK  # of C
-    _panels_of_blocks(np.int64(b.ctypes.data), right, k, across)
-    _begin_rows(np.int64(a.ctypes.data), a.shape[0], r, k * r, BLOCK, a_rows)
-    _begin_rows(np.int64(c.ctypes.data), c.shape[0], r, across * block_bytes, 4 * BLOCK, c_rows)
-    _start_sums(np.int64(a.ctypes.data), a.shape[0], r, k * r, starts)
-    keep = -1 if accumulate else 0
-    i = 0
-    while i < m:
-        count = rows_at_once(m - i, MOST_ROWS)
-        for p in range(panels):
-            microkernel.vnni_blocks(
-                count, a_rows + 8 * i, r * BLOCK, k // BLOCK, starts + 4 * i, 0,
-                right + p * k * WIDTH, c_rows + 8 * i, block_bytes, n - WIDTH * p, keep,
-                p * 4 * block_bytes,
-            )  # fmt: skip
-        i += count
-    return scratch.size  # keeps it alive until here
+BLOCK = 8  # rows and columns of a block of B, and columns of one of A and C
+ROWS = 2, 4, 8  # of a block of A and C: an even number, and no more than a vector has pairs
+WIDTH = 2 * VNNI.lanes
+B_BYTES, ROW_BYTES = BLOCK * BLOCK, 4 * BLOCK  # of a block of B, and of a row of one of C
 
 
-@numba.njit(nogil=True)
-def _begin_rows(start, down, r, down_bytes, row_bytes, to):
-    """The addresses of all rows in the first of their blocks, at ``to``."""
-    table = pointer(to, np.int64)
-    for i in range(down):
-        for y in range(r):
-            table[i * r + y] = start + i * down_bytes + y * row_bytes
+@cache
+def multiplier(r: int) -> Any:
+    """The compiled ``multiply(a, b, c, accumulate)`` of contiguous tiles: A (m/r, k/8, r, 8) and B
+    (k/8, n/8, 8, 8) int8, C (m/r, n/8, r, 8) INT32; sums are modulo 2**32. ``r`` is one of
+    ``ROWS``."""
+    most = VNNI.most_rows // r
+
+    @compiled
+    def multiply(a, b, c, accumulate):
+        down, across, k, n = a.shape[0], b.shape[1], a.shape[1] * BLOCK, b.shape[1] * BLOCK
+        panels = (n + WIDTH - 1) // WIDTH
+        scratch = np.empty(panels * k * WIDTH + 4 * down * r + 64, np.int8)
+        right = (np.int64(scratch.ctypes.data) + 63) // 64 * 64  # no vector crosses cache lines
+        starts = right + panels * k * WIDTH
+        left, out = np.int64(a.ctypes.data), np.int64(c.ctypes.data)
+        _panels_of_blocks(np.int64(b.ctypes.data), right, k, across)
+        for i in range(down):
+            _block_starts(left + i * k * r, k * r, r, starts + 4 * i * r)
+        i = 0
+        while i < down:
+            calls = (down - i + most - 1) // most
+            count = (down - i + calls - 1) // calls
+            for p in range(panels):
+                _block_rows(
+                    r, count, left + i * r * k, k // BLOCK, starts + 4 * i * r,
+                    right + p * k * WIDTH, out + (i * across * BLOCK + p * WIDTH) * 4 * r, across,
+                    n - p * WIDTH, -1 if accumulate else 0,
+                )  # fmt: skip
+            i += count
+        return scratch.size  # keeps it alive until here
+
+    return multiply
 
 
-@numba.njit(nogil=True)
-def _start_sums(a, down, r, down_bytes, to):
-    """What the sums of each row start from. Eight bytes, two words, are one row's in a block, so
-    rows come again each ``r`` pairs of words."""
-    pairs, starts = stack_words(16), pointer(to, np.int32)
-    for i in range(down):
-        microkernel.vnni_word_sums(a + i * down_bytes, down_bytes, pairs)
-        words = pointer(pairs, np.int32)
-        for y in range(r):
-            total = np.int32(0)
-            for x in range(2 * y, 16, 2 * r):
-                total += words[x] + words[x + 1]
-            starts[i * r + y] = -MOVED_UP * total
+@intrinsic(prefer_literal=True)
+def _block_rows(  # type: ignore[no-untyped-def]
+    typingctx, r, count, a, k_blocks, starts, panel, c, across, columns, keep
+):
+    """Multiplies ``count`` rows of blocks with a panel. ``columns`` are what C still has, ``keep``
+    is -1 to add to C, 0 to overwrite it; all but ``r`` are int64."""
+    rows = r.literal_value
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        _, count, a, k_blocks, starts, panel, c, across, columns, keep = args
+
+        def some(down: int) -> None:
+            sums = _sums(b, rows, down, a, k_blocks, starts, panel)
+            _add_blocks(b, rows, sums, c, across, columns, keep)
+
+        one_of(b, count, range(1, VNNI.most_rows // rows + 1), some)
+        return context.get_dummy_value()
+
+    return types.none(r, *[types.int64] * 9), codegen
+
+
+def _sums(
+    b: ir.IRBuilder, r: int, down: int, a: Value, k_blocks: Value, starts: Value, panel: Value
+) -> list[Value]:
+    """Two vectors for each row of ``down`` rows of blocks of A."""
+    lines = [b.add(a, b.mul(k_blocks, INT(i * r * BLOCK))) for i in range(down)]
+
+    def step(place: Value, sums: Sequence[Value]) -> list[Value]:
+        """One block of each: two groups."""
+        offset = b.mul(place, INT(r * BLOCK))
+        rows = [b.add(b.add(line, offset), INT(y * BLOCK)) for line in lines for y in range(r)]
+        for group in range(2):
+            lefts = [b.add(row, INT(4 * group)) for row in rows]
+            here = b.add(b.mul(place, INT(2)), INT(group))
+            sums = one_group(b, VNNI, lefts, b.add(panel, b.mul(here, INT(4 * WIDTH))), sums)
+        return list(sums)
+
+    return along_k(b, k_blocks, first_sums(b, VNNI, starts, down * r), step)
+
+
+def _add_blocks(
+    b: ir.IRBuilder,
+    r: int,
+    sums: Sequence[Value],
+    c: Value,
+    across: Value,
+    columns: Value,
+    keep: Value,
+) -> None:
+    """Into C: two rows of a block are a vector."""
+    kept = splat(b, b.trunc(keep, WORD), VNNI.lanes)
+    for i in range(0, len(sums) // 2, 2):
+        down, y = divmod(i, r)
+        start = b.add(b.add(c, b.mul(across, INT(down * r * ROW_BYTES))), INT(y * ROW_BYTES))
+        for block in range(WIDTH // BLOCK):
+            v, half = divmod(block, 2)
+            with b.if_then(b.icmp_signed(">", columns, INT(BLOCK * block))):
+                upper, lower = sums[2 * i + v], sums[2 * i + 2 + v]
+                lanes = [BLOCK * half + x + rest for rest in (0, VNNI.lanes) for x in range(BLOCK)]
+                mask = ir.Constant(VNNI.groups, lanes)
+                both = b.shuffle_vector(upper, lower, mask)
+                where = b.add(start, INT(block * r * ROW_BYTES))
+                total = b.add(both, b.and_(load(b, where, both.type), kept))
+                b.store(total, b.inttoptr(where, ir.PointerType(both.type)), align=1)
+
+
+@intrinsic(prefer_literal=True)
+def _block_starts(typingctx, address, size, r, to):  # type: ignore[no-untyped-def]
+    """What the sums of a row of blocks start from, ``r`` INT32 at ``to``: less the sums of A's
+    rows, times what B is moved up by. Eight bytes, two words, are one row's; so rows come again
+    each ``r`` pairs of words."""
+    rows = r.literal_value
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        total = sums_of_words(b, *args[:2])
+        while total.type.count > 2 * rows:
+            half = total.type.count // 2
+            total = b.add(*(_lanes(b, total, range(x, x + half)) for x in (0, half)))
+        total = b.add(*(_lanes(b, total, range(x, 2 * rows, 2)) for x in (0, 1)))
+        start = b.mul(total, ir.Constant(total.type, [-MOVED_UP] * rows))
+        b.store(start, b.inttoptr(args[3], ir.PointerType(start.type)), align=1)
+        return context.get_dummy_value()
+
+    return types.none(types.int64, types.int64, r, types.int64), codegen
+
+
+def _lanes(b: ir.IRBuilder, value: Value, places: Sequence[int]) -> Value:
+    mask = ir.Constant(ir.VectorType(WORD, len(places)), [*places])
+    return b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
 
 
 @numba.njit(nogil=True)
@@ -81,7 +169,7 @@ def _panels_of_blocks(b, to, k, across):
         p, place = divmod(j, WIDTH // BLOCK)
         panel = to + p * k * WIDTH + place * 4 * BLOCK
         for kk in range(k // BLOCK):
-            _zip_block(b + (kk * across + j) * BLOCK * BLOCK, panel + kk * BLOCK * WIDTH)
+            _zip_block(b + (kk * across + j) * B_BYTES, panel + kk * BLOCK * WIDTH)
 
 
 @intrinsic

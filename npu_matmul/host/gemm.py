@@ -24,7 +24,6 @@ from npu_matmul.host.vectors import convert_row, largest_magnitude
 
 MOST_ROWS = 14  # of one call of a microkernel
 BLOCK_ROWS = 84  # a multiple of 14, 12 and 6; 172 kB of A at K = 2048
-MOVED_UP = np.int32(128)  # elements of B, which vpdpbusd takes as unsigned
 NEAR_BYTES = 1 << 19  # of B that is used again and again: half a second-level cache
 F32, F64, F16, B16, I8 = range(5)  # kinds of elements of A
 
@@ -193,7 +192,7 @@ def rows_at_once(left, most):
 @register_jitable
 def start_vnni(row, size, mark):
     """Takes away what B's elements were moved up by, times the row's own sum."""
-    return -MOVED_UP * microkernel.vnni_row_sum(row, size)
+    return np.int32(-microkernel.MOVED_UP) * microkernel.vnni_row_sum(row, size)
 
 
 @register_jitable

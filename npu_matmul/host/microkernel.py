@@ -26,6 +26,7 @@ from npu_matmul.host.pointers import LINE_BYTES
 ROWS = (1, 2, 4, 6, 8, 10, 12, 14)  # 14 rows of two vectors are 28 of AVX-512's 32 registers
 WORD = ir.IntType(32)
 INT = ir.IntType(64)
+MOVED_UP = 128  # elements of B, which vpdpbusd takes as unsigned
 
 Dot = Callable[[ir.IRBuilder, Value, Value, Value], Value]  # sums, group of A, group of B
 
@@ -85,11 +86,11 @@ class Tile:
     column_scale: Value
 
 
-def _load(b: ir.IRBuilder, address: Value, kind: Any) -> Value:
+def load(b: ir.IRBuilder, address: Value, kind: Any) -> Value:
     return b.load(b.inttoptr(address, ir.PointerType(kind)), align=1)
 
 
-def _splat(b: ir.IRBuilder, value: Value, lanes: int) -> Value:
+def splat(b: ir.IRBuilder, value: Value, lanes: int) -> Value:
     kind = ir.VectorType(value.type, lanes)
     one = b.insert_element(ir.Constant(kind, ir.Undefined), value, WORD(0))
     zeros = ir.Constant(ir.VectorType(WORD, lanes), [0] * lanes)
@@ -109,7 +110,7 @@ def _store(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, vector: 
         with some_lanes:
             left = b.trunc(b.sub(tile.columns, INT(v * lanes)), WORD)
             lane = ir.Constant(ir.VectorType(WORD, lanes), list(range(lanes)))
-            mask = b.icmp_signed("<", lane, _splat(b, left, lanes))
+            mask = b.icmp_signed("<", lane, splat(b, left, lanes))
             letter = "f" if element == ir.FloatType() else "i"
             name = f"llvm.masked.store.v{lanes}{letter}{size * 8}.p0"
             call(b, name, ir.VoidType(), vector, where, WORD(1), mask)
@@ -130,45 +131,31 @@ def _clipped(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, sums: 
 def _scaled(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, sums: Value) -> None:
     """As f32, times the scales of A's row and B's columns."""
     kind = ir.VectorType(ir.FloatType(), unit.lanes)
-    scale = _load(b, b.add(tile.row_scale, b.mul(row, INT(4))), ir.FloatType())
-    columns = _load(b, b.add(tile.column_scale, INT(v * unit.lanes * 4)), kind)
-    value = b.fmul(b.fmul(b.sitofp(sums, kind), _splat(b, scale, unit.lanes)), columns)
+    scale = load(b, b.add(tile.row_scale, b.mul(row, INT(4))), ir.FloatType())
+    columns = load(b, b.add(tile.column_scale, INT(v * unit.lanes * 4)), kind)
+    value = b.fmul(b.fmul(b.sitofp(sums, kind), splat(b, scale, unit.lanes)), columns)
     _store(b, unit, tile, row, v, value)
 
 
-def _blocks(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, sums: Value) -> None:
-    """Into C stored as blocks of eight columns, added to what is there or not.
-
-    ``c`` is the address of a table: where each row begins, in C's first block. ``c_row_bytes`` is
-    from block to block, ``column_scale`` from C's first block to the panel's first, and
-    ``row_scale`` -1 to add, 0 to overwrite.
-    """
-    start = b.add(_load(b, b.add(tile.c, b.mul(row, INT(8))), INT), tile.column_scale)
-    keep = _splat(b, b.trunc(tile.row_scale, WORD), 8)
-    for half in range(unit.lanes // 8):
-        block = v * unit.lanes // 8 + half
-        with b.if_then(b.icmp_signed(">", tile.columns, INT(8 * block))):
-            where = b.add(start, b.mul(tile.c_row_bytes, INT(block)))
-            lanes = [WORD(8 * half + i) for i in range(8)]
-            mask = ir.Constant(ir.VectorType(WORD, 8), lanes)
-            part = b.shuffle_vector(sums, ir.Constant(sums.type, ir.Undefined), mask)
-            total = b.add(part, b.and_(_load(b, where, part.type), keep))
-            b.store(total, b.inttoptr(where, ir.PointerType(part.type)), align=1)
+Store = Callable[[ir.IRBuilder, Unit, Tile, Value, int, Value], None]
+Epilogue = Callable[[ir.IRBuilder, Unit, Tile, Sequence[Value]], None]  # all sums, row by row
 
 
-Epilogue = Callable[[ir.IRBuilder, Unit, Tile, Value, int, Value], None]
+def _each(store: Store) -> Epilogue:
+    def epilogue(b: ir.IRBuilder, unit: Unit, tile: Tile, sums: Sequence[Value]) -> None:
+        for i, vector in enumerate(sums):
+            store(b, unit, tile, INT(i // 2), i % 2, vector)
+
+    return epilogue
 
 
-def _make(unit: Unit, epilogue: Epilogue, c_bytes: int = 0, blocked: bool = False) -> Any:
+def _make(unit: Unit, epilogue: Epilogue, c_bytes: int) -> Any:
     """A kernel as an intrinsic; all arguments are int64: addresses, and sizes in bytes or words.
 
     ``c_bytes`` are those of an element of C, whose cache lines are asked for in the loop, so that
-    they have arrived when it ends: a row of C a step, as a core waits for few lines at once. 0 asks
-    for none. ``starts`` holds what the sums of each row
-    start from (INT32), ``tails`` the last, incomplete word of each row of A; it is 0 where K is
-    whole words. With ``blocked`` A is stored as blocks of eight columns: ``a`` is the address of a
-    table, where each row begins in the first block, ``a_row_bytes`` from block to block, and
-    ``words`` counts blocks.
+    they have arrived when it ends: a row of C a step, as a core waits for few lines at once.
+    ``starts`` holds what the sums of each row start from (INT32), ``tails`` the last, incomplete
+    word of each row of A; it is 0 where K is whole words.
     """
 
     @intrinsic
@@ -177,7 +164,13 @@ def _make(unit: Unit, epilogue: Epilogue, c_bytes: int = 0, blocked: bool = Fals
         row_scale, column_scale,
     ):  # fmt: skip
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            _generate(builder, unit, epilogue, 2 * unit.lanes * c_bytes, blocked, args)
+            counts = [count for count in ROWS if count <= unit.most_rows]
+            panel_bytes = 2 * unit.lanes * c_bytes
+
+            def rows(count: int) -> None:
+                _rows(builder, unit, epilogue, count, panel_bytes, args[1:])
+
+            one_of(builder, args[0], counts, rows)
             return context.get_dummy_value()
 
         return types.none(*[types.int64] * 12), codegen
@@ -185,14 +178,13 @@ def _make(unit: Unit, epilogue: Epilogue, c_bytes: int = 0, blocked: bool = Fals
     return kernel
 
 
-vnni_sums = _make(VNNI, _sums, 4)
-vnni_clipped = _make(VNNI, _clipped, 1)
-vnni_scaled = _make(VNNI, _scaled, 4)
-vnni_blocks = _make(VNNI, _blocks, blocked=True)
-avx2_sums = _make(AVX2, _sums, 4)
-avx2_clipped = _make(AVX2, _clipped, 1)
-avx2_scaled = _make(AVX2, _scaled, 4)
-bf16_sums = _make(BF16, _sums, 4)
+vnni_sums = _make(VNNI, _each(_sums), 4)
+vnni_clipped = _make(VNNI, _each(_clipped), 1)
+vnni_scaled = _make(VNNI, _each(_scaled), 4)
+avx2_sums = _make(AVX2, _each(_sums), 4)
+avx2_clipped = _make(AVX2, _each(_clipped), 1)
+avx2_scaled = _make(AVX2, _each(_scaled), 4)
+bf16_sums = _make(BF16, _each(_sums), 4)
 
 
 @intrinsic
@@ -200,25 +192,13 @@ def vnni_row_sum(typingctx, address, size):  # type: ignore[no-untyped-def]
     """The sum of ``size`` int8, as INT32."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        total = _sums_of_words(b, *args)
+        total = sums_of_words(b, *args)
         return call(b, "llvm.vector.reduce.add.v16i32", WORD, total)
 
     return types.int32(types.int64, types.int64), codegen
 
 
-@intrinsic
-def vnni_word_sums(typingctx, address, size, to):  # type: ignore[no-untyped-def]
-    """``size`` int8 as words of four: the sums of each sixteenth word, sixteen INT32 at ``to``."""
-
-    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        total = _sums_of_words(b, *args[:2])
-        b.store(total, b.inttoptr(args[2], ir.PointerType(total.type)), align=1)
-        return context.get_dummy_value()
-
-    return types.none(types.int64, types.int64, types.int64), codegen
-
-
-def _sums_of_words(b: ir.IRBuilder, address: Value, size: Value) -> Value:
+def sums_of_words(b: ir.IRBuilder, address: Value, size: Value) -> Value:
     """64 int8 at a time as products with one."""
     sums, line = VNNI.sums, ir.VectorType(ir.IntType(8), LINE_BYTES)
     ones = ir.Constant(sums, [0x01010101] * VNNI.lanes)
@@ -228,30 +208,24 @@ def _sums_of_words(b: ir.IRBuilder, address: Value, size: Value) -> Value:
         where = b.inttoptr(b.add(address, done), ir.PointerType(line))
         left, most = b.sub(size, done), ir.Constant(INT, LINE_BYTES)
         left = b.trunc(b.select(b.icmp_signed("<", left, most), left, most), line.element)
-        mask = b.icmp_signed("<", lane, _splat(b, left, LINE_BYTES))
+        mask = b.icmp_signed("<", lane, splat(b, left, LINE_BYTES))
         nothing = ir.Constant(line, None)
         few = call(b, "llvm.masked.load.v64i8.p0", line, where, WORD(1), mask, nothing)
         b.store(_vpdpbusd(b, b.load(total), b.bitcast(few, sums), ones), total)
     return b.load(total)
 
 
-def _generate(
-    b: ir.IRBuilder,
-    unit: Unit,
-    epilogue: Epilogue,
-    panel_bytes: int,
-    blocked: bool,
-    args: Sequence[Value],
+def one_of(
+    b: ir.IRBuilder, value: Value, counts: Sequence[int], emit: Callable[[int], None]
 ) -> None:
-    """``panel_bytes`` of each row of C are about to be written."""
-    rows = args[0]
+    """Emit what is to be done for each of the counts that an INT64 can be; nothing for others."""
     done = b.append_basic_block("done")
-    choice = b.switch(b.trunc(rows, WORD), done)
-    for count in (count for count in ROWS if count <= unit.most_rows):
-        block = b.append_basic_block(f"rows{count}")
-        choice.add_case(WORD(count), block)
+    choice = b.switch(value, done)
+    for count in counts:
+        block = b.append_basic_block(f"count{count}")
+        choice.add_case(INT(count), block)
         b.position_at_end(block)
-        _rows(b, unit, epilogue, count, blocked, panel_bytes, args[1:])
+        emit(count)
         b.branch(done)
     b.position_at_end(done)
 
@@ -269,48 +243,41 @@ def _rows(
     unit: Unit,
     epilogue: Epilogue,
     count: int,
-    blocked: bool,
     panel_bytes: int,
     args: Sequence[Value],
 ) -> None:
+    """``panel_bytes`` of each row of C are about to be written."""
     a, a_row, words, starts, tails, panel, c, c_row, columns, row_scale, column_scale = args
-    if blocked:
-        rows = [_load(b, b.add(a, INT(8 * i)), INT) for i in range(count)]
-        stride, groups = a_row, 2
-    else:
-        rows = [b.add(a, b.mul(a_row, INT(i))) for i in range(count)]
-        stride, groups = INT(4), 1
+    rows = [b.add(a, b.mul(a_row, INT(i))) for i in range(count)]
+    first = first_sums(b, unit, starts, count)
+
+    def step(place: Value, sums: Sequence[Value]) -> list[Value]:
+        row = b.select(b.icmp_signed("<", place, INT(count)), place, INT(count - 1))
+        _ask_for(b, b.add(c, b.mul(c_row, row)), panel_bytes)
+        lefts = [b.add(row, b.mul(place, INT(4))) for row in rows]
+        return one_group(b, unit, lefts, b.add(panel, b.mul(place, INT(8 * unit.lanes))), sums)
+
+    sums = along_k(b, words, first, step)
+    sums = _with_tails(b, unit, tails, b.add(panel, b.mul(words, INT(8 * unit.lanes))), sums)
+    tile = Tile(c, c_row, columns, row_scale, column_scale)
+    epilogue(b, unit, tile, sums)
+
+
+def first_sums(b: ir.IRBuilder, unit: Unit, starts: Value, count: int) -> list[Value]:
+    """What the sums of so many rows, two vectors each, start from."""
     first = []
     for i in range(count):
         if unit.sum_type == WORD:
-            start = _load(b, b.add(starts, INT(4 * i)), WORD)
+            start = load(b, b.add(starts, INT(4 * i)), WORD)
         else:
             start = ir.Constant(unit.sum_type, 0.0)
-        first += [_splat(b, start, unit.lanes)] * 2
-
-    def step(place: Value, sums: Sequence[Value]) -> list[Value]:
-        """One word of each row of A, or two of a block."""
-        if panel_bytes:
-            row = b.select(b.icmp_signed("<", place, INT(count)), place, INT(count - 1))
-            _ask_for(b, b.add(c, b.mul(c_row, row)), panel_bytes)
-        offset, group_bytes = b.mul(place, stride), 8 * unit.lanes
-        here = b.add(panel, b.mul(place, INT(groups * group_bytes)))
-        for group in range(groups):
-            lefts = [b.add(b.add(row, offset), INT(4 * group)) for row in rows]
-            sums = _step(b, unit, lefts, b.add(here, INT(group * group_bytes)), sums)
-        return list(sums)
-
-    sums = _over_words(b, words, first, step)
-    sums = _with_tails(b, unit, tails, b.add(panel, b.mul(words, INT(8 * unit.lanes))), sums)
-    tile = Tile(c, c_row, columns, row_scale, column_scale)
-    for i in range(count):
-        for v in range(2):
-            epilogue(b, unit, tile, INT(i), v, sums[2 * i + v])
+        first += [splat(b, start, unit.lanes)] * 2
+    return first
 
 
-def _over_words(
+def along_k(
     b: ir.IRBuilder,
-    words: Value,
+    steps: Value,
     first: Sequence[Value],
     step: Callable[[Value, Sequence[Value]], list[Value]],
 ) -> list[Value]:
@@ -323,7 +290,7 @@ def _over_words(
     place.add_incoming(INT(0), before)
     for phi, value in zip(sums, first, strict=True):
         phi.add_incoming(value, before)
-    b.cbranch(b.icmp_signed("<", place, words), body, last)
+    b.cbranch(b.icmp_signed("<", place, steps), body, last)
     b.position_at_end(body)
     for phi, value in zip(sums, step(place, sums), strict=True):
         phi.add_incoming(value, b.block)
@@ -340,7 +307,7 @@ def _with_tails(
     origin = b.block
     with b.if_then(b.icmp_signed("!=", tails, INT(0))):
         lefts = [b.add(tails, INT(4 * i)) for i in range(len(sums) // 2)]
-        ended = _step(b, unit, lefts, panel, sums)
+        ended = one_group(b, unit, lefts, panel, sums)
         tail_block = b.block
     final = []
     for value, other in zip(sums, ended, strict=True):
@@ -351,13 +318,13 @@ def _with_tails(
     return final
 
 
-def _step(
+def one_group(
     b: ir.IRBuilder, unit: Unit, lefts: Sequence[Value], panel: Value, sums: Sequence[Value]
 ) -> list[Value]:
     """One group: every row's word of A with both vectors of B."""
-    right = [_load(b, b.add(panel, INT(v * unit.lanes * 4)), unit.groups) for v in range(2)]
+    right = [load(b, b.add(panel, INT(v * unit.lanes * 4)), unit.groups) for v in range(2)]
     new = []
     for i, left in enumerate(lefts):
-        word = _splat(b, _load(b, left, WORD), unit.lanes)
+        word = splat(b, load(b, left, WORD), unit.lanes)
         new += [unit.dot(b, sums[2 * i + v], word, right[v]) for v in range(2)]
     return new
