@@ -17,7 +17,7 @@ from timing import MOST_S, TURN_S
 from npu_matmul.bench.timing import calls_per_turn, elapsed, take_turns
 from npu_matmul.bench.workers import processes
 from npu_matmul.emulator import mac_i8
-from npu_matmul.kernel import Mmul
+from npu_matmul.kernel import Mmul, TileShape
 
 TILES = (16, 16, 16), (32, 32, 32), (64, 64, 64), (64, 64, 128)  # m, k, n
 BLOCK = Mmul(4, 8, 8)
@@ -64,18 +64,19 @@ def run() -> list[dict[str, Any]]:
 def _model(random: np.random.Generator, m: int, k: int, n: int) -> tuple[Callable[[], Any], bool]:
     """One call that adds to C, and whether C is NumPy's after a first product and after one that is
     added."""
-    model = mac_i8.product(BLOCK)
+    tile = TileShape(m, k, n)
+    first, following = (mac_i8.model(tile, BLOCK, accumulate) for accumulate in (False, True))
     a, b = (random.integers(-128, 128, shape, np.int8) for shape in ((m, k), (k, n)))
     left, right = _blocks(a, BLOCK.r, BLOCK.s), _blocks(b, BLOCK.s, BLOCK.t)
-    c = np.zeros((m // BLOCK.r, n // BLOCK.t, BLOCK.r, BLOCK.t), np.int32)
+    c = np.zeros(m * n, np.int32)
     want = _blocks(a.astype(np.int32) @ b.astype(np.int32), BLOCK.r, BLOCK.t)
-    model(left, right, c, False)
-    first = np.array_equal(c, want)
-    model(left, right, c, True)
-    return lambda: model(left, right, c, True), first and np.array_equal(c, 2 * want)
+    first(left, right, c)
+    equal = np.array_equal(c, want)
+    following(left, right, c)
+    return lambda: following(left, right, c), equal and np.array_equal(c, 2 * want)
 
 
 def _blocks(x: np.ndarray, height: int, width: int) -> np.ndarray:
     rows, columns = x.shape
     parts = x.reshape(rows // height, height, columns // width, width).transpose(0, 2, 1, 3)
-    return np.ascontiguousarray(parts)
+    return np.ascontiguousarray(parts).reshape(-1)

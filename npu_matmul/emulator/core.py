@@ -20,8 +20,8 @@ from xdsl.ir import Block, Operation, SSAValue
 from npu_matmul.balance import unbalanced
 from npu_matmul.emulator import POISON, EmulationError
 from npu_matmul.emulator.actors import Condition
+from npu_matmul.emulator.blocks import Model
 from npu_matmul.emulator.rings import End
-from npu_matmul.emulator.symbols import Model
 from npu_matmul.mlir import aie
 from npu_matmul.mlir.reader import DesignError, place
 from npu_matmul.overlay import Core, Tile

@@ -18,6 +18,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from npu_matmul.emulator.blocks import Blocks, Model, of_blocks
+from npu_matmul.kernel import Mmul, TileShape
+
 STEP = 8  # products a step
 # All of a step is exact in float64. Step 3 is made by adding ROUNDER * 2**E and taking it away
 # again: the sum of the two lies between 2**(E + 29) and 2**(E + 30), where a float64's last bit is
@@ -27,6 +30,15 @@ LEAST_NORMAL = 2.0**-126
 # Totals from here on round up to it, when rounded to 24 bits.
 LEAST_TOTAL = LEAST_NORMAL - 2.0**-151
 EXPONENT_BITS = np.int64(0x7FF << 52)  # of a float64
+
+
+def model(tile: TileShape, block: Mmul, accumulate: bool) -> Model:
+    """What a C function does to flat tiles."""
+    return of_blocks(_product, tile, block, accumulate)
+
+
+def _product(a: Blocks, b: Blocks, c: Blocks, accumulate: bool) -> None:
+    matmul_bf16(a.view(np.uint16), b.view(np.uint16), c, accumulate)
 
 
 @numba.njit(cache=True, nogil=True)

@@ -9,25 +9,33 @@ import numba
 import numpy as np
 from numba.core import types
 
+from npu_matmul.emulator.blocks import Model, blocks_of, of_blocks
 from npu_matmul.host import blocked
 from npu_matmul.host.compiled import direct
 from npu_matmul.host.paths import choose_path
-from npu_matmul.kernel import Mmul
+from npu_matmul.kernel import Mmul, TileShape
 
 
-def product(block: Mmul) -> Any:
-    """The fastest way to multiply tiles of such blocks, contiguous arrays, that this CPU has."""
+def model(tile: TileShape, block: Mmul, accumulate: bool) -> Model:
+    """What a C function does to flat tiles, in the fastest way that this CPU has."""
+    if is_fast(block):
+        multiply, (down, depth, across) = vnni(block.r), blocks_of(tile, block)
+        return lambda a, b, c: multiply(a, b, c, down, depth, across, accumulate)
+    return of_blocks(matmul_i8, tile, block, accumulate)
+
+
+def is_fast(block: Mmul) -> bool:
+    """Whether there are instructions for such blocks."""
     suits = block.s == block.t == blocked.BLOCK and block.r in blocked.ROWS
-    if suits and choose_path("int8").name == "avx512vnni":
-        return vnni(block.r)
-    return matmul_i8
+    return suits and choose_path("int8").name == "avx512vnni"
 
 
 @cache
 def vnni(r: int) -> Any:
-    """``blocked.multiplier`` for contiguous tiles of the right element types."""
-    a_or_b, c = (types.Array(kind, 4, "C") for kind in (types.int8, types.int32))
-    return direct(blocked.multiplier(r), a_or_b, a_or_b, c, types.boolean)
+    """``blocked.multiplier`` for arrays of the right element types."""
+    a_or_b, c = (types.Array(kind, 1, "C") for kind in (types.int8, types.int32))
+    sizes = [types.int64] * 3
+    return direct(blocked.multiplier(r), a_or_b, a_or_b, c, *sizes, types.boolean)
 
 
 @numba.njit(cache=True, nogil=True)

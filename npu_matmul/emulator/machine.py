@@ -23,12 +23,12 @@ from npu_matmul.emulator.actors import (
     Settle,
     round_robin,
 )
+from npu_matmul.emulator.blocks import Model
 from npu_matmul.emulator.core import CoreProgram, ParameterMemory
 from npu_matmul.emulator.host import Host
 from npu_matmul.emulator.patterns import order
 from npu_matmul.emulator.rings import End, Ring
 from npu_matmul.emulator.shim import DeviceMemory, FifoChannel
-from npu_matmul.emulator.symbols import Model
 from npu_matmul.instructions import Stream, WriteWord
 from npu_matmul.lowering import depth_at
 from npu_matmul.mlir import aie

@@ -9,17 +9,12 @@ NPU knows any, it only moves bytes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from npu_matmul.emulator import mac_bf16, mac_i8
-from npu_matmul.kernel import Kernel
+from npu_matmul.emulator.blocks import Model
+from npu_matmul.kernel import Kernel, Mmul, TileShape
 
-Model = Callable[..., None]
-Blocks = NDArray[Any]  # a tile as (blocks down, blocks across, rows, columns)
-Product = Callable[[Blocks, Blocks, Blocks, bool], None]  # of A, B, C; True adds to C
+Maker = Callable[[TileShape, Mmul, bool], Model]  # True adds to C
 
 
 class NoModel(ValueError):
@@ -44,25 +39,15 @@ def models(kernel: Kernel) -> dict[str, Model]:
     ====  ========================================  =======================================
 
     """
-    product = _product(kernel)
-    tile, block = kernel.tile, kernel.mmul
-    a_shape = (tile.m // block.r, tile.k // block.s, block.r, block.s)
-    b_shape = (tile.k // block.s, tile.n // block.t, block.s, block.t)
-    c_shape = (tile.m // block.r, tile.n // block.t, block.r, block.t)
-
-    def make(accumulate: bool) -> Model:
-        def model(a: NDArray[Any], b: NDArray[Any], c: NDArray[Any]) -> None:
-            product(a.reshape(a_shape), b.reshape(b_shape), c.reshape(c_shape), accumulate)
-
-        return model
-
-    return {kernel.symbols.first: make(False), kernel.symbols.next: make(True)}
+    make, symbols = _maker(kernel), kernel.symbols
+    parts = (symbols.first, False), (symbols.next, True)
+    return {name: make(kernel.tile, kernel.mmul, accumulate) for name, accumulate in parts}
 
 
-def _product(kernel: Kernel) -> Product:
+def _maker(kernel: Kernel) -> Maker:
     types = (kernel.types.a, kernel.types.b, kernel.types.c)
-    if types not in _PRODUCTS:
-        known = "; ".join(_shown(*each) for each in _PRODUCTS)
+    if types not in _MAKERS:
+        known = "; ".join(_shown(*each) for each in _MAKERS)
         raise NoModel(
             f"kernel {kernel.name!r}, variant {kernel.variant!r}: products of "
             f"{_shown(*types)} have no model in the emulated NPU; there is one for: {known}"
@@ -72,18 +57,14 @@ def _product(kernel: Kernel) -> Product:
             f"kernel {kernel.name!r}, variant {kernel.variant!r}: mmul s = {kernel.mmul.s}; bf16 "
             f"products are modelled for s = {mac_bf16.STEP}, the number that one instruction adds"
         )
-    return _PRODUCTS[types](kernel)
+    return _MAKERS[types]
 
 
 def _shown(a: str, b: str, c: str) -> str:
     return f"{a} with {b} into {c}"
 
 
-def _product_bf16(a: Blocks, b: Blocks, c: Blocks, accumulate: bool) -> None:
-    mac_bf16.matmul_bf16(a.view(np.uint16), b.view(np.uint16), c, accumulate)
-
-
-_PRODUCTS: dict[tuple[str, str, str], Callable[[Kernel], Product]] = {
-    ("int8", "int8", "int32"): lambda kernel: mac_i8.product(kernel.mmul),
-    ("bfloat16", "bfloat16", "float32"): lambda kernel: _product_bf16,
+_MAKERS: dict[tuple[str, str, str], Maker] = {
+    ("int8", "int8", "int32"): mac_i8.model,
+    ("bfloat16", "bfloat16", "float32"): mac_bf16.model,
 }

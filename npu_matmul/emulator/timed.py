@@ -14,12 +14,12 @@ from functools import partial
 from typing import Any, cast
 
 from npu_matmul.emulator.actors import Actor, Condition
+from npu_matmul.emulator.blocks import Model
 from npu_matmul.emulator.core import CoreProgram, ParameterMemory
 from npu_matmul.emulator.machine import Machine, Sides
 from npu_matmul.emulator.pace import Pace
 from npu_matmul.emulator.rings import End, Ring
 from npu_matmul.emulator.shim import DescriptorState, DeviceMemory, FifoChannel, Task
-from npu_matmul.emulator.symbols import Model
 from npu_matmul.instructions import Stream
 from npu_matmul.overlay import Channel, Core, Fifo, Overlay
 from npu_matmul.timeline.strands import Array, ArrayLaunch, Strand

@@ -39,20 +39,25 @@ B_BYTES, ROW_BYTES = BLOCK * BLOCK, 4 * BLOCK  # of a block of B, and of a row o
 
 @cache
 def multiplier(r: int) -> Any:
-    """The compiled ``multiply(a, b, c, accumulate)`` of contiguous tiles: A (m/r, k/8, r, 8) and B
-    (k/8, n/8, 8, 8) int8, C (m/r, n/8, r, 8) INT32; sums are modulo 2**32. ``r`` is one of
-    ``ROWS``."""
+    """The compiled ``multiply(a, b, c, down, depth, across, accumulate)`` of flat tiles of so many
+    blocks: A (down, depth, r, 8) and B (depth, across, 8, 8) int8, C (down, across, r, 8) INT32;
+    sums are modulo 2**32. ``r`` is one of ``ROWS``.
+
+    Raises ValueError for tiles of another size.
+    """
     most = VNNI.most_rows // r
 
     @compiled
-    def multiply(a, b, c, accumulate):
-        down, across, k, n = a.shape[0], b.shape[1], a.shape[1] * BLOCK, b.shape[1] * BLOCK
+    def multiply(a, b, c, down, depth, across, accumulate):
+        k, n = depth * BLOCK, across * BLOCK
+        if a.size != down * r * k or b.size != k * n or c.size != down * r * n:
+            raise ValueError("a tile of another size than the kernel's")
         panels = (n + WIDTH - 1) // WIDTH
         scratch = np.empty(panels * k * WIDTH + 4 * down * r + 64, np.int8)
         right = (np.int64(scratch.ctypes.data) + 63) // 64 * 64  # no vector crosses cache lines
         starts = right + panels * k * WIDTH
         left, out = np.int64(a.ctypes.data), np.int64(c.ctypes.data)
-        _panels_of_blocks(np.int64(b.ctypes.data), right, k, across)
+        _panels_of_blocks(np.int64(b.ctypes.data), right, depth, across)
         for i in range(down):
             _block_starts(left + i * k * r, k * r, r, starts + 4 * i * r)
         i = 0
@@ -61,7 +66,7 @@ def multiplier(r: int) -> Any:
             count = (down - i + calls - 1) // calls
             for p in range(panels):
                 _block_rows(
-                    r, count, left + i * r * k, k // BLOCK, starts + 4 * i * r,
+                    r, count, left + i * r * k, depth, starts + 4 * i * r,
                     right + p * k * WIDTH, out + (i * across * BLOCK + p * WIDTH) * 4 * r, across,
                     n - p * WIDTH, -1 if accumulate else 0,
                 )  # fmt: skip
@@ -163,12 +168,12 @@ def _lanes(b: ir.IRBuilder, value: Value, places: Sequence[int]) -> Value:
 
 
 @numba.njit(nogil=True)
-def _panels_of_blocks(b, to, k, across):
+def _panels_of_blocks(b, to, depth, across):
     """Blocks of B as panels; what lies beyond the last block is left as it is."""
     for j in range(across):
         p, place = divmod(j, WIDTH // BLOCK)
-        panel = to + p * k * WIDTH + place * 4 * BLOCK
-        for kk in range(k // BLOCK):
+        panel = to + p * depth * BLOCK * WIDTH + place * 4 * BLOCK
+        for kk in range(depth):
             _zip_block(b + (kk * across + j) * B_BYTES, panel + kk * BLOCK * WIDTH)
 
 

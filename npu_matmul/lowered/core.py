@@ -17,7 +17,7 @@ from xdsl.ir import Block, Operation, SSAValue
 
 from npu_matmul.emulator import EmulationError
 from npu_matmul.emulator.actors import Condition
-from npu_matmul.emulator.symbols import Model
+from npu_matmul.emulator.blocks import Model
 from npu_matmul.lowered.control import Code, Values, following, leave
 from npu_matmul.lowered.locks import LockError, LockState
 from npu_matmul.lowered.memory import RaceError, TileMemory
