@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,19 @@ class PackedMatrix:
         depth, columns = self.shape
         grid = TileGrid(self.kernel, 1, depth, columns, self.precision.terms)
         return unpack_b(self.content.host.view(self.kernel.b_dtype), grid)
+
+    def __copy__(self) -> PackedMatrix:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackedMatrix:
+        """Itself: nothing of it ever changes, and it stays where it lies."""
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            f"{self!r} lies on a device of this process and cannot be pickled; pass the matrix B "
+            "that it was made from, and pack that where it is used: pack_b(B)"
+        )
 
     def __repr__(self) -> str:
         where = f"device={self.device.name!r}"

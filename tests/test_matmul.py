@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import array
+import copy
 import doctest
+import pickle
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
@@ -339,6 +341,14 @@ def test_a_packed_matrix_tells_what_it_is() -> None:
     on_cpu = pack_b(np.ones((2, 3), np.int8), device=open_device("cpu"))
     assert repr(on_cpu) == "<PackedMatrix (2, 3) int8 as exact, device='cpu'>"
     assert isinstance(on_cpu, PackedMatrix)
+
+
+@pytest.mark.parametrize("device", ["cpu", "emulated"])
+def test_a_packed_matrix_is_copied_as_itself_and_not_pickled(device: str) -> None:
+    packed = pack_b(random_int8(1, 20, 30), device=device)
+    assert copy.copy(packed) is packed and copy.deepcopy([packed])[0] is packed
+    with pytest.raises(TypeError, match=r"PackedMatrix.*cannot be pickled.*pack_b\(B\)"):
+        pickle.dumps(packed)
 
 
 def test_only_b_can_be_packed() -> None:
