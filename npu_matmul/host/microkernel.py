@@ -137,16 +137,7 @@ def _scaled(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, sums: V
     _store(b, unit, tile, row, v, value)
 
 
-Store = Callable[[ir.IRBuilder, Unit, Tile, Value, int, Value], None]
-Epilogue = Callable[[ir.IRBuilder, Unit, Tile, Sequence[Value]], None]  # all sums, row by row
-
-
-def _each(store: Store) -> Epilogue:
-    def epilogue(b: ir.IRBuilder, unit: Unit, tile: Tile, sums: Sequence[Value]) -> None:
-        for i, vector in enumerate(sums):
-            store(b, unit, tile, INT(i // 2), i % 2, vector)
-
-    return epilogue
+Epilogue = Callable[[ir.IRBuilder, Unit, Tile, Value, int, Value], None]
 
 
 def _make(unit: Unit, epilogue: Epilogue, c_bytes: int) -> Any:
@@ -178,13 +169,13 @@ def _make(unit: Unit, epilogue: Epilogue, c_bytes: int) -> Any:
     return kernel
 
 
-vnni_sums = _make(VNNI, _each(_sums), 4)
-vnni_clipped = _make(VNNI, _each(_clipped), 1)
-vnni_scaled = _make(VNNI, _each(_scaled), 4)
-avx2_sums = _make(AVX2, _each(_sums), 4)
-avx2_clipped = _make(AVX2, _each(_clipped), 1)
-avx2_scaled = _make(AVX2, _each(_scaled), 4)
-bf16_sums = _make(BF16, _each(_sums), 4)
+vnni_sums = _make(VNNI, _sums, 4)
+vnni_clipped = _make(VNNI, _clipped, 1)
+vnni_scaled = _make(VNNI, _scaled, 4)
+avx2_sums = _make(AVX2, _sums, 4)
+avx2_clipped = _make(AVX2, _clipped, 1)
+avx2_scaled = _make(AVX2, _scaled, 4)
+bf16_sums = _make(BF16, _sums, 4)
 
 
 @intrinsic
@@ -260,7 +251,9 @@ def _rows(
     sums = along_k(b, words, first, step)
     sums = _with_tails(b, unit, tails, b.add(panel, b.mul(words, INT(8 * unit.lanes))), sums)
     tile = Tile(c, c_row, columns, row_scale, column_scale)
-    epilogue(b, unit, tile, sums)
+    for i in range(count):
+        for v in range(2):
+            epilogue(b, unit, tile, INT(i), v, sums[2 * i + v])
 
 
 def first_sums(b: ir.IRBuilder, unit: Unit, starts: Value, count: int) -> list[Value]:
