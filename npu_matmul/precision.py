@@ -32,7 +32,7 @@ from npu_matmul.host.convert import (
     TERMS_OF_A,
     TERMS_OF_B,
     convert,
-    in_rows,
+    in_columns,
     magnitudes,
     plain_scales,
     stored_as,
@@ -78,10 +78,10 @@ class Operand:
     @cached_property
     def matrix(self) -> NDArray[Any]:
         """The converted matrix, (M, terms * K) of A or (terms * K, N) of B; made when asked for.
-        It has neighbours where the source has: the transpose of rows stays one."""
+        A B that is the transpose of rows stays one."""
         if self.write_as == type_name(self.source.dtype) and self.inverse is None:
             return self.source
-        if not in_rows(self.source) and in_rows(self.source.T):
+        if self.axis == 0 and in_columns(self.source):
             matrix: NDArray[Any] = self.transposed().matrix.T
             return matrix
         rows, columns = shape = self.source.shape

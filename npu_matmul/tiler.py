@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from npu_matmul.host.cached import cached_property
 from npu_matmul.host.compiled import DONE, Task
-from npu_matmul.host.convert import in_rows, pieces, stored_as, type_name, written_as
+from npu_matmul.host.convert import in_columns, pieces, stored_as, type_name, written_as
 from npu_matmul.host.elements import element_bytes
 from npu_matmul.host.pointers import LINE_BYTES, address, pointer
 from npu_matmul.host.threads import in_parts
@@ -247,7 +247,7 @@ class _Layout:
     ) -> None:
         """Terms lie along ``axis``, which is K: each tile as far from that of the term before."""
         matrix = operand.source
-        if not in_rows(matrix) and in_rows(matrix.T) and self.transposed.whole_vectors:
+        if in_columns(matrix) and self.transposed.whole_vectors:
             self.transposed.pack(operand.transposed(), order.T, 1 - axis, out)
             return
         down, across = (-(-matrix.shape[i] // self.tile[i]) for i in (0, 1))

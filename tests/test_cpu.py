@@ -83,6 +83,16 @@ def test_quantised_products_have_the_same_bits_by_every_path(int8: CpuDevice) ->
             assert_equal_bits(got, want)
 
 
+@pytest.mark.parametrize("name", ["bf16", "bf16x3"])
+def test_float_products_have_the_same_bits_in_any_memory_layout(bf16: CpuDevice, name: str) -> None:
+    how = PRECISIONS[name]
+    for seed, (m, k, n) in enumerate([(135, 31, 1), (40, 130, 33), (3, 700, 64)]):
+        a, b = floats(seed, m, k), floats(seed + 1, k, n)
+        want, _ = bf16.multiply(a, bf16.pack(how.b(b)), how, FLOAT32)
+        packed = bf16.pack(how.b(np.asfortranarray(b)))
+        assert_equal_bits(bf16.multiply(np.asfortranarray(a), packed, how, FLOAT32)[0], want)
+
+
 @pytest.mark.parametrize("size", [1e-44, 1e-25, 1e25])
 def test_rows_beyond_float32s_means_are_quantised_all_the_same(
     int8: CpuDevice, size: float

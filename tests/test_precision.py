@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from layouts import LAYOUTS
 from numpy.typing import NDArray
 
-from npu_matmul.host.convert import in_rows
+from npu_matmul.host.convert import in_columns, in_rows
 from npu_matmul.precision import (
     BF16,
     PRECISIONS,
@@ -122,14 +122,17 @@ def test_a_matrix_of_any_layout_is_converted_alike(layout: str, precision: str) 
             assert_equal_bits(got.scale, want.scale)
 
 
-def test_a_transpose_stays_one() -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_b_that_is_a_transpose_stays_one(precision: str) -> None:
     """Its elements are the neighbours that they were, so that nothing is exchanged to convert
     it."""
     x = np.random.default_rng(4).standard_normal((19, 37), np.float32)
-    for how in PRECISIONS.values():
-        for operand in (how.a(x.T), how.b(x.T)):
-            assert in_rows(operand.matrix.T)
-            assert in_rows(operand.transposed().matrix)
+    b = PRECISIONS[precision].b(x.T)
+    assert in_columns(b.matrix) and in_rows(PRECISIONS[precision].a(x.T).matrix)
+    turned = b.transposed()
+    assert_equal_bits(turned.matrix.T, b.matrix)
+    if b.scale is not None and turned.scale is not None:
+        assert_equal_bits(turned.scale.T, b.scale)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -18,7 +18,7 @@ from layouts import LAYOUTS, WRITABLE
 from numpy.typing import NDArray
 
 from npu_matmul import tiler
-from npu_matmul.host import threads
+from npu_matmul.host import convert, threads
 from npu_matmul.kernel import CoreGrid, Kernel, Mmul, TileShape, Types, load_kernel
 from npu_matmul.precision import PRECISIONS, Operand, finish, scales_of
 from npu_matmul.tiler import TileGrid, pack_a, pack_b, unpack_a, unpack_b, unpack_c
@@ -312,6 +312,21 @@ def test_floats_of_any_layout_are_packed_alike(layout: str, precision: str) -> N
         got = packed_operands((how.a(LAYOUTS[layout](a)), how.b(LAYOUTS[layout](b))), grid)
         for one, other in zip(got, want, strict=True):
             assert_equal_bits(one, other)
+
+
+def test_a_transpose_of_whole_tiles_is_packed_from_where_it_lies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("copied before it was packed")
+
+    monkeypatch.setattr(convert, "_buffered", refuse)
+    kernel, x = FLOAT_KERNELS["int8"], floats(np.float32, 6, 48, 64)
+    grid = TileGrid(kernel, 64, 48, 48)
+    packed_operands((PRECISIONS["int8"].a(x.T), PRECISIONS["int8"].b(x[:, :48].T)), grid)
+    every_second = x.astype(np.int8)[:, ::2]
+    with pytest.raises(AssertionError, match="copied"):
+        packed(pack_a, every_second, TileGrid(kernel, 48, 32, 1), grid.a_bytes)
 
 
 @pytest.mark.parametrize("layout", WRITABLE)

@@ -112,8 +112,9 @@ def _float_sums(
 def _by_blas(
     a: NDArray[Any], b: HostMatrix, out: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:
+    rows = a.astype(np.float32, order="C")  # BLAS sums columns in another order
     with np.errstate(invalid="ignore", over="ignore"):
-        product: NDArray[np.float32] = np.matmul(a.astype(np.float32), b.float32, out=out)
+        product: NDArray[np.float32] = np.matmul(rows, b.float32, out=out)
     return product
 
 

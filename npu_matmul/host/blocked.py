@@ -16,7 +16,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from npu_matmul.host.compiled import compiled
-from npu_matmul.host.elements import Value
+from npu_matmul.host.elements import Value, lanes_of, picked
 from npu_matmul.host.microkernel import (
     INT,
     MOVED_UP,
@@ -32,7 +32,7 @@ from npu_matmul.host.microkernel import (
 )
 
 BLOCK = 8  # rows and columns of a block of B, and columns of one of A and C
-ROWS = 2, 4, 8  # of a block of A and C: an even number, and no more than a vector has pairs
+ROWS = 2, 4, 8  # of a block of A and C: powers of two, as two rows of C make a vector
 WIDTH = 2 * VNNI.lanes
 B_BYTES, ROW_BYTES = BLOCK * BLOCK, 4 * BLOCK  # of a block of B, and of a row of one of C
 
@@ -135,8 +135,7 @@ def _add_blocks(
             with b.if_then(b.icmp_signed(">", columns, INT(BLOCK * block))):
                 upper, lower = sums[2 * i + v], sums[2 * i + 2 + v]
                 lanes = [BLOCK * half + x + rest for rest in (0, VNNI.lanes) for x in range(BLOCK)]
-                mask = ir.Constant(VNNI.groups, lanes)
-                both = b.shuffle_vector(upper, lower, mask)
+                both = picked(b, upper, lower, lanes)
                 where = b.add(start, INT(block * r * ROW_BYTES))
                 total = b.add(both, b.and_(load(b, where, both.type), kept))
                 b.store(total, b.inttoptr(where, ir.PointerType(both.type)), align=1)
@@ -153,18 +152,13 @@ def _block_starts(typingctx, address, size, r, to):  # type: ignore[no-untyped-d
         total = sums_of_words(b, *args[:2])
         while total.type.count > 2 * rows:
             half = total.type.count // 2
-            total = b.add(*(_lanes(b, total, range(x, x + half)) for x in (0, half)))
-        total = b.add(*(_lanes(b, total, range(x, 2 * rows, 2)) for x in (0, 1)))
+            total = b.add(*(lanes_of(b, total, range(x, x + half)) for x in (0, half)))
+        total = b.add(*(lanes_of(b, total, range(x, 2 * rows, 2)) for x in (0, 1)))
         start = b.mul(total, ir.Constant(total.type, [-MOVED_UP] * rows))
         b.store(start, b.inttoptr(args[3], ir.PointerType(start.type)), align=1)
         return context.get_dummy_value()
 
     return types.none(types.int64, types.int64, r, types.int64), codegen
-
-
-def _lanes(b: ir.IRBuilder, value: Value, places: Sequence[int]) -> Value:
-    mask = ir.Constant(ir.VectorType(WORD, len(places)), [*places])
-    return b.shuffle_vector(value, ir.Constant(value.type, ir.Undefined), mask)
 
 
 @numba.njit(nogil=True)

@@ -215,6 +215,11 @@ def in_rows(matrix: NDArray[Any]) -> bool:
     return matrix.shape[1] == 1 or matrix.strides[1] == matrix.dtype.itemsize
 
 
+def in_columns(matrix: NDArray[Any]) -> bool:
+    """Whether it is the transpose of a matrix in rows, and of several rows itself."""
+    return matrix.shape[0] > 1 and not in_rows(matrix) and in_rows(matrix.T)
+
+
 def _buffered(
     matrix: NDArray[Any],
     left: int,
@@ -241,7 +246,7 @@ def _buffered(
 def _buffer_shape(matrix: NDArray[Any], tile: tuple[int, int], itemsize: int) -> tuple[int, int]:
     """Whole tiles of at most ``BUFFER_BYTES`` (or one), long in the direction in which the elements
     of the matrix follow one another."""
-    along = 0 if in_rows(matrix.T) and not in_rows(matrix) else 1
+    along = 0 if in_columns(matrix) else 1
     sizes, room = [_whole(*pair) for pair in zip(matrix.shape, tile, strict=True)], BUFFER_BYTES
     shape = list(tile)
     for axis in (along, 1 - along):
@@ -338,7 +343,7 @@ def magnitudes(x: NDArray[Any], axis: int) -> NDArray[Any]:
     >>> magnitudes(np.array([[1, -3], [2, 0]], np.float16), axis=1).tolist()
     [3.0, 2.0]
     """
-    if not in_rows(x) and in_rows(x.T):
+    if in_columns(x):
         x, axis = x.T, 1 - axis
     kind = "float32" if x.dtype == np.int8 else type_name(x.dtype)
     bits = np.zeros(x.shape[1 - axis], f"u{stored_as(kind).itemsize}")

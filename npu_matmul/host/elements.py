@@ -6,6 +6,7 @@ Every function emits instructions for all lanes of a vector alike. The types are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -56,6 +57,17 @@ def bytes_of(element: Any) -> int:
 
 def bits_of(kind: str) -> Any:
     return ir.IntType(8 * bytes_of(ELEMENTS[kind]))
+
+
+def lanes_of(builder: Any, value: Value, places: Sequence[int]) -> Value:
+    """The lanes of a vector at these places."""
+    return picked(builder, value, ir.Constant(value.type, ir.Undefined), places)
+
+
+def picked(builder: Any, a: Value, b: Value, places: Sequence[int]) -> Value:
+    """Lanes of two vectors, those of the second numbered after those of the first."""
+    mask = ir.Constant(ir.VectorType(INT32, len(places)), [INT32(i) for i in places])
+    return builder.shuffle_vector(a, b, mask)
 
 
 def magnitude(builder: Any, bits: Value) -> Value:

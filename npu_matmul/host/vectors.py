@@ -18,7 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -32,9 +31,11 @@ from npu_matmul.host.elements import (
     bits_of,
     bytes_of,
     element_bytes,
+    lanes_of,
     larger,
     magnitude,
     narrowed,
+    picked,
     widened,
 )
 
@@ -165,7 +166,7 @@ def transpose_block(context, element_type, lanes, source, source_stride, target,
         # a perfect shuffle of the rows is one bit of their index exchanged with one of the lanes'
         for _ in range(size.bit_length() - 1):
             pairs = zip(lines[: size // 2], lines[size // 2 :], strict=True)
-            lines = [_picked(builder, a, b, mask) for a, b in pairs for mask in low_and_high]
+            lines = [picked(builder, a, b, mask) for a, b in pairs for mask in low_and_high]
         for row, line in zip(rows, lines, strict=True):
             row.store(line, out, target_stride)
         return context.get_dummy_value()
@@ -255,7 +256,7 @@ class _Conversion:
             memory = _Rows(builder, first, step, width)
             value = memory.load(start, source_stride, ELEMENTS[self.read])
             if order and source_stride is None:
-                value = _lanes(builder, value, np.argsort(order).tolist())
+                value = lanes_of(builder, value, sorted(range(len(order)), key=order.__getitem__))
             value = widened(builder, value, self.read, self.writes[0])
             if "rows" in self.factors:
                 value = builder.fmul(value, memory.row_factors(by_row, value.type.element))
@@ -265,7 +266,7 @@ class _Conversion:
                 target = builder.add(out, builder.mul(apart, INT64(i))) if i else out
                 result = narrowed(builder, value, kind)
                 if order and target_stride is None:
-                    result = _lanes(builder, result, order)
+                    result = lanes_of(builder, result, order)
                 memory.store(result, target, target_stride)
 
 
@@ -289,13 +290,13 @@ class _Rows:
             return
         for i in self._range:
             x = (i - self.first) * self.lanes
-            part = _lanes(self.builder, value, range(x, x + self.lanes))
+            part = lanes_of(self.builder, value, range(x, x + self.lanes))
             self._store(part, self._row(start, stride, i))
 
     def column_factors(self, start: Value, element: Any) -> Value:
         """The factor of each lane, on each row."""
         factors = self._load(start, element, self.lanes)
-        return _lanes(self.builder, factors, [*range(self.lanes)] * self.count)
+        return lanes_of(self.builder, factors, [*range(self.lanes)] * self.count)
 
     def row_factors(self, given: Value, element: Any) -> Value:
         """The factor of each row, on each of its lanes."""
@@ -306,7 +307,7 @@ class _Rows:
         else:
             offset = INT64(self.first * bytes_of(element))
             value, rows = self._load(self._plus(given, offset), element, count), [*range(count)]
-        return _lanes(builder, value, [i for i in rows for _ in range(self.lanes)])
+        return lanes_of(builder, value, [i for i in rows for _ in range(self.lanes)])
 
     @property
     def _range(self) -> range:
@@ -348,28 +349,17 @@ def _plus(builder: Any, start: Value, elements: Value, bytes_each: int) -> Value
     return builder.add(start, builder.mul(elements, INT64(bytes_each)))
 
 
-def _lanes(builder: Any, value: Value, places: Sequence[int]) -> Value:
-    """The lanes of a vector at these places."""
-    return _picked(builder, value, ir.Constant(value.type, ir.Undefined), places)
-
-
-def _picked(builder: Any, a: Value, b: Value, places: Sequence[int]) -> Value:
-    """Lanes of two vectors, those of the second numbered after those of the first."""
-    mask = ir.Constant(ir.VectorType(INT32, len(places)), [INT32(i) for i in places])
-    return builder.shuffle_vector(a, b, mask)
-
-
 def _joined(builder: Any, parts: list[Value]) -> Value:
     while len(parts) > 1:
         lanes = range(2 * parts[0].type.count)
         pairs = zip(parts[::2], parts[1::2], strict=True)
-        parts = [_picked(builder, low, high, lanes) for low, high in pairs]
+        parts = [picked(builder, low, high, lanes) for low, high in pairs]
     return parts[0]
 
 
 def _largest_lane(builder: Any, value: Value) -> Value:
     while value.type.count > 1:
         half = value.type.count // 2
-        low, high = (_lanes(builder, value, range(x, x + half)) for x in (0, half))
+        low, high = (lanes_of(builder, value, range(x, x + half)) for x in (0, half))
         value = larger(builder, low, high)
     return builder.extract_element(value, INT32(0))
