@@ -87,10 +87,12 @@ def test_quantised_products_have_the_same_bits_by_every_path(int8: CpuDevice) ->
 def test_float_products_have_the_same_bits_in_any_memory_layout(bf16: CpuDevice, name: str) -> None:
     how = PRECISIONS[name]
     for seed, (m, k, n) in enumerate([(135, 31, 1), (40, 130, 33), (3, 700, 64)]):
-        a, b = floats(seed, m, k), floats(seed + 1, k, n)
-        want, _ = bf16.multiply(a, bf16.pack(how.b(b)), how, FLOAT32)
-        packed = bf16.pack(how.b(np.asfortranarray(b)))
-        assert_equal_bits(bf16.multiply(np.asfortranarray(a), packed, how, FLOAT32)[0], want)
+        for kind in (FLOAT32, BF16):
+            a, b = floats(seed, m, k).astype(kind), floats(seed + 1, k, n).astype(kind)
+            want, _ = bf16.multiply(a, bf16.pack(how.b(b)), how, FLOAT32)
+            packed = bf16.pack(how.b(np.asfortranarray(b)))
+            got, _ = bf16.multiply(np.asfortranarray(a), packed, how, FLOAT32)
+            assert_equal_bits(got, want)
 
 
 @pytest.mark.parametrize("size", [1e-44, 1e-25, 1e25])
