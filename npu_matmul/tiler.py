@@ -225,8 +225,8 @@ class _Layout:
     block: tuple[int, int]
     turned: bool = False
 
-    @property
     def transposed(self) -> _Layout:
+        """That of the transpose, packed to the same places."""
         return _Layout(self.tile[::-1], self.block[::-1], not self.turned)
 
     @property
@@ -247,8 +247,8 @@ class _Layout:
     ) -> None:
         """Terms lie along ``axis``, which is K: each tile as far from that of the term before."""
         matrix = operand.source
-        if in_columns(matrix) and self.transposed.whole_vectors:
-            self.transposed.pack(operand.transposed(), order.T, 1 - axis, out)
+        if in_columns(matrix) and (turned := self.transposed()).whole_vectors:
+            turned.pack(operand.transposed(), order.T, 1 - axis, out)
             return
         down, across = (-(-matrix.shape[i] // self.tile[i]) for i in (0, 1))
         apart = 0

@@ -78,17 +78,17 @@ def multiplier(r: int) -> Any:
 
 @intrinsic(prefer_literal=True)
 def _block_rows(  # type: ignore[no-untyped-def]
-    typingctx, r, count, a, k_blocks, starts, panel, c, across, columns, keep
+    typingctx, r, count, a, depth, starts, panel, c, across, columns, keep
 ):
     """Multiplies ``count`` rows of blocks with a panel. ``columns`` are what C still has, ``keep``
     is -1 to add to C, 0 to overwrite it; all but ``r`` are int64."""
     rows = r.literal_value
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        _, count, a, k_blocks, starts, panel, c, across, columns, keep = args
+        _, count, a, depth, starts, panel, c, across, columns, keep = args
 
         def some(down: int) -> None:
-            sums = _sums(b, rows, down, a, k_blocks, starts, panel)
+            sums = _sums(b, rows, down, a, depth, starts, panel)
             _add_blocks(b, rows, sums, c, across, columns, keep)
 
         one_of(b, count, range(1, VNNI.most_rows // rows + 1), some)
@@ -98,10 +98,10 @@ def _block_rows(  # type: ignore[no-untyped-def]
 
 
 def _sums(
-    b: ir.IRBuilder, r: int, down: int, a: Value, k_blocks: Value, starts: Value, panel: Value
+    b: ir.IRBuilder, r: int, down: int, a: Value, depth: Value, starts: Value, panel: Value
 ) -> list[Value]:
     """Two vectors for each row of ``down`` rows of blocks of A."""
-    lines = [b.add(a, b.mul(k_blocks, INT(i * r * BLOCK))) for i in range(down)]
+    lines = [b.add(a, b.mul(depth, INT(i * r * BLOCK))) for i in range(down)]
 
     def step(place: Value, sums: Sequence[Value]) -> list[Value]:
         """One block of each: two groups."""
@@ -113,7 +113,7 @@ def _sums(
             sums = one_group(b, VNNI, lefts, b.add(panel, b.mul(here, INT(4 * WIDTH))), sums)
         return list(sums)
 
-    return along_k(b, k_blocks, first_sums(b, VNNI, starts, down * r), step)
+    return along_k(b, depth, first_sums(b, VNNI, starts, down * r), step)
 
 
 def _add_blocks(
@@ -176,16 +176,13 @@ def _zip_block(typingctx, source, to):  # type: ignore[no-untyped-def]
     """One block of B as two groups of eight columns, moved up by 128."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        block = ir.VectorType(ir.IntType(8), 64)
-        group = ir.VectorType(ir.IntType(8), 32)
-        value = b.load(b.inttoptr(args[0], ir.PointerType(block)), align=1)
-        value = b.xor(value, ir.Constant(block, [0x80] * 64))
+        block = ir.VectorType(ir.IntType(8), B_BYTES)
+        value = b.xor(load(b, args[0], block), ir.Constant(block, [0x80] * B_BYTES))
         for half in range(2):
-            lanes = [(4 * half + z) * BLOCK + x for x in range(BLOCK) for z in range(4)]
-            mask = ir.Constant(ir.VectorType(ir.IntType(32), 32), lanes)
-            where = b.add(args[1], ir.IntType(64)(4 * WIDTH * half))
-            part = b.shuffle_vector(value, ir.Constant(block, ir.Undefined), mask)
-            b.store(part, b.inttoptr(where, ir.PointerType(group)), align=1)
+            places = [(4 * half + z) * BLOCK + x for x in range(BLOCK) for z in range(4)]
+            group = lanes_of(b, value, places)
+            where = b.add(args[1], INT(4 * WIDTH * half))
+            b.store(group, b.inttoptr(where, ir.PointerType(group.type)), align=1)
         return context.get_dummy_value()
 
     return types.none(source, to), codegen
