@@ -16,8 +16,9 @@ from pathlib import Path
 
 from xdsl.dialects import func, scf
 
+from npu_matmul.assemble import step_operations
 from npu_matmul.balance import unbalanced
-from npu_matmul.instructions import Operation, Stream, step_operations
+from npu_matmul.instructions import Operation, Stream
 from npu_matmul.layout_rules import layout_violations
 from npu_matmul.lowering import dma_ends, pools
 from npu_matmul.memory_map import memory_map

@@ -69,7 +69,8 @@ def _launch_files(
     kernel: Kernel, target: str, problem: tuple[int, int, int], what: str, syntax: Syntax
 ) -> list[bytes]:
     from npu_matmul.design import design_text
-    from npu_matmul.schedule import cover, launch_sequence
+    from npu_matmul.launch import launch_sequence
+    from npu_matmul.schedule import cover
     from npu_matmul.streams import launch_stream
     from npu_matmul.tiler import TileGrid
 

@@ -1,7 +1,7 @@
 """Instruction streams: the words that XRT hands to the NPU's firmware to run one launch.
 
-``assemble`` turns a :class:`~npu_matmul.sequence.Sequence` into bytes, ``decode`` reads bytes back
-into the same operations that were encoded; both go through the dataclasses below, so a format
+``npu_matmul/assemble.py`` turns a :class:`~npu_matmul.sequence.Sequence` into operations,
+``decode`` reads bytes back into the same ones; both go through the dataclasses below, so a format
 detail stands once. The words equal those of the standard toolchain (mlir-aie, April 2026) for
 every pair in ``tests/data``.
 
@@ -25,8 +25,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from npu_matmul.overlay import Channel, Overlay, Tile
-from npu_matmul.sequence import Sequence, Step, Transfer, Wait, WriteParameter
+from npu_matmul.overlay import Channel, Tile
 from npu_matmul.target import (
     CHANNEL_CONTROL,
     CORE_DATA_MEMORY_BYTES,
@@ -41,7 +40,6 @@ from npu_matmul.target import (
     address,
     tile_of,
 )
-from npu_matmul.transfer_rules import is_contiguous, step_violations
 
 DIRECTIONS = ("S2MM", "MM2S")  # 0 and 1 in a SYNC
 TOKEN_CONTROLLER = (
@@ -286,59 +284,6 @@ class Stream:
             elif isinstance(operation, kind):
                 place = operation.column, operation.number
                 yield operation, written.get(place, Descriptor(0))
-
-
-def assemble(sequence: Sequence, overlay: Overlay) -> bytes:
-    """The instruction stream of a sequence on an overlay; raises :class:`StreamError` beyond a
-    limit."""
-    operations: list[Operation] = []
-    for position, step in enumerate(sequence.steps):
-        where = f"sequence @{sequence.name}, step {position}"
-        if sequence.places:
-            where = f"{sequence.places[position]}: {where}"
-        for violation in step_violations(step, sequence, overlay, where):
-            raise StreamError(str(violation))
-        operations += step_operations(step, sequence, overlay)
-    return Stream(overlay.target, overlay.columns, tuple(operations)).encode()
-
-
-def step_operations(step: Step, sequence: Sequence, overlay: Overlay) -> list[Operation]:
-    """What one step asks of the firmware; its channel, parameter and argument must exist."""
-    if isinstance(step, WriteParameter):
-        parameter = overlay.parameters[step.parameter]
-        offset = (parameter.address or 0) + step.index * WORD_BYTES
-        return [WriteWord(parameter.tile, offset, step.value)]
-    channel = overlay.channels[step.fifo]
-    if isinstance(step, Wait):
-        return [WaitToken(channel)]
-    itemsize = sequence.arguments[step.argument].dtype.itemsize
-    column, number = channel.column, step.descriptor
-    token = step.token or channel.direction == "S2MM"  # the toolchain's rule: writes always report
-    return [
-        WriteDescriptor(column, number, _descriptor(step, itemsize)),
-        PatchAddress(column, number, step.argument, step.offset * itemsize),
-        *([EnableTokens(channel)] if token else []),
-        StartTask(channel, number, step.sizes[0], token),
-    ]
-
-
-def _descriptor(step: Transfer, itemsize: int) -> Descriptor:
-    runs, outer, middle, inner = step.sizes
-    words = outer * middle * inner * itemsize // WORD_BYTES
-    steps = [stride * itemsize // WORD_BYTES for stride in step.strides]
-    walks = runs > 1 and step.strides[0] > 0
-    iteration = {"iterations": runs, "iteration_step": steps[0]} if walks else {}
-    if is_contiguous(step):
-        return Descriptor(words, **iteration)
-    return Descriptor(
-        words,
-        wrap0=inner * itemsize // WORD_BYTES,
-        wrap1=middle,
-        step0=steps[3] if inner > 1 and step.strides[3] > 1 else 1,
-        step1=steps[2] if middle > 1 else 1,
-        step2=steps[1] if outer > 1 else 1,
-        **iteration,
-    )
 
 
 def decode(stream: bytes) -> Stream:

@@ -8,7 +8,8 @@ from dataclasses import replace
 from npu_matmul.design import design_text
 from npu_matmul.design_rules import Checked, check_text
 from npu_matmul.kernel import Kernel
-from npu_matmul.schedule import cover, launch_sequence
+from npu_matmul.launch import launch_sequence
+from npu_matmul.schedule import cover
 from npu_matmul.symbol_rules import judged_symbols
 from npu_matmul.target import TARGETS
 from npu_matmul.tiler import TileGrid

@@ -19,18 +19,9 @@ from numpy.typing import NDArray
 
 from npu_matmul.accumulate import accumulate
 from npu_matmul.device import Buffer, LoadedKernel
+from npu_matmul.launch import LaunchShape, argument_bytes
 from npu_matmul.precision import Operand
-from npu_matmul.schedule import (
-    LIMITS,
-    Launch,
-    LaunchShape,
-    Limits,
-    argument_bytes,
-    block_launches,
-    c_order,
-    cover,
-    cover_shapes,
-)
+from npu_matmul.schedule import LIMITS, Launch, Limits, block_launches, c_order, cover, cover_shapes
 from npu_matmul.streams import launch_stream
 from npu_matmul.tiler import TileGrid, pack_a, pack_b, unpack_c
 from npu_matmul.timeline import listening

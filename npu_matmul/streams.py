@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
+from npu_matmul.assemble import assemble
 from npu_matmul.design import design_text
-from npu_matmul.instructions import PatchAddress, StartTask, Stream, WriteDescriptor, assemble
+from npu_matmul.instructions import PatchAddress, StartTask, Stream, WriteDescriptor
 from npu_matmul.kernel import Kernel
+from npu_matmul.launch import LaunchShape, launch_sequence
 from npu_matmul.overlay import Channel
-from npu_matmul.schedule import LaunchShape, launch_sequence, step_cycles
+from npu_matmul.schedule import step_cycles
 from npu_matmul.target import NPU1, WORD_BYTES, Target
 
 

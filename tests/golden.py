@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.assemble import assemble
 from npu_matmul.emulator.machine import Machine
 from npu_matmul.emulator.shim import DeviceMemory
 from npu_matmul.emulator.symbols import Model
-from npu_matmul.instructions import assemble, decode
+from npu_matmul.instructions import decode
 from npu_matmul.mlir.elaborate import overlay_of, overlay_of_text, sequence_of
 from npu_matmul.mlir.reader import read_design
 from npu_matmul.overlay import Overlay

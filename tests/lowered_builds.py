@@ -13,7 +13,8 @@ import lowered_modules
 
 from npu_matmul.build.plan import reference_problem
 from npu_matmul.kernel import Kernel
-from npu_matmul.schedule import LaunchShape, cover, launch_sequence
+from npu_matmul.launch import LaunchShape, launch_sequence
+from npu_matmul.schedule import cover
 from npu_matmul.sequence import to_mlir
 from npu_matmul.streams import launch_stream
 from npu_matmul.tiler import TileGrid

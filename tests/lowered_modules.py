@@ -11,7 +11,8 @@ import numpy as np
 from golden import synced, unsynced
 from numpy.typing import NDArray
 
-from npu_matmul.instructions import assemble, decode
+from npu_matmul.assemble import assemble
+from npu_matmul.instructions import decode
 from npu_matmul.lowered.core import Symbol
 from npu_matmul.lowered.machine import LoweredMachine
 from npu_matmul.lowered.module import LoweredModule

@@ -14,6 +14,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from npu_matmul.assemble import assemble
 from npu_matmul.instructions import (
     EnableTokens,
     PatchAddress,
@@ -21,7 +22,6 @@ from npu_matmul.instructions import (
     StreamError,
     WriteDescriptor,
     WriteWord,
-    assemble,
     decode,
 )
 from npu_matmul.overlay import Channel, Overlay, Tile

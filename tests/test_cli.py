@@ -13,8 +13,9 @@ from click.testing import CliRunner, Result
 from golden import changed
 
 from npu_matmul import cli
+from npu_matmul.assemble import assemble
 from npu_matmul.design import design_text
-from npu_matmul.instructions import assemble, decode
+from npu_matmul.instructions import decode
 from npu_matmul.kernel import load_kernel
 from npu_matmul.mlir.elaborate import overlay_of, sequence_of
 from npu_matmul.mlir.reader import read_design

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
+from npu_matmul.assemble import assemble
 from npu_matmul.design import design_text
-from npu_matmul.instructions import assemble
 from npu_matmul.kernel import (
     CoreGrid,
     Kernel,
@@ -17,10 +17,11 @@ from npu_matmul.kernel import (
     load_kernel,
     load_variants,
 )
+from npu_matmul.launch import LaunchShape, launch_sequence
 from npu_matmul.mlir.elaborate import overlay_of, overlay_of_text, sequence_of
 from npu_matmul.mlir.reader import read_design
 from npu_matmul.overlay import Channel, Overlay, Tile
-from npu_matmul.schedule import LaunchShape, cover, launch_sequence
+from npu_matmul.schedule import cover
 from npu_matmul.streams import launch_stream
 from npu_matmul.target import CORE_DATA_MEMORY_BYTES, NPU1
 from npu_matmul.tiler import TileGrid

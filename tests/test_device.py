@@ -16,6 +16,7 @@ from comparing import assert_equal_bits, product_int32, random_int8
 from numpy.typing import NDArray
 
 from npu_matmul import device as devices
+from npu_matmul.assemble import assemble
 from npu_matmul.design import design_text
 from npu_matmul.device import (
     Buffer,
@@ -25,10 +26,11 @@ from npu_matmul.device import (
 )
 from npu_matmul.device.emulated import EmulatedDevice
 from npu_matmul.emulator.shim import FifoChannel
-from npu_matmul.instructions import StreamError, WaitToken, assemble, decode
+from npu_matmul.instructions import StreamError, WaitToken, decode
 from npu_matmul.kernel import CoreGrid, TileShape, load_kernel
+from npu_matmul.launch import argument_bytes, launch_sequence
 from npu_matmul.mlir.elaborate import overlay_of_text
-from npu_matmul.schedule import argument_bytes, c_order, cover, launch_sequence
+from npu_matmul.schedule import c_order, cover
 from npu_matmul.sequence import Sequence, WriteParameter
 from npu_matmul.streams import launch_stream
 from npu_matmul.tiler import TileGrid, pack_a, pack_b, unpack_c

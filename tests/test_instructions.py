@@ -11,6 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from npu_matmul.assemble import assemble
 from npu_matmul.instructions import (
     Descriptor,
     EnableTokens,
@@ -22,7 +23,6 @@ from npu_matmul.instructions import (
     WaitToken,
     WriteDescriptor,
     WriteWord,
-    assemble,
     decode,
 )
 from npu_matmul.overlay import Channel, Tile

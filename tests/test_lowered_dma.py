@@ -10,9 +10,10 @@ from comparing import assert_equal_bits
 from golden import changed, unsynced
 from lowered_modules import INTO, LOOP, OUT_OF, SYMBOLS, every_schedule, machine, through
 
+from npu_matmul.assemble import assemble
 from npu_matmul.emulator import POISON
 from npu_matmul.emulator.actors import Deadlock, RestStateError
-from npu_matmul.instructions import assemble, decode
+from npu_matmul.instructions import decode
 from npu_matmul.lowered.machine import LoweredMachine
 from npu_matmul.lowered.memory import RaceError
 from npu_matmul.lowered.reading import read_lowered

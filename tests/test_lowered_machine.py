@@ -10,10 +10,11 @@ from golden import changed, gemm_sequence, launch, synced, unsynced
 from lowered_modules import SYMBOLS, after_line, every_schedule, line_of, machine, module, text
 from numpy.typing import NDArray
 
+from npu_matmul.assemble import assemble
 from npu_matmul.emulator import EmulationError
 from npu_matmul.emulator.actors import Deadlock, RestStateError
 from npu_matmul.emulator.shim import DeviceMemory
-from npu_matmul.instructions import Stream, WriteWord, assemble, decode
+from npu_matmul.instructions import Stream, WriteWord, decode
 from npu_matmul.lowered.locks import LockError
 from npu_matmul.lowered.machine import LoweredCounters, LoweredMachine
 from npu_matmul.lowered.memory import RaceError

@@ -18,9 +18,10 @@ from npu_matmul.build.plan import reference_design, reference_problem
 from npu_matmul.emulator.actors import Deadlock
 from npu_matmul.instructions import decode
 from npu_matmul.kernel import Kernel, load_variants
+from npu_matmul.launch import LaunchShape
 from npu_matmul.lowered.module import LoweredModule
 from npu_matmul.lowered.reading import read_lowered
-from npu_matmul.schedule import LaunchShape, cover
+from npu_matmul.schedule import cover
 from npu_matmul.streams import launch_stream
 from npu_matmul.tiler import TileGrid
 from npu_matmul.verify.run import verify_build, verify_text

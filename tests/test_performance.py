@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from npu_matmul.kernel import Depths, Kernel, kernels_named, load_kernel
+from npu_matmul.launch import LaunchShape, launch_sequence
 from npu_matmul.performance import array, figures, original, published
 from npu_matmul.performance.array import Array, launch_time, work_of
 from npu_matmul.performance.figures import CLOCKS_HZ, FIGURES, NPU1_FIGURES, Figure
 from npu_matmul.performance.published import Published
-from npu_matmul.schedule import LaunchShape, launch_sequence
 from npu_matmul.sequence import Transfer
 
 LONG = [row for row in published.ROWS if row.long_runs]

@@ -17,7 +17,8 @@ from npu_matmul.device import Buffer, Counters, LoadedKernel, NpuDevice
 from npu_matmul.device.emulated import EmulatedDevice
 from npu_matmul.device.self_test import self_test
 from npu_matmul.kernel import CoreGrid, Kernel, TileShape, load_kernel
-from npu_matmul.schedule import LIMITS, Limits, cover, launch_sequence, step_cycles
+from npu_matmul.launch import launch_sequence
+from npu_matmul.schedule import LIMITS, Limits, cover, step_cycles
 from npu_matmul.sequence import Transfer
 from npu_matmul.strategies import (
     STRATEGIES,

@@ -19,12 +19,13 @@ from npu_matmul.emulator.symbols import models
 from npu_matmul.emulator.timed import TimedMachine
 from npu_matmul.instructions import decode
 from npu_matmul.kernel import Kernel, TileShape, load_kernel
+from npu_matmul.launch import LaunchShape, argument_bytes
 from npu_matmul.lowered.schedules import schedules
 from npu_matmul.mlir.elaborate import overlay_of_text
 from npu_matmul.overlay import Overlay
 from npu_matmul.performance.array import Array, launch_time, launch_work
 from npu_matmul.performance.figures import NPU1_FIGURES
-from npu_matmul.schedule import LaunchShape, argument_bytes, cover
+from npu_matmul.schedule import cover
 from npu_matmul.streams import launch_stream
 from npu_matmul.tiler import TileGrid
 from npu_matmul.timeline.strands import ArrayLaunch

@@ -12,7 +12,8 @@ from lowered_builds import lowered_build, reference_shape
 from lowered_modules import text
 
 from npu_matmul.kernel import CoreGrid, Kernel, kernel_folders, load_kernel
-from npu_matmul.schedule import LaunchShape, cover, launch_sequence
+from npu_matmul.launch import LaunchShape, launch_sequence
+from npu_matmul.schedule import cover
 from npu_matmul.sequence import to_mlir
 from npu_matmul.streams import launch_stream
 from npu_matmul.target import NPU2

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from npu_matmul.design import design_text
 from npu_matmul.kernel import Kernel
-from npu_matmul.schedule import cover, launch_sequence
+from npu_matmul.launch import launch_sequence
+from npu_matmul.schedule import cover
 from npu_matmul.sequence import Syntax
 from npu_matmul.target import TARGETS
 from npu_matmul.tiler import TileGrid

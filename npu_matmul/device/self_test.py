@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from npu_matmul.device.buffer import Buffer
 from npu_matmul.device.npu import LoadedKernel
 from npu_matmul.kernel import Kernel
-from npu_matmul.schedule import Launch, argument_bytes, block_launches, c_order, cover
+from npu_matmul.launch import argument_bytes
+from npu_matmul.schedule import Launch, block_launches, c_order, cover
 from npu_matmul.streams import launch_stream
 from npu_matmul.target import Target
 from npu_matmul.tiler import TileGrid, pack_a, pack_b, unpack_c

@@ -13,16 +13,10 @@ from typing import Any
 import numpy as np
 
 from npu_matmul.kernel import CoreGrid
+from npu_matmul.launch import columns_outside, operand_tasks, stream_bytes
 from npu_matmul.performance.array import Array, LaunchTime, launch_time, work_of
 from npu_matmul.performance.product import Npu
-from npu_matmul.schedule import (
-    LIMITS,
-    Limits,
-    call_cycles,
-    columns_outside,
-    operand_tasks,
-    stream_bytes,
-)
+from npu_matmul.schedule import LIMITS, Limits, call_cycles
 
 Shape = tuple[int, int, int]
 SYNCS = 2  # of a product: A in, C out

@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from npu_matmul.kernel import Kernel
+from npu_matmul.launch import LaunchShape, input_tasks
 from npu_matmul.performance.figures import CoreRates, Figures
-from npu_matmul.schedule import LaunchShape, input_tasks
 from npu_matmul.target import NPU1, Target
 
 

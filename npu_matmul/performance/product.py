@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from npu_matmul.launch import LaunchShape
 from npu_matmul.performance.array import Array, LaunchTime, Work, launch_time, launch_work
 from npu_matmul.performance.figures import FIGURES, Figures
 from npu_matmul.performance.host import HostRates
-from npu_matmul.schedule import LIMITS, LaunchShape, Limits, block_shapes, cover_shapes
+from npu_matmul.schedule import LIMITS, Limits, block_shapes, cover_shapes
 from npu_matmul.strategies import Counts, expected
 from npu_matmul.target import TARGETS, Target
 from npu_matmul.tiler import TileGrid

@@ -21,6 +21,7 @@ from npu_matmul.emulator.actors import Deadlock, RestStateError
 from npu_matmul.emulator.machine import Machine
 from npu_matmul.instructions import StreamError, decode
 from npu_matmul.kernel import Kernel
+from npu_matmul.launch import LaunchShape
 from npu_matmul.lowered.core import AlignmentError
 from npu_matmul.lowered.locks import LockError
 from npu_matmul.lowered.machine import LoweredCounters, LoweredMachine
@@ -28,7 +29,6 @@ from npu_matmul.lowered.memory import RaceError
 from npu_matmul.lowered.schedules import FIXED, Schedule, schedules
 from npu_matmul.mlir.reader import DesignError, read_design
 from npu_matmul.overlay import Tile
-from npu_matmul.schedule import LaunchShape
 from npu_matmul.streams import launch_stream
 from npu_matmul.target import NPU1, Target
 from npu_matmul.verify.product import NoProduct, Product

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from npu_matmul.assemble import step_operations
 from npu_matmul.emulator.machine import Machine
 from npu_matmul.instructions import (
     Operation,
@@ -18,7 +19,6 @@ from npu_matmul.instructions import (
     WriteDescriptor,
     WriteWord,
     decode,
-    step_operations,
 )
 from npu_matmul.kernel import Kernel
 from npu_matmul.lowered.core import Symbol

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.assemble import assemble
 from npu_matmul.emulator import POISON
 from npu_matmul.emulator.patterns import order
 from npu_matmul.emulator.shim import DeviceMemory
@@ -25,7 +26,6 @@ from npu_matmul.instructions import (
     Stream,
     WriteDescriptor,
     WriteWord,
-    assemble,
     decode,
 )
 from npu_matmul.overlay import Overlay, Tile
