@@ -103,7 +103,7 @@ def beside_table(rows: Sequence[Row]) -> Table:
 
 def start_table(rows: Sequence[Row]) -> Table:
     """Seconds of fresh processes."""
-    table = _table(f"fresh processes, warm caches, {shape_text(rows[0]['shape'])}")
+    table = _table(f"fresh processes, {shape_text(rows[0]['shape'])}")
     table.add_column("product")
     for heading in ("s until its first result", "error"):
         table.add_column(heading, justify="right")
