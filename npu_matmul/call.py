@@ -76,7 +76,7 @@ class Call:
             self.reason = self.reason or _WITHOUT_KERNELS.format(self.device.name)
             return
         assert isinstance(self.device, NpuDevice)
-        if self._is_small(a, b):
+        if kernel is None and strategy is None and self._is_small(a, b):
             return
         packed_for = b.kernel if isinstance(b, PackedMatrix) else None
         if packed_for is not None:
@@ -277,13 +277,15 @@ def call_on(
 
 
 def _check_same_kernel(packed_for: Kernel, kernel: str | Kernel | None) -> None:
+    if kernel is None or kernel in (packed_for, packed_for.name):
+        return
     name = kernel.name if isinstance(kernel, Kernel) else kernel
-    if name is not None and name != packed_for.name:
-        raise ValueError(
-            f"B is packed for kernel {packed_for.name!r}, the call is "
-            f"for {name!r}; pack it for that "
-            f"one: pack_b(B, kernel={name!r})"
-        )
+    other = repr(name) if name != packed_for.name else "another one of that name"
+    cure = "that kernel" if isinstance(kernel, Kernel) else repr(name)
+    raise ValueError(
+        f"B is packed for kernel {packed_for.name!r}, the call is for {other}; pack it for that "
+        f"one: pack_b(B, kernel={cure})"
+    )
 
 
 def _problem(a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, int, int]:

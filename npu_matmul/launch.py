@@ -18,6 +18,7 @@ from npu_matmul.target import NPU1, Target
 
 TASK_BYTES = 164  # of a stream: descriptor 48, patch 48, token control 28, start 24, wait 16
 FIXED_BYTES = 16  # the header; parameters and C add their own
+VIEW_BYTES = 1 << 32  # of A, B or C in one launch: a stream says by 32 bits where a transfer begins
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,14 @@ def launch_sequence(kernel: Kernel, shape: LaunchShape, target: Target = NPU1) -
     would overfill a start queue waits for the oldest one on it, and takes over its buffer
     descriptor.
     """
-    tile, cores = kernel.tile, kernel.grid
-    c_elements = shape.rows * shape.columns * cores.rows * tile.m * tile.n
-    arguments = _arguments(kernel, shape, c_elements)
+    cores = kernel.grid
+    arguments = _arguments(kernel, shape)
     steps: list[Step] = [
         WriteParameter(design.parameter(column, row), 0, shape.steps)
         for column in range(cores.columns)
         for row in range(cores.rows)
     ]
+    c_elements = arguments[2].elements // cores.columns
     for column in range(cores.columns):
         pattern = linear(column * c_elements, c_elements)
         steps.append(Transfer(design.c_output(column), 2, descriptor=0, token=True, **pattern))
@@ -63,24 +64,19 @@ def launch_sequence(kernel: Kernel, shape: LaunchShape, target: Target = NPU1) -
 
 def argument_bytes(kernel: Kernel, shape: LaunchShape) -> tuple[int, int, int]:
     """Sizes of the views of A, B and C that a launch of this shape reads and writes."""
-    a, b, c = launch_sequence(kernel, shape).arguments
-    return (
-        a.elements * a.dtype.itemsize,
-        b.elements * b.dtype.itemsize,
-        c.elements * c.dtype.itemsize,
-    )
+    a, b, c = (x.elements * x.dtype.itemsize for x in _arguments(kernel, shape))
+    return a, b, c
 
 
-def _arguments(
-    kernel: Kernel, shape: LaunchShape, c_elements: int
-) -> tuple[Argument, Argument, Argument]:
+def _arguments(kernel: Kernel, shape: LaunchShape) -> tuple[Argument, Argument, Argument]:
     tile, cores = kernel.tile, kernel.grid
     a_tiles = (cores.rows - 1) * shape.a_stride + shape.rows * shape.steps
     b_tiles = (cores.columns - 1) * shape.b_stride + shape.columns * shape.steps
+    c_tiles = cores.rows * cores.columns * shape.rows * shape.columns
     return (
         Argument("a", a_tiles * tile.m * tile.k, kernel.a_dtype),
         Argument("b", b_tiles * tile.k * tile.n, kernel.b_dtype),
-        Argument("c", cores.columns * c_elements, kernel.c_dtype),
+        Argument("c", c_tiles * tile.m * tile.n, kernel.c_dtype),
     )
 
 

@@ -18,6 +18,7 @@ from npu_matmul.kernel import Kernel, load_variants
 from npu_matmul.operands import (
     as_operand,
     check_out,
+    check_precision,
     choose_precision,
     result_shape,
     result_type,
@@ -207,6 +208,7 @@ def _precision(a: NDArray[Any], b: NDArray[Any] | PackedMatrix, precision: str |
     """How the product is computed; a packed B has settled it."""
     if not isinstance(b, PackedMatrix):
         return choose_precision(a.dtype, b.dtype, precision)
+    check_precision(precision)
     if precision is not None and precision != b.precision.name:
         raise ValueError(
             f"B is packed as {b.precision.name!r}, the call asks for "

@@ -59,9 +59,14 @@ def choose_precision(a: np.dtype[Any], b: np.dtype[Any], precision: str | None) 
             f"precision={precision!r} applies to float operands; int8 "
             "products are exact: leave it out"
         )
-    if precision is not None and precision not in PRECISIONS:
-        raise ValueError(f"there is no precision {precision!r}; known are: {', '.join(PRECISIONS)}")
+    check_precision(precision)
     return PRECISIONS[precision or "bf16"]
+
+
+def check_precision(name: str | None) -> None:
+    """Raise ValueError where there is no precision of that name; None stands for the default."""
+    if name is not None and name not in PRECISIONS:
+        raise ValueError(f"there is no precision {name!r}; known are: {', '.join(PRECISIONS)}")
 
 
 def result_type(
@@ -128,6 +133,10 @@ def check_out(out: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """Raise unless ``out`` can take the result; its byte order may be any."""
     if not isinstance(out, np.ndarray):
         raise TypeError(f"npu_matmul: out must be an array, not {type(out).__name__}")
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError(
+            "npu_matmul: out is a masked array, whose mask would hide results; pass out.data"
+        )
     if out.dtype.newbyteorder("=") != dtype:
         raise TypeError(
             f"npu_matmul: out is {out.dtype}, the result is {dtype}; pass an out of that type, or "

@@ -35,8 +35,8 @@ class Quick:
     """``run(a, out, dtype)`` computes ``out = a @ b`` and returns True, or returns False and leaves
     ``out`` as it was, where the call is not of the common, small kind.
 
-    That kind: int8 A (M, K); ``out`` (M, N) int8, or INT32 and ``dtype=np.int32``, with
-    neighbouring columns; they do not overlap, and there is little work.
+    That kind: A (M, K) of int8; ``out`` (M, N) of int8, or INT32 and ``dtype=np.int32``, with
+    neighbouring columns; both plain arrays that do not overlap; and there is little work.
     """
 
     run: Callable[[Any, Any, Any], bool]
@@ -65,6 +65,8 @@ def quick_product(device: Device, b: Panels) -> Quick:
     # A function and its variables: calls of objects and their attributes would take longer.
     def run(a: Any, out: Any, dtype: Any) -> bool:
         try:
+            if type(a) is not np.ndarray or type(out) is not np.ndarray:
+                return False  # a subclass may have more to it, as masked arrays do
             if a.dtype is not _INT8 or not out.flags.writeable or not device.direct:
                 return False
             if dtype is _INT32_TYPE:

@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.kernel import Kernel
-from npu_matmul.launch import LaunchShape, columns_outside, stream_bytes
+from npu_matmul.launch import (
+    VIEW_BYTES,
+    LaunchShape,
+    argument_bytes,
+    columns_outside,
+    stream_bytes,
+)
 from npu_matmul.target import NPU1, Target
 from npu_matmul.tiler import TileGrid
 
@@ -25,13 +31,11 @@ class Limits:
     ``stream_bytes`` is our own bound: streams live in the 64 MiB that the driver sets aside for
     each process, and one is kept per shape. ``core_cycles`` keeps a launch well under the driver's
     watchdog of 2 s at npu1's lowest clock of 0.8 GHz; cycles are the pessimistic estimate of
-    ``step_cycles``. ``c_bytes`` keeps all of a launch's C within the 32-bit byte offset by which a
-    stream sets an address.
+    ``step_cycles``.
     """
 
     stream_bytes: int = 256 * 1024
     core_cycles: int = 400_000_000
-    c_bytes: int = 1 << 32
 
     def steps(self, kernel: Kernel) -> int:
         """Most core calls of one core in one launch."""
@@ -79,6 +83,28 @@ class Launch:
     c_tile: int
 
 
+def block_steps(grid: TileGrid, limits: Limits = LIMITS, target: Target = NPU1) -> int:
+    """The most steps of K, up to all, that a launch of one block may have; raises
+    :class:`LimitError` where not even one may."""
+    kernel, cores = grid.kernel, grid.kernel.grid
+    steps = min(grid.Kt, limits.steps(kernel))
+    stream = stream_bytes(cores, 1, 1, target)
+    if stream > limits.stream_bytes:
+        raise LimitError(
+            f"kernel {kernel.name!r}: a launch of one block needs a stream of up to {stream} B; "
+            f"the limit is {limits.stream_bytes} B"
+        )
+    a, b, _ = argument_bytes(kernel, _shape(grid, 1, 1, steps, columns_outer=False))
+    for name, view_bytes, cut in (("A", a, "rows"), ("B", b, "columns")):
+        if view_bytes > VIEW_BYTES:
+            raise LimitError(
+                f"kernel {kernel.name!r}: {name}'s parts for its {getattr(cores, cut)} {cut} of "
+                f"cores lie within {view_bytes} B, and a launch can reach {VIEW_BYTES} B; multiply "
+                f"fewer {cut} of {name} at a time, or use a kernel of one core"
+            )
+    return steps
+
+
 def block_launches(grid: TileGrid, steps: int | None = None) -> list[Launch]:
     """One launch per block of C (and per ``steps`` of K, where given), row by row; K parts
     outermost."""
@@ -109,7 +135,7 @@ def cover(grid: TileGrid, limits: Limits = LIMITS, target: Target = NPU1) -> lis
     The outer loop is the one that needs fewer tasks. A K too long for one launch of a single block
     is cut into parts, whose C the host adds.
     """
-    most_steps = limits.steps(grid.kernel)
+    most_steps = block_steps(grid, limits, target)
     if grid.Kt > most_steps:
         return block_launches(grid, most_steps)
     columns_outer, (outer, inner), (outer_size, inner_size) = _cut(grid, limits, target)
@@ -132,7 +158,7 @@ def cover_shapes(
     grid: TileGrid, limits: Limits = LIMITS, target: Target = NPU1
 ) -> list[tuple[LaunchShape, int]]:
     """The shapes of ``cover``, and how many launches have each: of millions, too."""
-    most_steps = limits.steps(grid.kernel)
+    most_steps = block_steps(grid, limits, target)
     if grid.Kt > most_steps:
         return block_shapes(grid, most_steps)
     columns_outer, (outer, inner), (outer_size, inner_size) = _cut(grid, limits, target)
@@ -175,27 +201,20 @@ def c_order(grid: TileGrid, launches: list[Launch]) -> NDArray[np.int64]:
 
 
 def _largest(
-    grid: TileGrid, outer: int, inner: int, limits: Limits, target: Target
+    grid: TileGrid, outer: int, inner: int, columns_outer: bool, limits: Limits, target: Target
 ) -> tuple[int, int]:
-    """The largest part of the outer loop, or else of the inner one, that one launch may be."""
-
-    cores = grid.kernel.grid
+    """The largest part of the outer loop, or else of the inner one, that one launch may be; one
+    block of it may be one."""
 
     def fits(outer_size: int, inner_size: int) -> bool:
-        stream = stream_bytes(cores, outer_size, inner_size, target)
-        blocks = outer_size * inner_size
+        sizes = (inner_size, outer_size) if columns_outer else (outer_size, inner_size)
+        views = argument_bytes(grid.kernel, _shape(grid, *sizes, grid.Kt, columns_outer))
         return (
-            stream <= limits.stream_bytes
-            and blocks * grid.Kt <= limits.steps(grid.kernel)
-            and blocks * _cores(grid.kernel) * grid.kernel.c_tile_bytes <= limits.c_bytes
+            stream_bytes(grid.kernel.grid, outer_size, inner_size, target) <= limits.stream_bytes
+            and outer_size * inner_size * grid.Kt <= limits.steps(grid.kernel)
+            and max(views) <= VIEW_BYTES
         )
 
-    if not fits(1, 1):
-        raise LimitError(
-            f"kernel {grid.kernel.name!r}: a launch of one block needs a stream of up to "
-            f"{stream_bytes(cores, 1, 1, target)} B; "
-            f"the limit is {limits.stream_bytes} B"
-        )
     if fits(1, inner):
         return _bisect(outer, lambda size: fits(size, inner)), inner
     return 1, _bisect(inner, lambda size: fits(1, size))
@@ -207,7 +226,7 @@ def _cut(
     """Whether columns are outside; blocks of the outer and the inner loop; those of a launch."""
     columns_outer = columns_outside(grid.kernel.grid, grid.Mb, grid.Nb, target)
     loops = (grid.Nb, grid.Mb) if columns_outer else (grid.Mb, grid.Nb)
-    return columns_outer, loops, _largest(grid, *loops, limits, target)
+    return columns_outer, loops, _largest(grid, *loops, columns_outer, limits, target)
 
 
 def _parts(total: int, size: int) -> list[tuple[int, int]]:

@@ -21,7 +21,16 @@ from npu_matmul.accumulate import accumulate
 from npu_matmul.device import Buffer, LoadedKernel
 from npu_matmul.launch import LaunchShape, argument_bytes
 from npu_matmul.precision import Operand
-from npu_matmul.schedule import LIMITS, Launch, Limits, block_launches, c_order, cover, cover_shapes
+from npu_matmul.schedule import (
+    LIMITS,
+    Launch,
+    Limits,
+    block_launches,
+    block_steps,
+    c_order,
+    cover,
+    cover_shapes,
+)
 from npu_matmul.streams import launch_stream
 from npu_matmul.tiler import TileGrid, pack_a, pack_b, unpack_c
 from npu_matmul.timeline import listening
@@ -247,7 +256,7 @@ def _on_views(
 
 
 def _blocks(grid: TileGrid, limits: Limits) -> list[Launch]:
-    return block_launches(grid, min(grid.Kt, limits.steps(grid.kernel)))
+    return block_launches(grid, block_steps(grid, limits))
 
 
 def _one_tile_shape(shape: LaunchShape, resident: bool) -> LaunchShape:

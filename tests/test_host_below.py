@@ -42,6 +42,16 @@ def test_as_many_as_the_limit_go_to_the_npu(device: NpuDevice) -> None:
     assert (last_call().device, last_call().launches) == ("emulated", 1)
 
 
+@pytest.mark.parametrize("asked", [{"kernel": "matmul_16x16"}, {"strategy": "sequential"}])
+def test_what_asks_for_a_kernel_or_a_strategy_gets_it(
+    device: NpuDevice, asked: dict[str, str]
+) -> None:
+    device.host_below = 10**6
+    npu_matmul(random_int8(1, 8, 9), random_int8(2, 9, 10), device=device, **asked)
+    assert last_call().launches > 0
+    assert asked.items() <= vars(last_call()).items()
+
+
 @pytest.mark.parametrize(("a_stack", "b_stack"), [((), (10,)), ((10,), (10,)), ((2, 1), (2, 5))])
 def test_each_product_of_a_stack_counts_alone(
     device: NpuDevice, a_stack: tuple[int, ...], b_stack: tuple[int, ...]

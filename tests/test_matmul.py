@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import copy
+import dataclasses
 import doctest
 import pickle
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from npu_matmul import PackedMatrix, choose, last_call, npu_matmul, open_device, pack_b
 from npu_matmul.call import Call
 from npu_matmul.device import DeviceError, NpuDevice
-from npu_matmul.kernel import KernelNotBuilt, UnknownKernel, load_kernel
+from npu_matmul.kernel import CoreGrid, KernelNotBuilt, UnknownKernel, load_kernel
 from npu_matmul.strategies import STRATEGIES
 
 KERNEL = load_kernel("matmul_16x16")
@@ -292,7 +293,10 @@ def test_a_packed_matrix_fits_only_its_device_and_kernel(npu: NpuDevice) -> None
         npu_matmul(a, packed, device="cpu")
     with pytest.raises(ValueError, match=r"packed for kernel 'matmul_16x16'.*'matmul_64x512'"):
         npu_matmul(a, packed, kernel="matmul_64x512")
-    assert_equal_bits(npu_matmul(a, packed, device=npu, kernel="matmul_16x16"), clipped_int8(a, b))
+    with pytest.raises(ValueError, match=r"'matmul_16x16'.* another one of that name; .*that k"):
+        npu_matmul(a, packed, kernel=dataclasses.replace(KERNEL, grid=CoreGrid(2, 2)))
+    for same in ("matmul_16x16", packed.kernel):
+        assert_equal_bits(npu_matmul(a, packed, device=npu, kernel=same), clipped_int8(a, b))
     on_cpu = pack_b(b, device="cpu")
     with pytest.raises(ValueError, match="packed for device 'cpu'"):
         npu_matmul(a, on_cpu, device=npu)

@@ -67,6 +67,9 @@ def test_a_mask_is_not_lost(operand: str) -> None:
         npu_matmul(*pair, device="cpu")
     with pytest.raises(TypeError, match="operand B is a masked array"):
         pack_b(bad, device="cpu")
+    packed = pack_b(good, device="cpu")
+    with pytest.raises(TypeError, match="operand A is a masked array"):
+        npu_matmul(bad, packed, out=np.zeros((2, 2), np.int8))
 
 
 def test_int8_with_a_b_that_is_packed_for_floats_asks_for_the_type() -> None:
@@ -76,6 +79,13 @@ def test_int8_with_a_b_that_is_packed_for_floats_asks_for_the_type() -> None:
         npu_matmul(a, packed)
     got = npu_matmul(a, packed, dtype=np.float32)
     assert_equal_bits(got, product_int32(a, b).astype(np.float32))  # exact: sums below 2**24
+
+
+@pytest.mark.parametrize("name", ["exact", "int4"])
+def test_a_packed_b_knows_no_other_precisions_either(name: str) -> None:
+    a, b = random_int8(1, 3, 4), random_int8(2, 4, 5)
+    with pytest.raises(ValueError, match=f"no precision '{name}'; known are: bf16, "):
+        npu_matmul(a, pack_b(b, device="cpu"), precision=name)
 
 
 def test_what_is_packed_is_not_packed_again() -> None:
@@ -158,6 +168,7 @@ READ_ONLY.flags.writeable = False
         (np.zeros((1, 2, 2), np.int8), ValueError, r"\(1, 2, 2\)"),
         (np.zeros((2, 2), np.int32), TypeError, "out is int32, .*dtype=int32"),
         ([[0, 0], [0, 0]], TypeError, "not list"),
+        (np.ma.zeros((2, 2), np.int8), TypeError, "out is a masked array, .* pass out.data"),
         (READ_ONLY, ValueError, "npu_matmul: out is read-only; pass an array that can be written"),
     ],
 )

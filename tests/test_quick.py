@@ -117,6 +117,7 @@ def test_an_out_that_overlaps_a_is_computed_as_if_it_did_not() -> None:
         (np.zeros((6, 6), np.int8), {"dtype": np.int32}, TypeError, "out is int8"),
         (np.broadcast_to(np.int8(0), (6, 6)), {}, ValueError, "read-only"),
         ([[0] * 6] * 6, {}, TypeError, "out must be an array"),
+        (np.ma.zeros((6, 6), np.int8), {}, TypeError, "out is a masked array"),
         (np.zeros((6, 6), np.int8), {"on_error": "ignore"}, ValueError, "on_error='ignore'"),
     ],
 )

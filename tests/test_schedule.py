@@ -23,6 +23,7 @@ from npu_matmul.schedule import (
     LimitError,
     Limits,
     block_launches,
+    block_steps,
     c_order,
     cover,
     cover_shapes,
@@ -275,6 +276,23 @@ def test_a_c_beyond_4_gib_is_cut_where_its_offsets_end() -> None:
     assert sum(la.shape.rows * la.shape.columns for la in launches) == grid.Mb * grid.Nb
     assert max(la.shape.rows * la.shape.columns * block_bytes for la in launches) <= 1 << 32
     assert max(t.offset * 4 for la in launches for t in transfers(kernel, la.shape)) < 1 << 32
+
+
+def test_an_operand_is_refused_where_its_parts_lie_beyond_4_gib() -> None:
+    """A launch begins at the first core row's part of A and reaches into the last one's."""
+    kernel = KERNELS["4x4 cores"]
+    steps = 1 << 20
+    most = (1 << 32) // (3 * steps * kernel.a_tile_bytes)  # blocks of rows between two parts
+    within = blocks(kernel, most, 1, steps)
+    offsets = [t.offset for la in cover(within)[:1] for t in transfers(kernel, la.shape)]
+    assert (1 << 32) - 4 * steps * kernel.a_tile_bytes < max(offsets) < 1 << 32
+    beyond = blocks(kernel, most + 1, 1, steps)
+    turned = blocks(kernel, 1, (1 << 32) // (3 * steps * kernel.b_tile_bytes) + 1, steps)
+    for grid, words in ((beyond, "A's parts for its 4 rows of cores"), (turned, "B's .* columns")):
+        for plan in (cover, cover_shapes, block_steps):
+            with pytest.raises(LimitError, match=rf"{words}.*; multiply fewer (rows|columns) of"):
+                plan(grid)
+        assert len(block_launches(grid, steps)) == grid.Mb * grid.Nb  # what is copied tile by tile
 
 
 def test_at_least_one_step_is_always_allowed() -> None:

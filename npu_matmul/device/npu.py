@@ -29,8 +29,8 @@ class NpuDevice(Device):
     """A device with buffers of its own that runs overlays.
 
     ``host_below`` sends products of fewer multiplications to the CPU, where packing them would cost
-    more than computing them; 0 turns that off, and is the default. ``bench/host_below.py`` measures
-    the number for a machine.
+    more than computing them, unless a call says which kernel or strategy; 0 turns that off, and is
+    the default. ``bench/host_below.py`` measures the number for a machine.
     """
 
     host_below = 0

@@ -8,7 +8,7 @@ from npu_matmul.launch import LaunchShape
 from npu_matmul.performance.array import Array, LaunchTime, Work, launch_time, launch_work
 from npu_matmul.performance.figures import FIGURES, Figures
 from npu_matmul.performance.host import HostRates
-from npu_matmul.schedule import LIMITS, Limits, block_shapes, cover_shapes
+from npu_matmul.schedule import LIMITS, Limits, block_shapes, block_steps, cover_shapes
 from npu_matmul.strategies import Counts, expected
 from npu_matmul.target import TARGETS, Target
 from npu_matmul.tiler import TileGrid
@@ -123,7 +123,7 @@ def launch_shapes(
     if strategy == "sequential":
         return block_shapes(grid, 1)
     if strategy == "output_tile":
-        return block_shapes(grid, min(grid.Kt, limits.steps(grid.kernel)))
+        return block_shapes(grid, block_steps(grid, limits))
     return cover_shapes(grid, limits)
 
 
