@@ -18,6 +18,7 @@ import noting
 import numpy as np
 import pytest
 from fresh import run_fresh
+from numba.core import event
 
 from npu_matmul.host import mailbox, threads
 from npu_matmul.host.compiled import DONE
@@ -227,15 +228,17 @@ def test_a_signal_that_raises_at_any_point_leaves_the_crew_as_it_was(
     signal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3)
     end = time.monotonic() + 60
     try:
-        while len(interrupted) < 300:
-            assert time.monotonic() < end
-            calls += 1
-            with contextlib.suppress(KeyboardInterrupt):
-                covered(3, 1)
-            dismiss_crew()
+        with event.install_recorder("numba:compiler_lock") as locked:
+            while len(interrupted) < 300:
+                assert time.monotonic() < end
+                calls += 1
+                with contextlib.suppress(KeyboardInterrupt):
+                    covered(3, 1)
+                dismiss_crew()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    assert not locked.buffer  # an interrupt could leave it taken: other threads would wait for ever
     assert len(covered(3, 1)) == 3
     assert len(threads._crew) == 2
     dismiss_crew()

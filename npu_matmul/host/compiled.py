@@ -67,6 +67,16 @@ def direct(function: Any, *kinds: Any) -> Callable[..., Any]:
     numba still checks how many dimensions an array has and the bytes of an element; element types
     and layout are the caller's care.
     """
-    function.compile(kinds)
+    prepare(function, *kinds)
     entry: Callable[..., Any] = function.overloads[kinds].entry_point
     return entry
+
+
+def prepare(function: Any, *kinds: Any) -> None:
+    """Compile a function for arguments of these types, where it is not.
+
+    numba would take a lock of the process to find out, and an interrupt at that moment would leave
+    it taken for all other threads.
+    """
+    if kinds not in function.overloads:
+        function.compile(kinds)

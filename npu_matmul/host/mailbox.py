@@ -20,7 +20,7 @@ from numba.core import types
 from numba.extending import intrinsic, register_jitable
 from numpy.typing import NDArray
 
-from npu_matmul.host.compiled import compiled
+from npu_matmul.host.compiled import compiled, prepare
 from npu_matmul.host.pointers import LINE_BYTES, address, aligned_empty, pointer
 
 LOOKS = 1000  # of 0.2 to 0.7 us each
@@ -40,8 +40,8 @@ _sched_yield = types.ExternalFunction("sched_yield", _int())
 
 def new_mailbox() -> NDArray[np.int64]:
     """An empty mailbox, for one thread; what uses it is compiled now, not when work waits."""
-    serve.compile((_address,))
-    share.compile((_address,) * 6)
+    prepare(serve, _address)
+    prepare(share, *[_address] * 6)
     mailbox = aligned_empty((WORDS,), np.dtype(np.int64))
     mailbox[:] = 0
     for semaphore in (ASKED, DONE):
