@@ -90,6 +90,15 @@ class Mmul:
 
 
 @dataclass(frozen=True)
+class Blocking:
+    """``mmul`` blocks of C, ``m`` down and ``n`` across, that the core function computes at once: a
+    tile must be made of whole such groups. 1 x 1 where it takes any."""
+
+    m: int
+    n: int
+
+
+@dataclass(frozen=True)
 class CoreGrid:
     """Cores of the overlay: ``rows`` split M, ``columns`` split N."""
 
@@ -135,6 +144,7 @@ class Kernel:
     stack_bytes: int
     symbols: Symbols
     source: Path
+    blocking: Blocking = Blocking(1, 1)
 
     @property
     def a_dtype(self) -> np.dtype[Any]:
@@ -296,17 +306,18 @@ def _read_manifest(path: Path, _version: tuple[int, int]) -> dict[str, Kernel]:
 
 
 _PARTS = ("types", "tile", "mmul", "grid", "depths", "symbols")
+_MAY_HAVE = ("blocking",)
 
 
 def _read_variant(table: dict[str, Any], where: str) -> dict[str, Any]:
     """The fields of one [variants.NAME] table, checked by the annotations of :class:`Kernel`."""
     hints = get_type_hints(Kernel)
-    _same_keys(table, [*_PARTS, "stack_bytes", "source"], where)
+    _same_keys(table, [*_PARTS, "stack_bytes", "source"], where, _MAY_HAVE)
     fields: dict[str, Any] = {
         "stack_bytes": _value(table["stack_bytes"], int, f"{where}.stack_bytes"),
         "source": _value(table["source"], str, f"{where}.source"),
     }
-    for key in _PARTS:
+    for key in (*_PARTS, *(key for key in _MAY_HAVE if key in table)):
         entry = _value(table[key], dict, f"{where}.{key}")
         part_hints = get_type_hints(hints[key])
         _same_keys(entry, list(part_hints), f"{where}.{key}")
@@ -315,15 +326,18 @@ def _read_variant(table: dict[str, Any], where: str) -> dict[str, Any]:
     return fields
 
 
-def _same_keys(table: dict[str, Any], expected: list[str], where: str) -> None:
+def _same_keys(
+    table: dict[str, Any], expected: list[str], where: str, optional: tuple[str, ...] = ()
+) -> None:
+    allowed = [*expected, *optional]
     missing = [key for key in expected if key not in table]
-    unknown = [key for key in table if key not in expected]
+    unknown = [key for key in table if key not in allowed]
     if missing:
         raise ManifestError(
             f"{where}: key {missing[0]!r} is missing; needed: {', '.join(expected)}"
         )
     if unknown:
-        raise ManifestError(f"{where}: unknown key {unknown[0]!r}; allowed: {', '.join(expected)}")
+        raise ManifestError(f"{where}: unknown key {unknown[0]!r}; allowed: {', '.join(allowed)}")
 
 
 def _value(value: Any, kind: type, where: str) -> Any:

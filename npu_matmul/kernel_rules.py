@@ -22,7 +22,7 @@ MIN_STACK_BYTES = 2048
 
 def check_kernel(kernel: Kernel, target: str = "npu1", scheme: str = "basic-sequential") -> Checked:
     """Everything that is wrong with a kernel: its generated design with the sequence of a small
-    product, its stack and the symbols of its source, where there is one."""
+    product, its stack, and what its source expects: tiles of whole blocks, and its symbols."""
     rows, columns = kernel.block
     launch = cover(TileGrid(kernel, 2 * rows, 2 * kernel.tile.k, 2 * columns))[0]
     sequence = launch_sequence(kernel, launch.shape, TARGETS[target])
@@ -33,7 +33,7 @@ def check_kernel(kernel: Kernel, target: str = "npu1", scheme: str = "basic-sequ
     return replace(
         checked,
         name=f"{kernel.name} {kernel.variant}",
-        violations=(*checked.violations, *_stack(kernel), *violations),
+        violations=(*checked.violations, *_stack(kernel), *_blocking(kernel), *violations),
         notes=notes,
     )
 
@@ -43,3 +43,13 @@ def _stack(kernel: Kernel) -> Iterator[Violation]:
         found = f"{kernel.stack_bytes:,} B where a kernel's cores need {MIN_STACK_BYTES:,} B"
         cure = f"set it to {MIN_STACK_BYTES} or more, a multiple of 32"
         yield Violation("stack", f"{kernel.name} {kernel.variant}: stack_bytes", found, cure)
+
+
+def _blocking(kernel: Kernel) -> Iterator[Violation]:
+    for letter, unit in (("m", kernel.mmul.r), ("n", kernel.mmul.t)):
+        size, blocks = getattr(kernel.tile, letter), getattr(kernel.blocking, letter)
+        if size % (unit * blocks):
+            where = f"{kernel.name} {kernel.variant}: tile {letter}"
+            found = f"{size}, and its core function computes {blocks} blocks of {unit} at once"
+            cure = f"make it a multiple of {unit * blocks}, or write a function for others and set blocking"
+            yield Violation("blocking", where, found, cure)

@@ -15,7 +15,6 @@ import pytest
 from npu_matmul.explore import candidates as explored
 from npu_matmul.explore import fronts, model, rank
 from npu_matmul.explore.candidates import (
-    BLOCKING,
     OUTPUTS,
     Candidates,
     core_bytes,
@@ -26,7 +25,7 @@ from npu_matmul.explore.candidates import (
     template,
 )
 from npu_matmul.explore.model import Products
-from npu_matmul.kernel import CoreGrid, Kernel, load_kernel
+from npu_matmul.kernel import Blocking, CoreGrid, Kernel, load_kernel
 from npu_matmul.kernel_rules import check_kernel
 from npu_matmul.memory_map import memory_map
 from npu_matmul.performance.array import launch_time
@@ -64,7 +63,7 @@ def at_the_limit(seed: int, dtype: str, target: Target) -> tuple[int, ...]:
     """A random tile whose k is the largest that fits a core."""
     random = np.random.default_rng(seed)
     kernel = template(dtype)
-    steps = kernel.mmul.r * BLOCKING[dtype][0], kernel.mmul.t * BLOCKING[dtype][1]
+    steps = kernel.mmul.r * kernel.blocking.m, kernel.mmul.t * kernel.blocking.n
     while True:
         m, n = (step * int(random.integers(1, 12)) for step in steps)
         depths = [int(number) for number in random.integers(1, 3, 3)]
@@ -102,7 +101,8 @@ def test_a_tile_that_would_misalign_the_next_buffer_is_none() -> None:
         assert fits(one("int8", *fields).on(ONE_CORE), target)[0] == aligned
         kernel = one("int8", *fields).kernel(0, ONE_CORE, target)
         depths = dataclasses.replace(kernel.depths, a=2)
-        violations = check_kernel(dataclasses.replace(kernel, depths=depths), target.name)
+        any_blocks = dataclasses.replace(kernel, depths=depths, blocking=Blocking(1, 1))
+        violations = check_kernel(any_blocks, target.name)
         assert (violations.violations == ()) == aligned
 
 
@@ -120,10 +120,11 @@ def test_every_tile_that_fits_is_a_candidate(dtype: str) -> None:
     known = rows_of(found)
     assert len(known) == len(found) > 20_000
     random = np.random.default_rng(1)
-    mmul, (down, across) = template(dtype).mmul, BLOCKING[dtype]
+    mmul, blocking = template(dtype).mmul, template(dtype).blocking
+    steps = mmul.r * blocking.m, mmul.t * blocking.n
     inside = 0
     for _ in range(3000):
-        m, n = (s * int(random.integers(1, 14)) for s in (mmul.r * down, mmul.t * across))
+        m, n = (s * int(random.integers(1, 14)) for s in steps)
         k = mmul.s * int(random.integers(1, 40))
         row = (m, k, n, *random.integers(1, 3, 3).tolist(), int(random.integers(2)))
         fitting = bool(fits(one(dtype, *row).on(CoreGrid(4, 4)), NPU1)[0])
@@ -159,7 +160,7 @@ def test_blocking_and_accumulators_are_the_core_functions(dtype: str) -> None:
     kernel = template(dtype)
     source = kernel.source.read_text(encoding="utf-8")
     found = [int(re.search(rf"blocking_{x} = (\d)", source)[1]) for x in "mn"]  # type: ignore[index]
-    assert tuple(found) == BLOCKING[dtype]
+    assert tuple(found) == (kernel.blocking.m, kernel.blocking.n)
     assert kernel.types.c == OUTPUTS[dtype][0]
     assert kernel.c_dtype.itemsize == explored.SUM_BYTES
 

@@ -13,6 +13,7 @@ import pytest
 from npu_matmul import kernel as kernel_module
 from npu_matmul.kernel import (
     MANIFEST,
+    Blocking,
     CoreGrid,
     Kernel,
     KernelNotBuilt,
@@ -81,7 +82,10 @@ def test_every_field_of_a_manifest_arrives(tmp_path: Path) -> None:
         "stack_bytes": 1024,
         "symbols": {"first": "first_i8", "next": "next_i8"},
         "source": tmp_path / "mine" / "core.cc",
+        "blocking": {"m": 1, "n": 1},
     }
+    text = GOOD.replace("[variants.int8]", "[variants.int8]\nblocking = { m = 2, n = 3 }")
+    assert read_manifest(write_kernel(tmp_path, text=text))["int8"].blocking == Blocking(2, 3)
 
 
 @pytest.mark.parametrize(

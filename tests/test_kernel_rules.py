@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 from rule_designs import only, small_kernel
 
-from npu_matmul.kernel import CoreGrid, Depths, Kernel, Symbols, kernel_folders, load_variants
+from npu_matmul.kernel import (
+    Blocking,
+    CoreGrid,
+    Depths,
+    Kernel,
+    Symbols,
+    TileShape,
+    kernel_folders,
+    load_variants,
+)
 from npu_matmul.kernel_rules import check_kernel
 from npu_matmul.target import TARGETS
 
@@ -29,6 +38,20 @@ def test_a_small_stack_of_a_kernel_is_reported() -> None:
     broken = only(check_kernel(small_kernel(stack_bytes=1024)).violations)
     assert (broken.rule, broken.place) == ("stack", "matmul_16x16 int8: stack_bytes")
     assert broken.found == "1,024 B where a kernel's cores need 2,048 B"
+
+
+@pytest.mark.parametrize(
+    ("tile", "place", "cure"),
+    [((8, 16, 16), "m", "a multiple of 16"), ((16, 16, 24), "n", "a multiple of 16")],
+)
+def test_a_tile_that_the_core_function_refuses_is_reported(
+    tile: tuple[int, int, int], place: str, cure: str
+) -> None:
+    broken = only(check_kernel(small_kernel(tile=TileShape(*tile))).violations)
+    assert (broken.rule, broken.place) == ("blocking", f"matmul_16x16 int8: tile {place}")
+    assert cure in broken.cure
+    any_blocks = small_kernel(tile=TileShape(*tile), blocking=Blocking(1, 1))
+    assert check_kernel(any_blocks).violations == ()
 
 
 def test_a_kernel_that_does_not_fit_is_reported_with_its_cores() -> None:

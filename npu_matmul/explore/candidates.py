@@ -38,9 +38,6 @@ Numbers = NDArray[np.int64]
 
 # Types of C, that of the sums first.
 OUTPUTS = {"int8": ("int32", "int16", "int8"), "bf16": ("float32", "bfloat16")}
-# mmul blocks, down and across, that a core function computes at once: blocking_m and blocking_n of
-# its source. Tiles are multiples of them, and rates were measured so.
-BLOCKING = {"int8": (4, 2), "bf16": (4, 4)}
 DEPTHS = (1, 2)  # buffers of each FIFO at a core; a third one would change no modelled time
 SUM_BYTES = 4  # of an accumulator: int32 or float32
 FIFOS = 3  # that a core takes elements of: A, B and C
@@ -183,9 +180,9 @@ def fits(array: Array, target: Target) -> Any:
 
 def _tiles(dtype: str, target: Target) -> tuple[Numbers, Numbers, Numbers]:
     """m, k and n of every tile whose single buffers, with sums, are no more than a core holds."""
-    mmul, itemsize = template(dtype).mmul, template(dtype).a_dtype.itemsize
-    down, across = BLOCKING[dtype]
-    steps = mmul.r * down, mmul.s, mmul.t * across
+    kernel = template(dtype)
+    mmul, blocking, itemsize = kernel.mmul, kernel.blocking, kernel.a_dtype.itemsize
+    steps = mmul.r * blocking.m, mmul.s, mmul.t * blocking.n
     memory = target.core.memory_bytes - MIN_STACK_BYTES
     most = memory // (steps[1] * itemsize)  # of m or n, the other operand and C left out
     m, n = (

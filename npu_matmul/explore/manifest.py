@@ -20,7 +20,7 @@ def manifest_text(kernel: Kernel, summary: str) -> str:
 
     A string of TOML is written as one of JSON, whose escapes are among TOML's.
     """
-    parts = ("types", "tile", "mmul", "grid", "depths")
+    parts = ("types", "tile", "mmul", "blocking", "grid", "depths")
     lines = [
         f"summary = {json.dumps(summary)}",
         f"targets = {json.dumps(list(kernel.targets))}",
