@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from npu_matmul.kernel import Kernel, load_kernel
 from npu_matmul.sequence import SYNTAXES, Syntax
@@ -100,4 +101,4 @@ def _write(contents: list[bytes], output: Path | None) -> None:
         if len(contents) > 1:
             path = output.with_name(f"{output.stem}-{number:0{digits}}{output.suffix}")
         path.write_bytes(content)
-        Console().print(f"{path}: {len(content):,} B", highlight=False, soft_wrap=True)
+        Console().print(f"{escape(str(path))}: {len(content):,} B", highlight=False, soft_wrap=True)

@@ -51,5 +51,5 @@ def _blocking(kernel: Kernel) -> Iterator[Violation]:
         if size % (unit * blocks):
             where = f"{kernel.name} {kernel.variant}: tile {letter}"
             found = f"{size}, and its core function computes {blocks} blocks of {unit} at once"
-            cure = f"make it a multiple of {unit * blocks}, or write a function for others and set blocking"
+            cure = f"make it a multiple of {unit * blocks}, or write a function with other blocking"
             yield Violation("blocking", where, found, cure)

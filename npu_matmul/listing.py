@@ -68,10 +68,8 @@ def _kernel_rows() -> list[tuple[str, ...]]:
 
 
 def _usable(name: str) -> str:
-    if name == "auto":
-        return f"yes: {auto_choice()}"
     try:
-        open_device(name)
-    except DeviceError as error:
+        found = open_device(auto_choice() if name == "auto" else name)
+    except (DeviceError, ValueError) as error:  # ValueError: of a variable in the environment
         return f"no: {error}"
-    return "yes"
+    return f"yes: {found.name}" if name == "auto" else "yes"

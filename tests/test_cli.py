@@ -15,6 +15,7 @@ from golden import changed
 from npu_matmul import cli
 from npu_matmul.assemble import assemble
 from npu_matmul.design import design_text
+from npu_matmul.device.base import OPEN
 from npu_matmul.instructions import decode
 from npu_matmul.kernel import load_kernel
 from npu_matmul.mlir.elaborate import overlay_of, sequence_of
@@ -72,11 +73,22 @@ def test_devices_says_what_can_be_used_and_why_not(monkeypatch: pytest.MonkeyPat
     output = " ".join(run("devices").output.split())
     assert "auto yes: cpu" in output
     assert "xrt no:" in output and "cannot import pyxrt" in output
+    monkeypatch.setenv("NPU_MATMUL_DEVICE", "xrt")
+    assert "auto no:" in " ".join(run("devices").output.split())
+    monkeypatch.setenv("NPU_MATMUL_DEVICE", "gpu")
+    output = " ".join(run("devices").output.split())
+    assert "auto no: $NPU_MATMUL_DEVICE='gpu': " in output and "there is no such device" in output
+    monkeypatch.setenv("NPU_MATMUL_DEVICE", "emulated")
+    monkeypatch.setenv("NPU_MATMUL_CPU_PATH", "mmx")
+    monkeypatch.delitem(OPEN, "cpu", raising=False)
+    output = " ".join(run("devices").output.split())
+    assert "auto yes: emulated" in output and "cpu no: $NPU_MATMUL_CPU_PATH='mmx'" in output
 
 
 def test_emitted_design_is_the_generated_one(tmp_path: Path) -> None:
-    path = tmp_path / "design.mlir"
-    assert run("emit", "matmul_16x16", "--what", "design", "-o", str(path)).exit_code == 0
+    path = tmp_path / "[bold]design.mlir"
+    result = run("emit", "matmul_16x16", "--what", "design", "-o", str(path))
+    assert result.exit_code == 0 and str(path) in result.output
     assert path.read_text() == design_text(load_kernel("matmul_16x16"))
 
 

@@ -58,7 +58,10 @@ def test_a_variant_is_checked_alone() -> None:
 
 
 def test_a_kernel_can_be_checked_for_another_target() -> None:
-    assert "matmul_16x16 int8, npu2_1col: obeys" in words(run("matmul_16x16", "--target", "npu2"))
+    output = words(run("matmul_16x16", "--target", "npu2"))
+    assert "matmul_16x16 int8, npu2_1col: obeys" in output
+    assert "the manifest is not for npu2: emit and build refuse it" in output
+    assert "is not for" not in words(run("matmul_16x16", "--target", "npu1"))
     assert "int8, npu2_4col: obeys" in words(run("matmul_64x512", "--target", "npu2"))
 
 

@@ -26,6 +26,7 @@ from npu_matmul.performance.published import ROWS, trust
 from npu_matmul.plan import encoder, planning, tables
 from npu_matmul.plan.encoder import overlay_switches, plan_encoder, projections
 from npu_matmul.plan.planning import CpuProduct, plan_product
+from npu_matmul.schedule import LimitError
 from npu_matmul.tiler import TileGrid
 from npu_matmul.whisper.dimensions import SIZES, random_tensors
 from npu_matmul.whisper.model import AudioEncoder
@@ -359,8 +360,19 @@ def test_where_a_file_cannot_be_written_nothing_is_measured(
 
 
 def test_a_product_of_millions_of_launches_is_planned() -> None:
-    said = output("1000000", "1000000", "1000000", "--no-host")
-    assert "launches 3,818,116" in said
+    said = output("1000000", "1000", "1000000", "--strategy", "output_tile", "--no-host")
+    assert f"launches {-(-(10**6) // 256) * -(-(10**6) // 512):,}" in said
+
+
+def test_what_no_launch_can_reach_is_left_out_or_refused() -> None:
+    """A of 6.1 GiB, on four rows of cores."""
+    shape = "1600000", "4096", "512", "--no-host"
+    said = output(*shape)
+    assert "sequential" in said and "output_tile" not in said and "batched" not in said
+    assert "matmul_16x16" in output(*shape, "--strategy", "batched")
+    done = run(*shape, "--strategy", "batched", "--kernel", "matmul_64x512")
+    assert isinstance(done.exception, LimitError)
+    assert "multiply fewer rows of A at a time" in str(done.exception)
 
 
 def test_published_products_on_the_terminal() -> None:

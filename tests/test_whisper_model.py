@@ -125,6 +125,16 @@ def test_queries_keys_and_values_are_one_product_and_weights_stay(npu: NpuDevice
     assert book.counts["bytes_to_device"] == bytes_in
 
 
+def test_every_product_has_a_name_of_its_own(cpu: Device) -> None:
+    """Also where precisions part what is else one product of queries, keys and values."""
+    for part, products in (("query", 2), ("key", 3), ("value", 2)):
+        how = {"*": "bf16", f"*.attn.{part}": "bf16x3"}
+        encoder = AudioEncoder(TENSORS, device=cpu, precision=how, attention="device")
+        with record() as book:
+            encoder(MEL)
+        assert len(book.reports) == 2 + 2 * (products + len(["qk", "wv", "out", "mlp.0", "mlp.2"]))
+
+
 def test_layers_are_told_as_they_are_done(cpu: Device) -> None:
     told: list[int] = []
     AudioEncoder(TENSORS, device=cpu)(MEL, on_layer=told.append)

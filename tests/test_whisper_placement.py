@@ -154,7 +154,7 @@ def test_precisions_are_selectable_per_projection(cpu: Device) -> None:
 
 
 def test_a_projection_of_another_precision_is_a_product_of_its_own(cpu: Device) -> None:
-    for part, products in (("query", ["query", "kv"]), ("key", ["query", "key", "value"])):
+    for part, products in (("query", ["query", "key+value"]), ("key", ["query", "key", "value"])):
         choice = {"*": "bf16", f"*.{part}": "bf16x3"}
         encoder = AudioEncoder(TENSORS, device=cpu, precision=choice, attention="host")
         with record() as book:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from npu_matmul.bench import contenders, emulated, encoders, plots, tables
 from npu_matmul.bench.encoder_session import measure_encoders
@@ -61,10 +62,10 @@ def run(plan: Plan, plot: Path | None, json: Path | None, console: Console) -> b
     show(results, plan, console)
     if json is not None:
         write_json(json, content(results))
-        console.print(f"written: {json}", highlight=False, soft_wrap=True)
+        console.print(f"written: {escape(str(json))}", highlight=False, soft_wrap=True)
     if plot is not None:
         for path in plots.draw(plot, results):
-            console.print(f"written: {path}", highlight=False, soft_wrap=True)
+            console.print(f"written: {escape(str(path))}", highlight=False, soft_wrap=True)
     failures += inaccurate(results)
     for line in failures:
         console.print(f"error: {line}", style="red", highlight=False, markup=False)

@@ -55,13 +55,14 @@ def open_device(name: str = "auto") -> Device:
     computes the same numbers on the host. ``"auto"`` is what ``$NPU_MATMUL_DEVICE`` names, else the
     NPU where there is one that any kernel is for, else the CPU; that choice is announced once.
 
-    Raises :class:`UnknownDevice`, or :class:`DeviceUnavailable` with what is missing.
+    Raises :class:`UnknownDevice`, :class:`DeviceUnavailable` with what is missing, or ValueError
+    where a variable of the environment is not understood.
 
     >>> open_device("cpu").name
     'cpu'
     """
     if name == "auto":
-        name = os.environ.get(DEVICE_VARIABLE) or "auto"
+        name = _named()
     if name not in DEVICES:
         raise UnknownDevice(f"there is no device {name!r}; known are: {', '.join(DEVICES)}")
     with OPENING:
@@ -97,8 +98,18 @@ def _make(name: str) -> Device:
 
 def auto_choice() -> str:
     """The device that ``"auto"`` stands for on this machine, without the notice."""
-    name = os.environ.get(DEVICE_VARIABLE) or "auto"
+    name = _named()
     return _auto()[0] if name == "auto" else name
+
+
+def _named() -> str:
+    """What the environment says that ``"auto"`` is."""
+    name = os.environ.get(DEVICE_VARIABLE) or "auto"
+    if name not in DEVICES:
+        raise UnknownDevice(
+            f"${DEVICE_VARIABLE}={name!r}: there is no such device; known are: {', '.join(DEVICES)}"
+        )
+    return name
 
 
 def npu_nodes() -> list[Path]:

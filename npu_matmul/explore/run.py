@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from npu_matmul.bench.run import DEFAULT_SHAPES, check_outputs
 from npu_matmul.explore import picture, table
@@ -54,4 +55,4 @@ def run(asked: Asked, output: str, console: Console) -> None:
         write_json(asked.json, table.content(found))
         written.append(asked.json)
     for path in written:
-        errors.print(f"written: {path}", highlight=False, soft_wrap=True)
+        errors.print(f"written: {escape(str(path))}", highlight=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,11 +22,13 @@ from npu_matmul.choose import (
     ranked,
 )
 from npu_matmul.kernel import Kernel, UnknownKernel, load_variants
+from npu_matmul.launch import VIEW_BYTES
 from npu_matmul.matmul import npu_matmul, pack_b
 from npu_matmul.performance.host import HostRates, measure_host
 from npu_matmul.performance.product import Npu, Prediction, predict
 from npu_matmul.precision import EXACT, PRECISIONS, Precision
 from npu_matmul.report import last_call
+from npu_matmul.schedule import LimitError
 from npu_matmul.strategies import STRATEGIES
 from npu_matmul.tiler import TileGrid
 
@@ -40,7 +43,8 @@ DTYPES = {
 }
 MOST_CPU_WORK = 2e10  # multiplications that the CPU is timed with; larger products by fewer rows
 CPU_TURN_S = 0.2  # the CPU's product is repeated for so long, the first time apart
-MOST_ROWS = 1 << 20  # the crossover is looked for up to so many rows of A
+# The crossover is looked for up to so many rows of A, as far as a launch can reach all of them.
+MOST_ROWS, MOST_A_BYTES = 1 << 20, VIEW_BYTES
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ def plan_product(
 ) -> Plan:
     """Plan (M, K) @ (K, N). ``with_host`` measures this host's stages and its CPU.
 
-    Raises ``UnknownKernel`` when no kernel computes such products.
+    Raises ``UnknownKernel`` when no kernel computes such products, ``LimitError`` when what is
+    asked for has no room in a launch. Other strategies that have none are left out.
 
     >>> plan = plan_product((1500, 512, 512), npu=Npu.named("npu1", 1.6e9), with_host=False)
     >>> plan.chosen.grid.kernel.name, plan.chosen.strategy, plan.chosen.array.limit
@@ -117,8 +122,12 @@ def plan_product(
 
     grid = TileGrid(chosen_for(MANY_ROWS if resident else shape[0]), *shape, how.terms)
     rates = measure_host(grid.kernel, how) if with_host else None
-    predictions = {name: predict(grid, name, npu, resident, rates) for name in STRATEGIES}
-    chosen = predictions[strategy or best_strategy(grid, assumed)]
+    predictions = {}
+    for name in STRATEGIES:
+        with suppress(LimitError):
+            predictions[name] = predict(grid, name, npu, resident, rates)
+    asked = strategy or best_strategy(grid, assumed)
+    chosen = predictions.get(asked) or predict(grid, asked, npu, resident, rates)
     cpu = crossover = None
     if with_host:
         cpu = time_on_cpu(shape, dtype, resident)
@@ -194,8 +203,8 @@ def _crossover(
     cpu: CpuProduct,
 ) -> int | None:
     """The fewest rows of A from which on the NPU, host stages included, takes no longer than the
-    CPU; None where that is so for none up to ``MOST_ROWS``. By the kernel of many rows: it does
-    not depend on how many were asked for."""
+    CPU; None where that is so for none up to ``MOST_ROWS`` or ``MOST_A_BYTES``. By the kernel of
+    many rows: it does not depend on how many were asked for."""
     rows_of_block = grid.kernel.block[0]
 
     def npu_s(rows: int) -> float:
@@ -207,7 +216,8 @@ def _crossover(
         first = block * rows_of_block + 1
         return npu_s(first) <= cpu.on_line(first)
 
-    low, high = -1, MOST_ROWS // rows_of_block
+    row_bytes = grid.Kt * grid.kernel.tile.k * grid.kernel.a_dtype.itemsize
+    low, high = -1, (min(MOST_ROWS, MOST_A_BYTES // row_bytes) - 1) // rows_of_block
     if not npu_wins(high):
         return None
     while high - low > 1:

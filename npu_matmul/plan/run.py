@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 
 from npu_matmul.bench.run import check_outputs
 from npu_matmul.performance.product import Npu, Prediction
@@ -61,10 +62,10 @@ def run(
         tables.show_plan(planned_product, console)
         content = _plan(planned_product)
     if plot is not None:
-        console.print(f"wrote {validation.draw(plot)}", highlight=False)
+        console.print(f"written: {escape(str(validation.draw(plot)))}", highlight=False)
     if json_file is not None:
         write_json(json_file, content)
-        console.print(f"wrote {json_file}", highlight=False)
+        console.print(f"written: {escape(str(json_file))}", highlight=False)
 
 
 def _published(row: Any) -> dict[str, Any]:

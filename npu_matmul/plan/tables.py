@@ -15,7 +15,6 @@ from npu_matmul.performance.product import Npu, Prediction, launch_shapes
 from npu_matmul.performance.published import trust
 from npu_matmul.plan.encoder import Projection, overlay_switches
 from npu_matmul.plan.planning import MOST_ROWS, Plan
-from npu_matmul.strategies import expected
 
 BINDS = {
     "launch": "what a launch costs beside its work: the product is small for an NPU",
@@ -28,11 +27,10 @@ BINDS = {
 
 def show_plan(plan: Plan, console: Console) -> None:
     """What was chosen and why, where the time goes, the other strategies, the CPU."""
-    chosen = plan.chosen
     console.print(f"[bold]{_title(plan)}[/bold]", highlight=False)
     if plan.as_if:
         console.print(_as_if(plan.npu), highlight=False)
-    console.print(_facts(plan), _times(chosen, plan.rates is not None), _strategies(plan))
+    console.print(_facts(plan), _times(plan), _strategies(plan))
     console.print(_cpu_text(plan), highlight=False)
     console.print(_band(plan.npu), highlight=False)
 
@@ -204,9 +202,9 @@ def reads(prediction: Prediction) -> tuple[float, float]:
     return a_bytes / grid.a_bytes, b_bytes / grid.b_bytes
 
 
-def _times(chosen: Prediction, with_host: bool) -> Table:
+def _times(plan: Plan) -> Table:
     """Overlapping parts are marked; the longest of them is what counts."""
-    array = chosen.array
+    chosen, array = plan.chosen, plan.chosen.array
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("modelled time")
     table.add_column("ms", justify="right")
@@ -219,21 +217,22 @@ def _times(chosen: Prediction, with_host: bool) -> Table:
         table.add_row(name, _plain(getattr(array, f"{part}_s")), note)
     table.add_row("syncs", _plain(chosen.sync_s), "", end_section=True)
     table.add_row("NPU", _plain(chosen.device_s), f"{chosen.peak_fraction:.1%} of its peak")
-    if with_host:
+    if plan.rates is not None:
         for stage, seconds in chosen.host_s.items():
             table.add_row(stage, _plain(seconds), "at the rate measured on this host")
         table.add_row("all", _plain(chosen.total_s), "")
-    table.caption = f"It is bound by {_binds(chosen)}."
+    table.caption = f"It is bound by {_binds(chosen, plan.strategies.get('batched'))}."
     table.caption_justify = "left"
     return table
 
 
-def _binds(chosen: Prediction) -> str:
-    """In words; many launches are the strategy's fault, not the product's."""
+def _binds(chosen: Prediction, batched: Prediction | None) -> str:
+    """In words; many launches are the strategy's fault, not the product's, where ``batched`` has
+    fewer."""
     launches = chosen.counts.launches
     if chosen.array.limit != "launch" or launches == 1:
         return BINDS[chosen.array.limit]
-    fewest = expected("batched", chosen.grid).launches
+    fewest = launches if batched is None else batched.counts.launches
     instead = f"; batched makes {fewest:,}" if fewest < launches else ""
     return f"what each of {launches:,} launches costs beside its work{instead}"
 

@@ -20,6 +20,7 @@ from rich.table import Table
 from npu_matmul.device import DEVICES, open_device
 from npu_matmul.progress import progress_bars
 from npu_matmul.whisper.dimensions import SIZES
+from npu_matmul.writing import whole_file
 
 if TYPE_CHECKING:
     from npu_matmul.whisper.encode import FileReport, Job, Settings
@@ -163,7 +164,7 @@ def transcribe(
         result = transcribe_file(model, audio, language=language, task=task)
     if output is not None:
         _write_transcript(result, output)
-        console.print(f"written to {output}", highlight=False, soft_wrap=True)
+        console.print(f"written: {escape(str(output))}", highlight=False, soft_wrap=True)
     else:
         for segment in result["segments"]:
             times = f"[{segment['start']:8.2f} s to {segment['end']:8.2f} s]"
@@ -356,5 +357,5 @@ def _write_transcript(result: dict[str, Any], output: Path) -> None:
     from whisper import utils
 
     writer = getattr(utils, f"Write{output.suffix[1:].upper()}")(str(output.parent))
-    with output.open("w", encoding="utf-8") as file:
+    with whole_file(output) as part, part.open("w", encoding="utf-8") as file:
         writer.write_result(result, file=file, options={})

@@ -37,6 +37,7 @@ from npu_matmul.whisper.placement import (
     decide,
     precisions,
 )
+from npu_matmul.writing import whole_file
 
 
 @dataclass(frozen=True)
@@ -262,17 +263,12 @@ def _features_file(
 
         yield write
         rows.seek(0)
-        part = target.with_name(f".{target.name}.part")
-        try:
-            with ZipFile(part, "w") as archive:
-                with archive.open("features.npy", "w", force_zip64=True) as member:
-                    _copy_as_npy(tuple(shape), rows, member)
-                for name, value in (("seconds", np.array(length_s)), ("weights", np.array(source))):
-                    with archive.open(f"{name}.npy", "w") as member:
-                        np.lib.format.write_array(member, value, allow_pickle=False)
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
+        with whole_file(target) as part, ZipFile(part, "w") as archive:
+            with archive.open("features.npy", "w", force_zip64=True) as member:
+                _copy_as_npy(tuple(shape), rows, member)
+            for name, value in (("seconds", np.array(length_s)), ("weights", np.array(source))):
+                with archive.open(f"{name}.npy", "w") as member:
+                    np.lib.format.write_array(member, value, allow_pickle=False)
 
 
 def _copy_as_npy(shape: tuple[int, ...], rows: IO[bytes], member: IO[bytes]) -> None:

@@ -344,8 +344,9 @@ def _linear(tensors: Tensors, names: tuple[str, ...], device: Device, precision:
     weight = np.concatenate([weight for weight, _ in pairs])
     bias = np.concatenate([bias for _, bias in pairs])
     stem, _, last = names[0].rpartition(".")
-    if len(names) > 1:  # of query, key and value, "qkv"
-        last = "".join(name.rpartition(".")[2][0] for name in names)
+    if len(names) > 1:
+        parts = [name.rpartition(".")[2] for name in names]
+        last = "qkv" if len(parts) == 3 else "+".join(parts)
     return Linear(f"{stem}.{last}", weight, bias, device, precision)
 
 
