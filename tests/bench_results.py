@@ -20,8 +20,8 @@ from npu_matmul.bench.contenders import (
     OWN_PACKING,
 )
 from npu_matmul.bench.session import Results
-from npu_matmul.bench.shapes import NAMED
 from npu_matmul.bench.start import COMPILING
+from npu_matmul.shapes import NAMED
 
 Row = dict[str, Any]
 RATES = {  # G op/s of one core at every shape

@@ -18,6 +18,7 @@ from bench_results import RATES, Row, results_of, target
 from rich.console import Console
 from rich.table import Table
 
+from npu_matmul import numbers, pictures, shapes
 from npu_matmul.bench import (
     accuracy,
     contenders,
@@ -26,7 +27,6 @@ from npu_matmul.bench import (
     plots,
     run,
     session,
-    shapes,
     tables,
     targets,
     timing,
@@ -35,14 +35,14 @@ from npu_matmul.bench import environment as env
 from npu_matmul.bench.contenders import (
     BASELINE,
     OWN_INT8,
-    MissingExtra,
 )
 from npu_matmul.bench.session import Plan, Results
-from npu_matmul.bench.shapes import NAMED, parse_shapes
+from npu_matmul.extras import MissingExtra
+from npu_matmul.shapes import NAMED, parse_shapes
 from npu_matmul.writing import whole_file, write_json
 
 
-@pytest.mark.parametrize("module", [accuracy, session, shapes, tables, targets, timing])
+@pytest.mark.parametrize("module", [accuracy, numbers, session, shapes, tables, targets, timing])
 def test_examples_in_docstrings_hold(module: Any) -> None:
     ran = doctest.testmod(module)
     assert ran.attempted and not ran.failed
@@ -74,14 +74,14 @@ def test_other_shapes_are_refused_with_what_is_allowed(text: str) -> None:
 def test_a_missing_extra_is_refused_with_the_command_that_installs_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for module in (contenders, plots):
+    for module in (contenders, pictures):
         monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"torch: pip install 'npu-matmul\[bench\]'"):
         run.plan_of([], "numpy,torch", "1", False)
     with pytest.raises(MissingExtra, match="onnxruntime and onnx: pip install"):
         run.plan_of([], "ort", "1", False)
     with pytest.raises(MissingExtra, match=r"matplotlib: pip install 'npu-matmul\[plot\]'"):
-        run.check_outputs(tmp_path, None)
+        pictures.check_outputs(tmp_path, None)
     assert run.plan_of([], None, "1", False).against == ["numpy"]  # by default what is there
 
 
@@ -97,9 +97,9 @@ def test_other_libraries_threads_and_files_are_refused_before_measuring(
         ):
             run.plan_of([], "numpy", threads, False)
     with pytest.raises(ValueError, match="a folder that exists"):
-        run.check_outputs(None, tmp_path / "absent" / "b.json")
+        pictures.check_outputs(None, tmp_path / "absent" / "b.json")
     with pytest.raises(ValueError, match="--json"):
-        run.check_outputs(None, tmp_path)
+        pictures.check_outputs(None, tmp_path)
 
 
 def test_threads_are_by_default_one_and_two_as_far_as_there_are_cpus(

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 
 from npu_matmul.bench import encoders, run, tables, targets
-from npu_matmul.bench.contenders import MissingExtra
 from npu_matmul.bench.session import Results
+from npu_matmul.extras import MissingExtra
 
 Row = dict[str, Any]
 SECONDS = {"int8": 0.15, "bf16": 0.25, "bf16x3": 0.9, "openai-whisper": 0.64, "transformers": 0.6}

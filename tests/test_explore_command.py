@@ -15,8 +15,6 @@ from comparing import assert_equal_bits, product_int32, random_int8
 from rich.console import Console
 
 from npu_matmul import last_call, npu_matmul
-from npu_matmul.bench.contenders import MissingExtra
-from npu_matmul.bench.shapes import NAMED
 from npu_matmul.cli import app
 from npu_matmul.explore import found as finding
 from npu_matmul.explore import picture, run, shapes, table
@@ -24,11 +22,13 @@ from npu_matmul.explore.found import Found, explore
 from npu_matmul.explore.manifest import manifest, manifest_text
 from npu_matmul.explore.rank import memory_fronts, rank
 from npu_matmul.explore.shapes import products_of
+from npu_matmul.extras import MissingExtra
 from npu_matmul.kernel import load_kernel, read_manifest
 from npu_matmul.performance.product import Npu, predict
 from npu_matmul.performance.published import trust
 from npu_matmul.plan.encoder import projections
 from npu_matmul.precision import to_bf16
+from npu_matmul.shapes import NAMED
 from npu_matmul.tiler import TileGrid
 from npu_matmul.whisper.dimensions import SIZES
 
@@ -253,7 +253,7 @@ def test_two_outputs_at_once_are_refused(quick: list[object]) -> None:
 def test_a_picture_needs_matplotlib(
     quick: list[object], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("npu_matmul.bench.plots.find_spec", lambda _: None)
+    monkeypatch.setattr("npu_matmul.pictures.find_spec", lambda _: None)
     result = command("--plot", str(tmp_path))
     assert isinstance(result.exception, MissingExtra) and not quick
 

@@ -9,7 +9,6 @@ import pytest
 from click.testing import CliRunner
 from test_doctor import GOOD
 
-from npu_matmul.bench.tables import three_digits
 from npu_matmul.build.toolchain import INSTALL_MLIR_AIE, INSTALL_PEANO
 from npu_matmul.cli import app
 from npu_matmul.device import DEVICE_VARIABLE, DEVICES
@@ -20,6 +19,7 @@ from npu_matmul.explore.model import model
 from npu_matmul.explore.rank import memory_fronts, rank
 from npu_matmul.explore.shapes import products_of
 from npu_matmul.kernel import load_kernel
+from npu_matmul.numbers import three_digits
 from npu_matmul.performance.product import Npu
 from npu_matmul.strategies import expected
 from npu_matmul.tiler import TileGrid

@@ -40,10 +40,11 @@ def bench(
     wrong, or not all could be measured.
     """
     from npu_matmul.bench import run
+    from npu_matmul.pictures import check_outputs
 
     console = Console()
     plan = run.plan_of((*named, *more), against, threads, in_cache, encoders)
-    run.check_outputs(plot, json)
+    check_outputs(plot, json)
     try:
         done = run.run(plan, plot, json, console)
     except KeyboardInterrupt:

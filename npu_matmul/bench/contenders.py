@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.bench.accuracy import Accuracy, count_wrong, error_bound, relative_error
-from npu_matmul.bench.shapes import Shape
+from npu_matmul.extras import MissingExtra
+from npu_matmul.shapes import Shape
 
 BASELINE = "np.matmul f32"
 OWN_INT8, OWN_BF16, OWN_DYNAMIC = "npu_matmul int8", "npu_matmul bf16", "npu_matmul dynamic int8"
@@ -33,11 +34,6 @@ OPTIONAL = {"torch": ("torch",), "ort": ("onnxruntime", "onnx")}  # packages by 
 OPSET = 13
 PACKED, PACKING, AS_GIVEN = "packed before its turns", "packed in each call", "given as it is"
 IR_VERSION = 8  # ONNX 1.10: every ONNX Runtime of the last years reads it
-
-
-class MissingExtra(ValueError):
-    """A package that an option needs is not installed; the message has the command that cures
-    it."""
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul import last_call, npu_matmul
-from npu_matmul.bench.shapes import Shape, shape_text
 from npu_matmul.bench.timing import Sample, take_turns
 from npu_matmul.host.threads import thread_count
 from npu_matmul.kernel import load_kernel
 from npu_matmul.report import CallReport
+from npu_matmul.shapes import Shape, shape_text
 from npu_matmul.strategies import STRATEGIES, expected
 from npu_matmul.tiler import TileGrid
 

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from npu_matmul.bench.accuracy import Accuracy, relative_error
-from npu_matmul.bench.contenders import MissingExtra, Ready
+from npu_matmul.bench.contenders import Ready
+from npu_matmul.extras import MissingExtra
 
 SEED = 2024
 PRECISIONS = ("int8", "bf16", "bf16x3")

@@ -1,32 +1,26 @@
 """Measurements as pictures: the roofline of this host, where calls spend their time, and the
-strategies on the emulated NPU. Colours are those of Okabe and Ito, which all eyes tell apart."""
+strategies on the emulated NPU."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from npu_matmul.bench.contenders import PACKED, PACKING, MissingExtra
+from npu_matmul.bench.contenders import PACKED, PACKING
 from npu_matmul.bench.environment import summary
 from npu_matmul.bench.session import Results, threads_text
-from npu_matmul.bench.shapes import shape_text
-from npu_matmul.bench.tables import three_digits
+from npu_matmul.numbers import seconds_text
+from npu_matmul.pictures import DPI, PALETTE, STYLE, WIDTH_IN, plain_numbers, plain_ticks
+from npu_matmul.shapes import shape_text
 from npu_matmul.writing import whole_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 Row = dict[str, Any]
-WIDTH_IN, DPI = 8.0, 200  # 1,600 pixels, which a README shows at half of that
-PALETTE = (
-    *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#666666", "#F0E442"),
-    *("#882255", "#999933", "#332288"),  # three more, of Tol's
-)
 KIND_COLOURS = {
     "int8": PALETTE[0],
     "dynamic int8": PALETTE[5],
@@ -34,20 +28,6 @@ KIND_COLOURS = {
     "f32": PALETTE[2],
 }
 MARKERS = {"npu_matmul": "o", "numpy": "s", "torch": "^", "ort": "D"}
-STYLE = {
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "svg.hashsalt": "npu-matmul",
-}
-
-
-def check_installed() -> None:
-    """Raises :class:`MissingExtra` when there is nothing to draw with."""
-    if find_spec("matplotlib") is None:
-        raise MissingExtra("--plot needs matplotlib: pip install 'npu-matmul[plot]'")
 
 
 def draw(folder: Path, results: Results) -> list[Path]:
@@ -207,7 +187,7 @@ def _stage_bars(axes: Axes, bars: Sequence[Any], colours: dict[str, str]) -> Non
             share = 100 * seconds / total
             axes.barh(place, share, left=begin, color=colours[name], height=0.72)
             begin += share
-        axes.text(101, place, _duration(total), va="center", ha="left", fontsize=8)
+        axes.text(101, place, seconds_text(total), va="center", ha="left", fontsize=8)
     axes.set_yticks(range(len(bars)), [label for label, _, _ in bars])
     axes.set_xlim(0, 111)
     axes.set_xticks(range(0, 101, 20))
@@ -276,7 +256,7 @@ def _strategy_bars(
             axes.text(value(row), place, text, va="center", ha="left", fontsize=7)
     axes.set_xlim(min(values) / 2, max(values) * 2.5)
     if max(values) < 50 * min(values):
-        _plain(axes.xaxis, (1, 3))
+        plain_ticks(axes.xaxis, (1, 3))
     axes.set_yticks(range(len(shapes)), shapes)
     axes.set_ylim(len(shapes) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
@@ -285,10 +265,6 @@ def _strategy_bars(
 
 def _factor(ratio: float) -> str:
     return f"{ratio:,.0f}x" if ratio >= 10 else f"{ratio:.1f}x"
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{three_digits(seconds * 1e3)} ms"
 
 
 def _stage_label(row: Row) -> str:
@@ -303,20 +279,6 @@ def _patches(colours: dict[str, str]) -> list[Any]:
     from matplotlib.patches import Patch
 
     return [Patch(color=colour, label=name) for name, colour in colours.items()]
-
-
-def plain_numbers(axes: Axes) -> None:
-    """Ticks of log axes at 1, 2, 5, 10, written out."""
-    for axis in (axes.xaxis, axes.yaxis):
-        _plain(axis, (1, 2, 5))
-
-
-def _plain(axis: Axis, digits: tuple[int, ...]) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    axis.set_major_locator(LogLocator(subs=digits))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _figure(height_in: float) -> Figure:

@@ -14,15 +14,15 @@ from npu_matmul.bench import contenders, emulated, encoders, plots, tables
 from npu_matmul.bench.encoder_session import measure_encoders
 from npu_matmul.bench.environment import summary, usable_cpus
 from npu_matmul.bench.session import Plan, Results, Show, inaccurate, measure, results_for
-from npu_matmul.bench.shapes import parse_shapes
 from npu_matmul.bench.start import measure_starts
 from npu_matmul.bench.targets import judge
 from npu_matmul.bench.workers import WorkerFailed
+from npu_matmul.extras import MissingExtra
+from npu_matmul.shapes import DEFAULT_SHAPES, parse_shapes
 from npu_matmul.whisper.dimensions import SIZES
 from npu_matmul.writing import write_json
 
 LIBRARIES = ("numpy", "torch", "ort")
-DEFAULT_SHAPES = ("whisper-base",)
 
 
 def plan_of(
@@ -37,16 +37,6 @@ def plan_of(
     found = parse_shapes(shapes or (() if sizes else DEFAULT_SHAPES))
     counts = _threads(threads)
     return Plan(found, _libraries(against), counts, in_cache, _sizes(sizes))
-
-
-def check_outputs(plot: Path | None, json: Path | None) -> None:
-    """Before anything is measured: can the files be written? Raises ValueError if not."""
-    if plot is not None:
-        plots.check_installed()
-        if plot.exists() and not plot.is_dir():
-            raise ValueError(f"--plot {plot}: that is a file; give a folder for the pictures")
-    if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
-        raise ValueError(f"--json {json}: give a file in a folder that exists")
 
 
 def run(plan: Plan, plot: Path | None, json: Path | None, console: Console) -> bool:
@@ -184,7 +174,7 @@ def _sizes(text: str | None) -> list[str]:
 def _is_installed(name: str) -> bool:
     try:
         contenders.check_installed(name)
-    except contenders.MissingExtra:
+    except MissingExtra:
         return False
     return True
 

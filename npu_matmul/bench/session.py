@@ -13,10 +13,10 @@ from npu_matmul.bench.accuracy import is_right, worst, wrong_text
 from npu_matmul.bench.contenders import BASELINE, OWN_INT8
 from npu_matmul.bench.environment import environment, last_level_cache_bytes
 from npu_matmul.bench.peak import skipped_probes
-from npu_matmul.bench.shapes import SMALL_CUBES, Shape, shape_text
 from npu_matmul.bench.timing import Sample
 from npu_matmul.bench.worker import STAGE_CALLS
 from npu_matmul.bench.workers import Process, processes
+from npu_matmul.shapes import SMALL_CUBES, Shape, shape_text
 
 Row = dict[str, Any]
 Show = Callable[[str], None]

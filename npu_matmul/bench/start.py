@@ -16,10 +16,10 @@ from tempfile import TemporaryDirectory
 from npu_matmul.bench.accuracy import Accuracy, worst
 from npu_matmul.bench.contenders import BASELINE, OWN_INT8
 from npu_matmul.bench.session import Results, Show, timing_of
-from npu_matmul.bench.shapes import Shape
 from npu_matmul.bench.timing import take_turns
 from npu_matmul.bench.workers import WorkerFailed
 from npu_matmul.host.threads import thread_count
+from npu_matmul.shapes import Shape
 
 SHAPE: Shape = (1500, 512, 512)  # a projection of Whisper's base encoder
 PROGRAMS = {

@@ -11,8 +11,9 @@ from rich.table import Table
 from npu_matmul.bench.contenders import AS_GIVEN, BASELINE, OWN_INT8, PACKED, PACKING
 from npu_matmul.bench.encoders import PRECISIONS
 from npu_matmul.bench.session import threads_text
-from npu_matmul.bench.shapes import shape_text
 from npu_matmul.bench.targets import formatter
+from npu_matmul.numbers import three_digits
+from npu_matmul.shapes import shape_text
 
 Row = dict[str, Any]
 KINDS = ("int8", "dynamic int8", "bf16", "f32")
@@ -207,14 +208,6 @@ def accuracy_text(accuracy: Row) -> str:
     if "relative_error" in accuracy:
         return f"{accuracy['relative_error']:.1e}"
     return f"{accuracy['wrong_values']:,} wrong" if accuracy["wrong_values"] else "exact"
-
-
-def three_digits(value: float) -> str:
-    """
-    >>> [three_digits(value) for value in (0.0345, 7.0, 177.0, 1234.5)]
-    ['0.0345', '7.00', '177', '1234']
-    """
-    return f"{value:#.3g}".rstrip(".") if value < 1000 else f"{value:.0f}"
 
 
 def disturbed(peaks: Sequence[Row]) -> str | None:

@@ -24,7 +24,7 @@ from npu_matmul.bench.contenders import (
 )
 from npu_matmul.bench.encoders import OPENAI, TRANSFORMERS
 from npu_matmul.bench.session import Results, path_is_confirmed
-from npu_matmul.bench.shapes import NAMED
+from npu_matmul.shapes import NAMED
 
 Row = dict[str, Any]
 

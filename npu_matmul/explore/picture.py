@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from npu_matmul.bench.plots import DPI, PALETTE, STYLE, WIDTH_IN, check_installed, plain_numbers
-from npu_matmul.bench.tables import three_digits
 from npu_matmul.explore.candidates import OUTPUTS
 from npu_matmul.explore.found import Found
 from npu_matmul.explore.fronts import front
 from npu_matmul.explore.table import KIB, title
+from npu_matmul.numbers import three_digits
+from npu_matmul.pictures import DPI, PALETTE, STYLE, WIDTH_IN, check_installed, plain_numbers
 from npu_matmul.writing import whole_file
 
 if TYPE_CHECKING:

@@ -10,13 +10,14 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from npu_matmul.bench.run import DEFAULT_SHAPES, check_outputs
 from npu_matmul.explore import picture, table
 from npu_matmul.explore.found import explore
 from npu_matmul.explore.manifest import manifest
 from npu_matmul.explore.model import Products
 from npu_matmul.explore.shapes import products_of
 from npu_matmul.performance.product import Npu
+from npu_matmul.pictures import check_outputs
+from npu_matmul.shapes import DEFAULT_SHAPES
 from npu_matmul.writing import write_json
 
 

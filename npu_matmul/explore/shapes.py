@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from npu_matmul.bench.shapes import NAMED, parse_shapes
 from npu_matmul.explore.model import Products, Shape
 from npu_matmul.plan.encoder import projections
+from npu_matmul.shapes import NAMED, parse_shapes
 from npu_matmul.whisper.dimensions import SIZES
 
 WINDOW = "a window of 30 s"

@@ -10,9 +10,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from npu_matmul.bench.tables import three_digits
 from npu_matmul.explore.found import Found, Row
 from npu_matmul.explore.rank import SHARE, SLOWEST
+from npu_matmul.numbers import three_digits
 from npu_matmul.performance.published import trust
 
 KIB = 1024

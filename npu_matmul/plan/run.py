@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from npu_matmul.bench.run import check_outputs
 from npu_matmul.performance.product import Npu, Prediction
 from npu_matmul.performance.published import ROWS
+from npu_matmul.pictures import check_outputs
 from npu_matmul.plan import tables, validation
 from npu_matmul.plan.encoder import Projection, plan_encoder
 from npu_matmul.plan.planning import Plan, plan_product

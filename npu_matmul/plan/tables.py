@@ -8,13 +8,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from npu_matmul.bench.shapes import shape_text
-from npu_matmul.bench.tables import three_digits
 from npu_matmul.choose import MANY_ROWS
+from npu_matmul.numbers import seconds_text, three_digits
 from npu_matmul.performance.product import Npu, Prediction, launch_shapes
 from npu_matmul.performance.published import trust
 from npu_matmul.plan.encoder import Projection, overlay_switches
 from npu_matmul.plan.planning import MOST_ROWS, Plan
+from npu_matmul.shapes import shape_text
 
 BINDS = {
     "launch": "what a launch costs beside its work: the product is small for an NPU",
@@ -147,7 +147,9 @@ def _facts(plan: Plan) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
     others = "".join(
-        f"; {other.name} {_ms(seconds)}" for seconds, other in plan.kernels if other != kernel
+        f"; {other.name} {seconds_text(seconds)}"
+        for seconds, other in plan.kernels
+        if other != kernel
     )
     tile, cores = kernel.tile, kernel.grid
     table.add_row(
@@ -250,7 +252,7 @@ def _strategies(plan: Plan) -> Table:
     for name, prediction in plan.strategies.items():
         counts = prediction.counts
         syncs = counts.syncs_to_device + counts.syncs_from_device
-        table.add_row(name, f"{counts.launches:,}", f"{syncs:,}", _ms(prediction.device_s))
+        table.add_row(name, f"{counts.launches:,}", f"{syncs:,}", seconds_text(prediction.device_s))
     return table
 
 
@@ -259,7 +261,8 @@ def _cpu_text(plan: Plan) -> str:
         return ""
     M = plan.shape[0]
     note = "" if plan.cpu.rows == M else f", from {plan.cpu.rows:,} of {M:,} rows"
-    text = f"CPU, this host, measured: {_ms(plan.cpu.seconds_for(M))} ({plan.cpu.arithmetic}{note})"
+    took = seconds_text(plan.cpu.seconds_for(M))
+    text = f"CPU, this host, measured: {took} ({plan.cpu.arithmetic}{note})"
     if plan.crossover_rows is None:
         return f"{text}; the NPU is modelled to be slower for any M up to {MOST_ROWS:,}."
     if plan.crossover_rows == 1:
@@ -276,7 +279,3 @@ def _mb(nbytes: int) -> str:
 
 def _plain(seconds: float) -> str:
     return f"{seconds * 1e3:,.3f}"
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"

@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from npu_matmul.bench.plots import DPI, PALETTE, STYLE, WIDTH_IN, check_installed
-from npu_matmul.bench.shapes import shape_text
 from npu_matmul.kernel import load_kernel
+from npu_matmul.numbers import seconds_text
 from npu_matmul.performance import original
 from npu_matmul.performance.figures import FIGURES
 from npu_matmul.performance.product import Npu, predict
@@ -25,6 +24,8 @@ from npu_matmul.performance.published import (
     Published,
     trust,
 )
+from npu_matmul.pictures import DPI, PALETTE, STYLE, WIDTH_IN, check_installed
+from npu_matmul.shapes import shape_text
 from npu_matmul.tiler import TileGrid
 from npu_matmul.writing import whole_file
 
@@ -87,22 +88,24 @@ def _show_original(console: Console) -> None:
         table.add_row(
             shape_text((product.size,) * 3),
             f"{product.tiles:,}",
-            _time(product.measured_s),
-            _time(modelled_s),
+            seconds_text(product.measured_s),
+            seconds_text(modelled_s),
             "fitted" if product.fitted else f"{product.measured_s / modelled_s:.2f}",
         )
     console.print(table)
     grid = TileGrid(load_kernel("matmul_16x16"), 512, 512, 512)
     predictions = {name: predict(grid, name) for name in ("sequential", "output_tile", "batched")}
     waves = original.WAVES
+    launch_s = original.TIMED_S["launch"]
+    share = launch_s / sum(original.TIMED_S.values())
+    measured, added = map(seconds_text, (waves.measured_s, original.waves_s(waves.tiles)))
     console.print(
         "A day later the same steps were timed apart, in waves of 512 tiles: "
-        f"{_time(waves.measured_s)} measured, {_time(original.waves_s(waves.tiles))} from the "
-        f"parts, of which {original.TIMED_S['launch'] / sum(original.TIMED_S.values()):.0%} are "
-        f"{waves.tiles:,} launches of {original.TIMED_S['launch'] * 1e3:.2f} ms.\nSo what batching "
+        f"{measured} measured, {added} from the parts, of which {share:.0%} are "
+        f"{waves.tiles:,} launches of {launch_s * 1e3:.2f} ms.\nSo what batching "
         "must save is launches. This project's strategies on a kernel of the same tile, modelled: "
         + ", ".join(
-            f"{name} {_time(p.device_s)} for {p.counts.launches:,}"
+            f"{name} {seconds_text(p.device_s)} for {p.counts.launches:,}"
             for name, p in predictions.items()
         )
         + ".",
@@ -172,7 +175,3 @@ def _sources() -> dict[str, tuple[str, str]]:
 
 def _tag(row: Published) -> str:
     return next(tag for tag, of in _sources().items() if of == (row.source, row.target))
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"

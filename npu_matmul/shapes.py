@@ -1,4 +1,4 @@
-"""The shapes of products to measure: Whisper's projections by name, or any M,K,N."""
+"""The shapes of products to measure or to plan: Whisper's projections by name, or any M,K,N."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ def _projections(dims: Dimensions) -> tuple[Shape, ...]:
 
 
 NAMED = {f"whisper-{name}": _projections(dims) for name, dims in SIZES.items()}
+DEFAULT_SHAPES = ("whisper-base",)
 SMALL_CUBES = (16, 32, 48, 64, 96, 128, 192, 256)
 
 
