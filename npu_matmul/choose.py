@@ -20,6 +20,7 @@ from npu_matmul.kernel import (
     no_kernel,
 )
 from npu_matmul.kernel_watch import kernels_version
+from npu_matmul.numbers import seconds_text
 from npu_matmul.performance.product import Npu, predict
 from npu_matmul.schedule import LimitError
 from npu_matmul.strategies import STRATEGIES
@@ -101,7 +102,7 @@ def choose_kernel(
     >>> int8 = ("int8", "int8", "int32")
     >>> kernel, why = choose_kernel(None, int8, (16, 16, 16))
     >>> kernel.name, why
-    ('matmul_16x16', 'least modelled time, 0.16 ms; matmul_64x512 0.22 ms')
+    ('matmul_16x16', 'least modelled time, 0.162 ms; matmul_64x512 0.218 ms')
     """
     return _decide(kernel, types, problem, target, can_load, strategy)[:2]
 
@@ -127,9 +128,9 @@ def _decide(
     timed = ranked(kernels, problem, Npu.named(target.name), names)
     built = [pair for pair in timed if can_load(pair[1])] or timed
     (best_s, best), *others = built
-    why = f"least modelled time, {_shown_s(best_s)}; {_listed(others)}"
+    why = f"least modelled time, {seconds_text(best_s)}; {_listed(others)}"
     if not others:
-        why = f"the only one that can be loaded, {_shown_s(best_s)}"
+        why = f"the only one that can be loaded, {seconds_text(best_s)}"
     return best, why, timed[: timed.index(built[0])]
 
 
@@ -165,11 +166,7 @@ def kernels_for(types: tuple[str, str, str], target: Target = NPU1) -> list[Kern
 
 
 def _listed(timed: Iterable[tuple[float, Kernel]]) -> str:
-    return ", ".join(f"{kernel.name} {_shown_s(seconds)}" for seconds, kernel in timed)
-
-
-def _shown_s(seconds: float) -> str:
-    return f"{seconds * 1e3:.2g} ms" if seconds < 1 else f"{seconds:.2g} s"
+    return ", ".join(f"{kernel.name} {seconds_text(seconds)}" for seconds, kernel in timed)
 
 
 def _asked_for(kernel: str | Kernel, types: tuple[str, str, str], target: Target) -> Kernel:

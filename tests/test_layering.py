@@ -25,7 +25,7 @@ LAYERS = [
         "vocabulary",
         ["kernel", "kernel_watch", "target", "sequence", "overlay", "report", "violation"],
     ),
-    ("vocabulary", ["writing", "progress", "timeline", "timeline."]),
+    ("vocabulary", ["writing", "progress", "numbers", "timeline", "timeline."]),
     (
         "vocabulary",
         [
