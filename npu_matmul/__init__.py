@@ -1,4 +1,4 @@
-"""np.matmul on AMD Ryzen AI NPUs, in INT8, with every byte of the path testable without one.
+"""np.matmul on AMD Ryzen AI NPUs, in INT8 and BF16, every byte of the path testable without one.
 
 >>> import numpy as np
 >>> from npu_matmul import npu_matmul
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from npu_matmul.device import DeviceError as DeviceError
     from npu_matmul.device import open_device as open_device
     from npu_matmul.kernel import Kernel as Kernel
+    from npu_matmul.kernel import KernelNotBuilt as KernelNotBuilt
+    from npu_matmul.kernel import UnknownKernel as UnknownKernel
     from npu_matmul.kernel import load_kernel as load_kernel
     from npu_matmul.matmul import npu_matmul as npu_matmul
     from npu_matmul.matmul import pack_b as pack_b
@@ -40,6 +42,8 @@ _PLACES = {
     "CallReport": "report",
     "load_kernel": "kernel",
     "Kernel": "kernel",
+    "KernelNotBuilt": "kernel",
+    "UnknownKernel": "kernel",
     "trace": "timeline.trace",
     "TraceError": "timeline.trace",
 }

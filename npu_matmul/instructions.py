@@ -20,7 +20,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -225,9 +224,6 @@ class StartTask:
         return [0x00, 0, address(self.channel.column, SHIM_ROW, queue), 0, value, 24]
 
 
-Use = TypeVar("Use", StartTask, PatchAddress)  # what uses a descriptor
-
-
 @dataclass(frozen=True)
 class WaitToken:
     channel: Channel
@@ -239,6 +235,28 @@ class WaitToken:
 
 
 Operation = WriteWord | WriteDescriptor | PatchAddress | EnableTokens | StartTask | WaitToken
+
+
+@dataclass(frozen=True)
+class Task:
+    """A start of a descriptor, with what that was last written as, and what its address was last
+    set to."""
+
+    start: StartTask
+    descriptor: Descriptor
+    patch: PatchAddress
+
+    @property
+    def channel(self) -> Channel:
+        return self.start.channel
+
+    @property
+    def argument(self) -> int:
+        return self.patch.argument
+
+    @property
+    def moved_bytes(self) -> int:
+        return self.descriptor.words * WORD_BYTES * self.start.runs
 
 
 @dataclass(frozen=True)
@@ -259,31 +277,35 @@ class Stream:
         ]
         return np.array(header + body, dtype="<u4").tobytes()
 
+    def tasks(self) -> Iterator[Task]:
+        """What the stream starts, in order; without what has no descriptor or no address, which is
+        refused when it is run."""
+        descriptors: dict[tuple[int, int], Descriptor] = {}
+        patches: dict[tuple[int, int], PatchAddress] = {}
+        for operation in self.operations:
+            if isinstance(operation, WriteDescriptor):
+                descriptors[operation.column, operation.number] = operation.descriptor
+            elif isinstance(operation, PatchAddress):
+                patches[operation.column, operation.number] = operation
+            elif isinstance(operation, StartTask):
+                place = operation.column, operation.number
+                if place in descriptors and place in patches:
+                    yield Task(operation, descriptors[place], patches[place])
+
     def channel_bytes(self) -> dict[Channel, int]:
         """How many bytes the stream's tasks move through each channel."""
         moved: dict[Channel, int] = {}
-        for task, descriptor in self._with_descriptors(StartTask):
-            nbytes = descriptor.words * WORD_BYTES * task.runs
-            moved[task.channel] = moved.get(task.channel, 0) + nbytes
+        for task in self.tasks():
+            moved[task.channel] = moved.get(task.channel, 0) + task.moved_bytes
         return moved
 
     def argument_bytes(self) -> dict[int, int]:
         """How many bytes of each buffer argument the stream's transfers reach."""
         reach: dict[int, int] = {}
-        for patch, descriptor in self._with_descriptors(PatchAddress):
-            end = patch.offset_bytes + descriptor.reach() * WORD_BYTES
-            reach[patch.argument] = max(reach.get(patch.argument, 0), end)
+        for task in self.tasks():
+            end = task.patch.offset_bytes + task.descriptor.reach() * WORD_BYTES
+            reach[task.argument] = max(reach.get(task.argument, 0), end)
         return reach
-
-    def _with_descriptors(self, kind: type[Use]) -> Iterator[tuple[Use, Descriptor]]:
-        """The operations of a kind, each with the descriptor that it uses, as last written."""
-        written: dict[tuple[int, int], Descriptor] = {}
-        for operation in self.operations:
-            if isinstance(operation, WriteDescriptor):
-                written[operation.column, operation.number] = operation.descriptor
-            elif isinstance(operation, kind):
-                place = operation.column, operation.number
-                yield operation, written.get(place, Descriptor(0))
 
 
 def decode(stream: bytes) -> Stream:

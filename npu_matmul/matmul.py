@@ -74,7 +74,7 @@ def npu_matmul(
     device
         A name for :func:`open_device`, or a device; default ``$NPU_MATMUL_DEVICE``, else "auto".
     kernel
-        A kernel's name; default: the one of the least modelled time.
+        A kernel's name, or a :class:`Kernel`; default: the one of the least modelled time.
     strategy
         "batched", "output_tile" or "sequential"; default: the one of the least modelled time.
     on_error
@@ -84,7 +84,8 @@ def npu_matmul(
     Raises
     ------
     TypeError for element types that are not supported, ValueError for shapes (in NumPy's words)
-    and for unknown names, ``DeviceError`` when the device fails.
+    and for unknown names (of a kernel: ``UnknownKernel``), ``KernelNotBuilt`` when a real NPU has
+    no overlay of the kernel, ``DeviceError`` when the device fails.
 
     >>> A = np.array([[100, 2]], np.int8)
     >>> B = np.array([[3, -50], [1, 0]], np.int8)
@@ -173,7 +174,12 @@ def pack_b(
     """Convert and pack a matrix B (K, N) for a device and keep it there: later calls move only A.
 
     ``precision`` is as for :func:`npu_matmul`; an int8 matrix is packed for exact products with
-    int8 unless a precision is given, which packs it for products with floats.
+    int8 unless a precision is given, which packs it for products with floats. ``kernel`` and
+    ``device`` are as for :func:`npu_matmul`; later calls may name no others.
+
+    Raises TypeError for what is no matrix of a supported element type, ValueError for another
+    number of dimensions, unknown names, and NaN or infinity in "int8", ``KernelNotBuilt`` and
+    ``DeviceError`` as :func:`npu_matmul` does.
 
     >>> weights = pack_b(np.array([[1, 2], [3, 4]], np.int8), device="cpu")
     >>> npu_matmul(np.array([1, 1], np.int8), weights)

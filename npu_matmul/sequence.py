@@ -1,7 +1,7 @@
 """A runtime sequence as plain data: what one launch asks of the shim DMAs, in order.
 
 The same list prints as an ``aie.runtime_sequence`` (for the standard toolchain) and assembles into
-instruction words (:mod:`npu_matmul.instructions`), so either can be checked against the other.
+instruction words (:mod:`npu_matmul.assemble`), so either can be checked against the other.
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@ from functools import lru_cache
 
 from npu_matmul.assemble import assemble
 from npu_matmul.design import design_text
-from npu_matmul.instructions import PatchAddress, StartTask, Stream, WriteDescriptor
+from npu_matmul.instructions import Stream
 from npu_matmul.kernel import Kernel
 from npu_matmul.launch import LaunchShape, launch_sequence
 from npu_matmul.overlay import Channel
 from npu_matmul.schedule import step_cycles
-from npu_matmul.target import NPU1, WORD_BYTES, Target
+from npu_matmul.target import NPU1, Target
 
 
 @lru_cache(maxsize=256)
@@ -27,18 +27,11 @@ def launch_stream(kernel: Kernel, shape: LaunchShape, target: Target = NPU1) -> 
 def stream_cycles(kernel: Kernel, stream: Stream) -> int:
     """A pessimistic number of cycles of one launch of a stream: the core calls that its longest
     input feeds, each at ``step_cycles``."""
-    words: dict[tuple[int, int], int] = {}
-    arguments: dict[tuple[int, int], int] = {}
     moved: dict[tuple[Channel, int], int] = {}
-    for operation in stream.operations:
-        if isinstance(operation, WriteDescriptor):
-            words[operation.column, operation.number] = operation.descriptor.words
-        elif isinstance(operation, PatchAddress):
-            arguments[operation.column, operation.number] = operation.argument
-        elif isinstance(operation, StartTask) and operation.channel.direction == "MM2S":
-            place = operation.channel.column, operation.number
-            key = operation.channel, arguments[place]
-            moved[key] = moved.get(key, 0) + words[place] * operation.runs * WORD_BYTES
+    for task in stream.tasks():
+        if task.channel.direction == "MM2S":
+            key = task.channel, task.argument
+            moved[key] = moved.get(key, 0) + task.moved_bytes
     tile_bytes = {0: kernel.a_tile_bytes, 1: kernel.b_tile_bytes}
     calls = [-(-nbytes // tile_bytes[argument]) for (_, argument), nbytes in moved.items()]
     return max(calls, default=0) * step_cycles(kernel)
@@ -46,11 +39,4 @@ def stream_cycles(kernel: Kernel, stream: Stream) -> int:
 
 def written_arguments(stream: Stream) -> set[int]:
     """The buffer arguments that a stream's transfers write."""
-    arguments: dict[tuple[int, int], int] = {}
-    written = set()
-    for operation in stream.operations:
-        if isinstance(operation, PatchAddress):
-            arguments[operation.column, operation.number] = operation.argument
-        elif isinstance(operation, StartTask) and operation.channel.direction == "S2MM":
-            written.add(arguments[operation.channel.column, operation.number])
-    return written
+    return {task.argument for task in stream.tasks() if task.channel.direction == "S2MM"}

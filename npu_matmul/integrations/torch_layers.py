@@ -210,7 +210,8 @@ def checked(module: nn.Module, given: Tensor, *parameters: Tensor | None) -> Ten
 
     Raises:
         GradientsNotSupported: torch takes gradients, of the input or of a parameter.
-        TypeError: it is no tensor of floats on the CPU, or torch traces the call.
+        TypeError: it is no tensor of floats, or torch traces the call.
+        ValueError: it is not on the CPU.
     """
     name = type(module).__name__
     if not isinstance(given, Tensor):
@@ -226,7 +227,8 @@ def checked(module: nn.Module, given: Tensor, *parameters: Tensor | None) -> Ten
         )
     if given.device.type != "cpu":
         raise ValueError(
-            f"{name} was given a tensor on {given.device}; its input must be on the CPU"
+            f"{name} was given a tensor on {given.device}; its input must be on the CPU: "
+            "tensor.cpu()"
         )
     if given.dtype not in FLOATS:
         raise TypeError(f"{name} was given a tensor of {given.dtype}; its input must be floats")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from xdsl.dialects import arith
-from xdsl.dialects.builtin import IntegerAttr, IntegerType
+from xdsl.dialects.builtin import IndexType, IntegerAttr, IntegerType
 from xdsl.ir import Attribute, Operation, SSAValue
 
 from npu_matmul.emulator import EmulationError
@@ -148,7 +148,7 @@ def _cast(op: Operation, slot: Slot, unsigned: bool) -> Step:
 
 def _binary(op: Operation, slot: Slot) -> Step:
     bits = _bits(op.results[0].type)
-    if not isinstance(op.results[0].type, IntegerType) and bits != INDEX_BITS:
+    if not isinstance(op.results[0].type, IntegerType | IndexType):
         raise DesignError(f"{place(op)}: {op.name} of {op.results[0].type} is not supported")
     left, right = (slot(operand) for operand in op.operands)
     result, where = slot(op.results[0]), place(op)

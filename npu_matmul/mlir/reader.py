@@ -75,7 +75,7 @@ def read_design(text: str, name: str = "design.mlir") -> DeviceOp:
         module = _LocatingParser(context, text, name).parse_module()
     except ParseError as error:
         raise DesignError(_short(error)) from None
-    _verify(module, name)
+    _verify(module)
     devices = [op for op in module.walk() if isinstance(op, DeviceOp)]
     if len(devices) != 1:
         where = place(devices[1]) if devices else name
@@ -93,7 +93,7 @@ def place(op: Operation) -> str:
     return "(no position)"
 
 
-def _verify(module: ModuleOp, name: str) -> None:
+def _verify(module: ModuleOp) -> None:
     for op in module.walk():
         try:
             op.verify(verify_nested_ops=False)
@@ -101,10 +101,10 @@ def _verify(module: ModuleOp, name: str) -> None:
             raise DesignError(f"{place(op)}: {op.name}: {_short(error)}") from None
         except Exception as error:  # xDSL raises bare Exceptions from some operations' verifiers
             raise DesignError(f"{place(op)}: {op.name}: {_short(error)}") from error
-    _check_dominance(module.body, set(), name)
+    _check_dominance(module.body, set())
 
 
-def _check_dominance(region: Region, known: set[SSAValue], name: str) -> None:
+def _check_dominance(region: Region, known: set[SSAValue]) -> None:
     """Every operand must be defined before it, on every way that leads there, in its own region or
     one around it; a device sees nothing of what is around it."""
     entered = _known_at_entry(region, known)
@@ -118,7 +118,7 @@ def _check_dominance(region: Region, known: set[SSAValue], name: str) -> None:
                         f"{place(op)}: {op.name} uses {hint} before or outside its definition"
                     )
             for inner in op.regions:
-                _check_dominance(inner, set() if isinstance(op, DeviceOp) else here, name)
+                _check_dominance(inner, set() if isinstance(op, DeviceOp) else here)
             here.update(op.results)
 
 

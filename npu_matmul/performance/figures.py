@@ -19,7 +19,6 @@ EMULATOR = "github.com/FIM43-Redeye/xdna-emu, against a Phoenix"
 AMANUENSIS = "github.com/Unicorn-Commander/Unicorn-Amanuensis"
 
 CLOCKS_GHZ = ("0.8", "1.0", "1.3", "1.6", "1.8")  # as options name them
-CLOCKS_HZ = tuple(float(ghz) * 1e9 for ghz in CLOCKS_GHZ)
 
 
 class Figure(float):

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from npu_matmul.performance.figures import AMANUENSIS
-
-SOURCE = AMANUENSIS
 # What a product costs beside its tiles: fitted, so that the 16x16 one of MEASURED_PRODUCTS, which
 # has a single tile, comes out right. It says nothing of the model.
 FIRST_TILE_S = 1.5e-3

@@ -129,6 +129,6 @@ def launch_shapes(
 
 def _launch_s(figures: Figures, strategy: str, launches: int) -> float:
     """Fixed cost of each launch: the wrapper waits for each; the others submit all together."""
-    if strategy == "sequential" or launches == 1:
+    if strategy == "sequential":
         return figures.launch_s
     return (figures.launch_s + (launches - 1) * figures.queued_launch_s) / launches

@@ -251,7 +251,7 @@ def launch_trial(
     machine.launch(trial.stream, memories)
     steps.update(trial.steps)
     if subject.product is not None:
-        _compare(trial, subject, subject.product, given, buffers, steps, verdict)
+        _compare(trial, subject.product, given, buffers, steps, verdict)
     return [
         memory.words.view(np.uint8) for n, memory in enumerate(memories) if n not in trial.inputs
     ]
@@ -259,7 +259,6 @@ def launch_trial(
 
 def _compare(
     trial: Trial,
-    subject: Subject,
     product: Product,
     given: list[NDArray[Any]],
     buffers: list[NDArray[Any]],

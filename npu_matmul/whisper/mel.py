@@ -193,8 +193,7 @@ def _windowed_transform() -> NDArray[np.float64]:
 def _log_scale(mel: NDArray[Any]) -> NDArray[np.float32]:
     """Steps 3 and 4, and frames as columns."""
     log_mel = np.log10(np.maximum(mel.T, POWER_FLOOR))
-    if log_mel.size:
-        log_mel = np.maximum(log_mel, log_mel.max() - LOG_RANGE)
+    log_mel = np.maximum(log_mel, log_mel.max() - LOG_RANGE)
     return np.ascontiguousarray((log_mel + 4.0) / 4.0, dtype=np.float32)
 
 
