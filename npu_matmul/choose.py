@@ -180,9 +180,10 @@ def _asked_for(kernel: str | Kernel, types: tuple[str, str, str], target: Target
     if isinstance(kernel, Kernel):
         name = f"{kernel.name!r}, variant {kernel.variant!r}:"
     elsewhere = any(astuple(variant.types) == types for variant in variants)
+    cure = "" if elsewhere else ": ask for a precision with such operands, or for another kernel"
     raise (NoKernel if elsewhere else UnknownKernel)(
         f"kernel {name} has nothing for {types[0]} operands on {target.name}; "
-        f"it is for {', '.join(_shown(variant) for variant in variants)}"
+        f"it is for {', '.join(_shown(variant) for variant in variants)}{cure}"
     )
 
 

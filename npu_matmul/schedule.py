@@ -82,6 +82,13 @@ class Launch:
     b_tile: int
     c_tile: int
 
+    def views(self, kernel: Kernel) -> list[tuple[int, int]]:
+        """First byte and bytes of what it uses of A's, B's and C's regions."""
+        tiles = self.a_tile, self.b_tile, self.c_tile
+        sizes = kernel.a_tile_bytes, kernel.b_tile_bytes, kernel.c_tile_bytes
+        firsts = (tile * nbytes for tile, nbytes in zip(tiles, sizes, strict=True))
+        return list(zip(firsts, argument_bytes(kernel, self.shape), strict=True))
+
 
 def block_steps(grid: TileGrid, limits: Limits = LIMITS, target: Target = NPU1) -> int:
     """The most steps of K, up to all, that a launch of one block may have; raises

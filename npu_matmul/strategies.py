@@ -246,12 +246,8 @@ def _on_views(
 ) -> Iterator[tuple[bytes, tuple[Buffer, Buffer, Buffer]]]:
     kernel, target = loaded.kernel, loaded.device.target
     for launch in launches:
-        a_bytes, b_bytes, c_bytes = argument_bytes(kernel, launch.shape)
-        views = (
-            a.view(launch.a_tile * kernel.a_tile_bytes, a_bytes),
-            b.view(launch.b_tile * kernel.b_tile_bytes, b_bytes),
-            c.view(launch.c_tile * kernel.c_tile_bytes, c_bytes),
-        )
+        of_a, of_b, of_c = launch.views(kernel)
+        views = a.view(*of_a), b.view(*of_b), c.view(*of_c)
         yield launch_stream(kernel, launch.shape, target), views
 
 

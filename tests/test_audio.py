@@ -122,6 +122,12 @@ def test_only_one_channel_is_padded(shape: tuple[int, ...]) -> None:
         pad_or_trim(np.zeros(shape, np.float32))
 
 
+def test_a_negative_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="length=-1 samples: it must not be negative"):
+        pad_or_trim([0.5, 0.25], -1)
+    assert len(pad_or_trim([0.5], 0)) == 0
+
+
 # Samples that cannot be used
 
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from npu_matmul.bench.accuracy import Accuracy, relative_error
 from npu_matmul.bench.contenders import Ready
 from npu_matmul.extras import MissingExtra
+from npu_matmul.whisper.dimensions import SEED
 
-SEED = 2024
 PRECISIONS = ("int8", "bf16", "bf16x3")
 OPENAI, TRANSFORMERS = "openai-whisper", "transformers"
 ENCODERS = {"npu_matmul": PRECISIONS, "torch": (OPENAI, TRANSFORMERS)}  # by process

@@ -19,14 +19,6 @@ FLAGS = (  # how products can be computed, as Linux names it
     *("avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16"),
 )
 SETTINGS = ("OPENBLAS_", "OMP_", "GOMP_", "KMP_", "MKL_", "BLIS_", "NUMBA_", "ONEDNN_", "DNNL_")
-THREAD_VARIABLES = (
-    "OPENBLAS_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "NUMBA_NUM_THREADS",
-)
 BUSY = 0.5  # load average from which it is mentioned
 DEFAULT_CACHE_BYTES = 32 << 20  # where the system does not tell
 

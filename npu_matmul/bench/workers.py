@@ -21,9 +21,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any
 
-from npu_matmul.bench.environment import THREAD_VARIABLES, fastest_cpus
+from npu_matmul.bench.environment import fastest_cpus
 from npu_matmul.host.paths import PATH_VARIABLE
-from npu_matmul.host.threads import THREADS_VARIABLE
+from npu_matmul.host.threads import THREAD_VARIABLES
 
 REST_S = 0.01
 SPIN = {"OPENBLAS_THREAD_TIMEOUT": "10"}  # 2**10 cycles
@@ -101,7 +101,7 @@ def processes(
 def _variables(library: str, threads: int, path: str | None) -> dict[str, str]:
     """Every library's thread limit. Where NumPy only checks accuracy it gets one thread, so that
     no second pool exists. Beside ours its threads spin as long as they do for everybody."""
-    limits = dict.fromkeys((*THREAD_VARIABLES, THREADS_VARIABLE), str(threads))
+    limits = dict.fromkeys(THREAD_VARIABLES, str(threads))
     variables = {**os.environ, **({} if library == "both" else SPIN), **limits}
     variables.pop(PATH_VARIABLE, None)
     if library in ("torch", "ort"):

@@ -28,6 +28,7 @@ from npu_matmul.build.identity import digest_of, overlay_inputs, overlay_name
 from npu_matmul.build.plan import XCLBIN
 from npu_matmul.kernel import Kernel, KernelNotBuilt
 
+NEVER_BUILT = "it has never been built here"
 CACHE_VARIABLE = "NPU_MATMUL_CACHE"
 RECORD = "build.json"
 UNFINISHED = ".unfinished-"
@@ -91,7 +92,7 @@ def find_built(kernel: Kernel, target: str) -> Built:
         if problem is None:
             return Built(folder, record)
         problems.append(problem)
-    newest = problems[0] if problems else "it has never been built here"
+    newest = problems[0] if problems else NEVER_BUILT
     command = f"npu-matmul build {kernel.name} --variant {kernel.variant} --target {target}"
     raise KernelNotBuilt(
         f"kernel {kernel.name!r}, variant {kernel.variant!r}, is not built for {target}: "

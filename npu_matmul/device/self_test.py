@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from npu_matmul.build.plan import reference_problem
 from npu_matmul.device.buffer import Buffer
 from npu_matmul.device.npu import LoadedKernel
 from npu_matmul.kernel import Kernel
@@ -43,7 +44,7 @@ class _Buffers:
 def self_test(loaded: LoadedKernel, launch_all: LaunchAll | None = None) -> str | None:
     """Compute known products; None, or what is wrong with the result. Where a way to launch several
     is given, it is tested: each block of C is a launch."""
-    grid = _grid(loaded.kernel)
+    grid = TileGrid(loaded.kernel, *reference_problem(loaded.kernel))
     launches = cover(grid) if launch_all is None else block_launches(grid)
     launch_all = launch_all or loaded.launch_all
     device = loaded.device
@@ -100,11 +101,6 @@ def judge(got: NDArray[np.float64], a: NDArray[np.int64], b: NDArray[np.int64]) 
     )
 
 
-def _grid(kernel: Kernel) -> TileGrid:
-    rows, columns = kernel.block
-    return TileGrid(kernel, 2 * rows, 3 * kernel.tile.k, 2 * columns)
-
-
 def _operands(grid: TileGrid, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     random = np.random.default_rng(seed)
     shapes = (grid.M, grid.K), (grid.K, grid.N)
@@ -137,9 +133,5 @@ def _product(
 
 
 def _views(kernel: Kernel, launch: Launch, buffers: _Buffers) -> tuple[Buffer, Buffer, Buffer]:
-    a_bytes, b_bytes, c_bytes = argument_bytes(kernel, launch.shape)
-    return (
-        buffers.a.view(launch.a_tile * kernel.a_tile_bytes, a_bytes),
-        buffers.b.view(launch.b_tile * kernel.b_tile_bytes, b_bytes),
-        buffers.c.view(launch.c_tile * kernel.c_tile_bytes, c_bytes),
-    )
+    a, b, c = launch.views(kernel)
+    return buffers.a.view(*a), buffers.b.view(*b), buffers.c.view(*c)

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from npu_matmul.build.cache import NEVER_BUILT
 from npu_matmul.doctor import packages
 from npu_matmul.doctor.facts import Facts, KernelState
 
 PASS, WARN, FAIL = "pass", "warn", "fail"
 FIRST_KERNEL = (6, 14)  # with amdxdna in it
-NEVER_BUILT = "never been built"
 NEEDED = ("NPU", "driver", "IOMMU", "device node", "memlock")  # to compute anything at all
 NODE_RULE = 'SUBSYSTEM=="accel", GROUP="render", MODE="0660"'
 LOCKED_BYTES = 64 * 2**20  # that the driver's user library locks when the device is opened
@@ -216,7 +216,7 @@ def _kernels(facts: Facts) -> Line:
         return Line("kernels", FAIL, facts.kernels_problem, cure)
     built = _built(facts)
     missing = [kernel for kernel in facts.kernels if kernel.built is None]
-    was = [kernel for kernel in missing if NEVER_BUILT not in kernel.problem]
+    was = [kernel for kernel in missing if kernel.problem != NEVER_BUILT]
     why = f"; {was[0].label}: {was[0].problem}" if was else ""
     if not facts.kernels:
         found = f"none of those found is for {facts.target or 'this NPU'}"

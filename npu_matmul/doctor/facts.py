@@ -23,7 +23,7 @@ from npu_matmul.build.toolchain import find_toolchain, survey
 from npu_matmul.device import DeviceError, npu_nodes, open_device
 from npu_matmul.device.self_test import launch_latency_s, self_test
 from npu_matmul.device.xrt import XrtDevice, import_binding
-from npu_matmul.kernel import Kernel, KernelNotBuilt, kernels_named
+from npu_matmul.kernel import Kernel, KernelNotBuilt, kernels_on
 
 AMD = "0x1022"
 NPU_IDS = {"0x1502": "Phoenix or Hawk Point", "0x17f0": "Strix, Krackan or Gorgon Point"}
@@ -184,7 +184,7 @@ def _kernels(facts: Facts) -> Facts:
     target = facts.target or "npu1"
     states, tested = [], []
     try:
-        variants = _variants(target)
+        variants = kernels_on(target)
     except (ValueError, OSError) as error:
         return replace(facts, kernels_problem=str(error))
     for kernel in variants:
@@ -230,11 +230,6 @@ def _number(said: str) -> str:
     """The version in what a program says of itself."""
     found = re.search(r"\d+(\.\d+)+\S*", said)
     return found.group() if found else said
-
-
-def _variants(target: str) -> list[Kernel]:
-    every = kernels_named()
-    return [kernel for kernel in every if target in kernel.targets and kernel.source.is_file()]
 
 
 def _read(path: Path) -> str:

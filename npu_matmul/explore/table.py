@@ -14,10 +14,10 @@ from npu_matmul.explore.found import Found, Row
 from npu_matmul.explore.rank import SHARE, SLOWEST
 from npu_matmul.numbers import three_digits
 from npu_matmul.performance.published import trust
+from npu_matmul.sequence import MLIR_TYPES
 
 KIB = 1024
 HEADINGS = ("rank", "m k n", "bufs", "grid", "C", "KiB", "ms", "x", "pad", "limit", "kernel")
-SHORT = {"int8": "i8", "int16": "i16", "int32": "i32", "float32": "f32", "bfloat16": "bf16"}
 
 
 def title(found: Found) -> str:
@@ -114,7 +114,7 @@ def _cells(row: Row, found: Found) -> tuple[str, ...]:
         f"{tile.m} {tile.k} {tile.n}",
         f"{depths.a} {depths.b} {depths.c}",
         f"{cores.rows}x{cores.columns}",
-        SHORT[kernel.types.c],
+        MLIR_TYPES[kernel.types.c],
         f"{row.core_bytes / KIB:.1f}",
         three_digits(row.total_s * 1e3),
         "" if reference is None else _ratio(row.total_s / reference.total_s),

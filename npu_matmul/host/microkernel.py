@@ -20,7 +20,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from npu_matmul.host import paths
-from npu_matmul.host.elements import Value, call
+from npu_matmul.host.elements import Value, call, narrowed
 from npu_matmul.host.pointers import LINE_BYTES
 
 ROWS = (1, 2, 4, 6, 8, 10, 12, 14)  # 14 rows of two vectors are 28 of AVX-512's 32 registers
@@ -122,10 +122,7 @@ def _sums(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, sums: Val
 
 def _clipped(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, sums: Value) -> None:
     """Saturated to int8."""
-    for limit, order in ((127, "<"), (-128, ">")):
-        bound = ir.Constant(sums.type, [limit] * unit.lanes)
-        sums = b.select(b.icmp_signed(order, sums, bound), sums, bound)
-    _store(b, unit, tile, row, v, b.trunc(sums, ir.VectorType(ir.IntType(8), unit.lanes)))
+    _store(b, unit, tile, row, v, narrowed(b, sums, "int8"))
 
 
 def _scaled(b: ir.IRBuilder, unit: Unit, tile: Tile, row: Value, v: int, sums: Value) -> None:

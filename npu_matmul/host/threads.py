@@ -24,6 +24,11 @@ from npu_matmul.host.compiled import DONE, Task
 from npu_matmul.host.pointers import address
 
 THREADS_VARIABLE = "NPU_MATMUL_THREADS"
+THREAD_VARIABLES = (  # ours, and what NumPy's BLAS, OpenMP and numba read when a process starts
+    THREADS_VARIABLE,
+    *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"),
+    *("VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS"),
+)
 WORTH_S = 100e-6  # of one thread: less work is not worth a second one
 # When a part that is handed over begins after the first: its thread looks for work, or sleeps.
 AWAKE_S, ASLEEP_S = 1e-6, 60e-6

@@ -87,11 +87,14 @@ def pad_or_trim(samples: ArrayLike, length: int = WINDOW_SAMPLES) -> NDArray[Any
 
     Raises:
         AudioError: samples that are not one-dimensional.
+        ValueError: a negative length.
 
     >>> pad_or_trim([0.5, 0.25], 3).tolist(), pad_or_trim([0.5, 0.25], 1).tolist()
     ([0.5, 0.25, 0.0], [0.5])
     """
     array = _one_channel(samples)
+    if length < 0:
+        raise ValueError(f"length={length} samples: it must not be negative")
     return np.pad(array[:length], (0, max(0, length - len(array))))
 
 

@@ -18,13 +18,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from npu_matmul.host.threads import THREADS_VARIABLE
+from npu_matmul.host.threads import THREAD_VARIABLES
 from npu_matmul.timeline import listening
 from npu_matmul.timeline.processes import recorded
 from npu_matmul.whisper.encode import FileReport, Job, Settings, encode_job, release
 
-# Read by BLAS and OpenMP when a process starts, and by our own crew of threads.
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", THREADS_VARIABLE)
 CONNECT_S = 10  # until a scheduler must have answered
 NPU_RESOURCE = "NPU"  # what a Dask worker declares: one, as it has one NPU
 
