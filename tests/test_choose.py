@@ -61,9 +61,7 @@ def test_only_kernels_for_the_target_are_chosen(folder: Path) -> None:
 
 
 def test_a_kernel_of_other_types_is_refused_by_name_and_as_an_object() -> None:
-    with pytest.raises(
-        UnknownKernel, match=r"'matmul_16x16' has nothing for bf.* for another"
-    ):
+    with pytest.raises(UnknownKernel, match=r"'matmul_16x16' has nothing for bf.* for another"):
         choose_kernel("matmul_16x16", BF16, (8, 8, 8))
     kernel = load_kernel("matmul_64x512", "bf16")
     with pytest.raises(UnknownKernel, match=r"'matmul_64x512', variant 'bf16': has nothing for i"):
