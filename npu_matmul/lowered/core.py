@@ -13,6 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 from xdsl.dialects import func, memref
+from xdsl.dialects.builtin import IntegerType
 from xdsl.ir import Block, Operation, SSAValue
 
 from npu_matmul.emulator import EmulationError
@@ -346,7 +347,7 @@ class CoreProgram:
         return self._integers(op, op.memref, store)
 
     def _integers(self, op: Operation, value: SSAValue, step: Step) -> Step:
-        if "xi" not in f"x{value.type.element_type}":  # type: ignore[attr-defined]
+        if not isinstance(value.type.element_type, IntegerType):  # type: ignore[attr-defined]
             raise DesignError(
                 f"{place(op)}: {self.name}: only integers can be loaded and stored, not "
                 f"elements of {value.type}"

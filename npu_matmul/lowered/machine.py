@@ -25,7 +25,7 @@ from npu_matmul.lowered.core import CoreProgram, Symbol, reaches
 from npu_matmul.lowered.dma import DmaChannel, StreamChannel
 from npu_matmul.lowered.locks import LockState
 from npu_matmul.lowered.memory import TileMemory
-from npu_matmul.lowered.module import Buffer, Lock, LoweredModule, Port, Program, Span
+from npu_matmul.lowered.module import Buffer, CoreCode, Lock, LoweredModule, Port, Program, Span
 from npu_matmul.lowered.order import Clock
 from npu_matmul.lowered.rules import refusals
 from npu_matmul.lowered.schedules import FIXED, Schedule
@@ -90,19 +90,7 @@ class LoweredMachine:
             self._memories[buffer.tile].fill(buffer, data)
         self.channels = [self._dma(p, clock_of[p.port]) for p in module.programs.values()]
         self.shims = [self._shim(port, clock_of[port]) for port in ports]
-        self.cores = [
-            CoreProgram(
-                core,
-                module,
-                self._memories,
-                self._locks,
-                self._symbols_of(clock, symbols),
-                clock,
-                schedule.pace,
-            )
-            for core in module.cores
-            for clock in [clock_of[core.tile]]
-        ]
+        self.cores = [self._core(c, clock_of[c.tile], symbols) for c in module.cores]
         parts: list[Part] = [*self.channels, *self.shims, *self.cores]
         self._parts.update((part.clock, part) for part in parts)
         self._actors = self._build_actors()
@@ -113,6 +101,12 @@ class LoweredMachine:
             "flow",
         )
         self._boot()
+
+    def _core(self, core: CoreCode, clock: Clock, symbols: Mapping[str, Symbol]) -> CoreProgram:
+        known, memories = self._symbols_of(clock, symbols), self._memories
+        return CoreProgram(
+            core, self.module, memories, self._locks, known, clock, self.schedule.pace
+        )
 
     @property
     def counters(self) -> LoweredCounters:

@@ -90,7 +90,7 @@ def verify(
         what = (
             f"launch {drawn}: {timeline}" if drawn else "no launch was begun, so nothing is drawn"
         )
-        console.print(what, highlight=False, soft_wrap=True)
+        console.print(what, highlight=False, soft_wrap=True, markup=False)
     if not verdict.ok:
         sys.exit(1)
 
