@@ -28,6 +28,7 @@ _WALKS: dict[str, tuple[Any, Any]] = {
     "avx2": (small.avx2_sums, small.avx2_clipped),
 }
 _INT8, _INT32, _INT32_TYPE = np.dtype(np.int8), np.dtype(np.int32), np.int32
+_ARRAY = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def quick_product(device: Device, b: Panels) -> Quick:
     # A function and its variables: calls of objects and their attributes would take longer.
     def run(a: Any, out: Any, dtype: Any) -> bool:
         try:
-            if type(a) is not np.ndarray or type(out) is not np.ndarray:
+            if type(a) is not _ARRAY or type(out) is not _ARRAY:
                 return False  # a subclass may have more to it, as masked arrays do
             if a.dtype is not _INT8 or not out.flags.writeable or not device.direct:
                 return False
