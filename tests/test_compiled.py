@@ -44,10 +44,10 @@ def test_what_was_compiled_is_not_used_when_another_file_has_changed(tmp_path: P
     shutil.copytree(package, copied, ignore=shutil.ignore_patterns("__pycache__"))
     run = partial(run_fresh, SATURATED, folder=tmp_path, NUMBA_CACHE_DIR=str(tmp_path / "cache"))
     assert run().stdout == "127\n"
-    changed = copied / "host" / "microkernel.py"
+    changed = copied / "host" / "elements.py"
     text = changed.read_text()
-    assert text.count('((127, "<"),') == 1
-    changed.write_text(text.replace('((127, "<"),', '((100, "<"),'))
+    assert text.count('(("<", 127),') == 1
+    changed.write_text(text.replace('(("<", 127),', '(("<", 100),'))
     assert run().stdout == "100\n"
 
 
