@@ -108,6 +108,22 @@ def test_int8_keeps_its_accuracy_where_float32_would_leave_its_range(
 
 
 @every_device
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [
+        (np.full((2, 3), 3.0), np.ones((3, 2), np.float32)),
+        (np.ones((2, 3), np.float32), np.full((3, 2), 1e60)),
+    ],
+    ids=["float64 A", "float64 B that float32 cannot hold"],
+)
+def test_int8_of_one_float64_operand_is_computed_in_float64(
+    device: str, a: NDArray[Any], b: NDArray[Any]
+) -> None:
+    got = npu_matmul(a, b, precision="int8", device=device)
+    np.testing.assert_allclose(got, a.astype(np.float64) @ b, rtol=1e-6)  # scales are float32's
+
+
+@every_device
 def test_zero_rows_and_columns_are_exact_in_int8(device: str) -> None:
     a, b = normals(1, 6, 20), normals(2, 20, 5)
     a[3], b[:, 2] = 0, 0

@@ -109,9 +109,17 @@ def test_an_out_that_overlaps_a_is_computed_as_if_it_did_not() -> None:
         assert_equal_bits(out, want)
 
 
+READ_ONLY = np.zeros((6, 6), np.int8)
+READ_ONLY.flags.writeable = False
+OTHER_DEVICE = {"device": "emulated"}
+
+
 @pytest.mark.parametrize(
     ("out", "options", "error", "words"),
     [
+        (READ_ONLY, {}, ValueError, "read-only"),
+        (np.zeros((6, 6), np.int8), OTHER_DEVICE, ValueError, "packed for device 'cpu'"),
+        (np.zeros((6, 6), np.int8), {"dtype": np.float32}, TypeError, "int8 products give"),
         (np.zeros((6, 5), np.int8), {}, ValueError, r"out has shape \(6, 5\)"),
         (np.zeros((6, 6), np.int32), {}, TypeError, "out is int32, the result is int8"),
         (np.zeros((6, 6), np.int8), {"dtype": np.int32}, TypeError, "out is int8"),

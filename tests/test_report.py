@@ -274,6 +274,19 @@ def test_on_error_cpu_gives_the_same_result_and_says_so(
     assert "on_error='cpu'" in message
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_floats_that_were_packed_for_a_device_that_fails_keep_their_accuracy(
+    failing: NpuDevice, precision: str
+) -> None:
+    a, b = (np.random.default_rng(7).standard_normal((33, 33)) for _ in range(2))
+    packed = pack_b(b, device=failing, precision=precision)
+    npu_matmul(a[:1, :9], b[:9, :1], device=failing)  # the one launch that does not fail
+    got = npu_matmul(a, packed, on_error="cpu")
+    assert last_call().device == "cpu"
+    want = npu_matmul(a, b, device="cpu", precision=precision)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-4)  # sums of floats, in another order
+
+
 def test_a_stack_that_fails_in_its_middle_is_finished_on_the_cpu(
     failing: NpuDevice, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -341,3 +342,13 @@ def test_streams_are_for_the_target_of_the_device(strategy: str) -> None:
         found = npu_matmul(a, b, dtype=np.int32, device=device, kernel=kernel, strategy=strategy)
         assert self_test(device.load(kernel)) is None
     assert_equal_bits(found, product_int32(a, b))
+
+
+def test_a_stage_that_comes_again_adds_to_its_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([1.0, 2.0, 10.0, 14.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(times))
+    stages = Stages()
+    for _ in range(2):
+        with stages.stage("sync"):
+            pass
+    assert stages.seconds == {"sync": 5.0}

@@ -215,6 +215,7 @@ def test_the_grid_counts_tiles_bytes_and_padding(
     assert (grid.Mt, grid.Kt, grid.Nt) == tiles
     assert (grid.a_bytes, grid.b_bytes, grid.c_bytes) == nbytes
     assert grid.padding == pytest.approx(1 - used)
+    assert TileGrid(KERNELS[kernel], *shape, terms=3).padding == pytest.approx(1 - used)
 
 
 SOURCES: dict[str, Callable[[Matrix], Matrix]] = {
