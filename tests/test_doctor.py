@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from npu_matmul import cli
+from npu_matmul.build.cache import NEVER_BUILT
 from npu_matmul.doctor import command, packages
 from npu_matmul.doctor import facts as gathering
 from npu_matmul.doctor.checks import FAIL, PASS, WARN, Line, examine, would_work
@@ -54,7 +55,7 @@ NO_DEVICE = {
 NO_PYXRT = {**NO_DEVICE, "pyxrt": None, "pyxrt_problem": "No module named 'pyxrt'"}
 
 
-NEVER = KernelState("b bf16", None, "it has never been built here")
+NEVER = KernelState("b bf16", None, NEVER_BUILT)
 
 
 def facts(**changes: object) -> Facts:
@@ -247,6 +248,10 @@ SITUATIONS: dict[str, tuple[Facts, str, str, str, str]] = {
         facts(tested=(SelfTested("matmul_16x16 int8", "all values are zero"),)),
         *("self-test", FAIL, "matmul_16x16 int8: all values are zero", "--force"),
     ),
+    "self-test right of one and wrong of another": (
+        facts(tested=(*GOOD.tested, SelfTested("b bf16", "all values are zero"))),
+        *("self-test", FAIL, "b bf16: all values are zero", "--force"),
+    ),
     "self-test that hangs": (
         facts(tested=(SelfTested("a int8", "it had not ended", failed="LaunchTimedOut"),)),
         *("self-test", FAIL, "a int8: it had not ended", "modprobe -r amdxdna"),
@@ -272,6 +277,11 @@ def test_a_situation_has_its_line_and_its_cure(
     assert would_work(list(lines.values())) == (FAIL not in {x.status for x in lines.values()})
     if status == FAIL:
         assert not would_work(list(lines.values()))
+
+
+def test_of_kernels_that_were_never_built_nothing_more_is_said() -> None:
+    lines = {line.name: line for line in examine(facts(kernels=(*GOOD.kernels, NEVER)))}
+    assert lines["kernels"].found == "matmul_16x16 int8 built and fresh; not b bf16"
 
 
 def rendered(lines: list[Line], works: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import stat
 import sys
@@ -123,10 +124,20 @@ def test_a_node_that_is_not_for_us_is_recognised(
 ) -> None:
     path = laptop / "dev/accel/accel0"
     path.chmod(stat.S_IRUSR)
-    monkeypatch.setattr(gathering.os, "access", lambda *_: False)
+    monkeypatch.setattr(gathering.os, "access", lambda path, mode: mode == os.R_OK)
     found = gather(laptop, try_device=False).node
     assert found is not None
     assert (found.mode, found.usable) == ("0400", False)
+
+
+@pytest.mark.parametrize(
+    ("given", "off"), [("iommu=off", True), ("intel_iommu=off", False), ("amd_iommu=on", False)]
+)
+def test_what_turns_the_iommu_off_is_recognised(
+    laptop: Path, no_tools: None, given: str, off: bool
+) -> None:
+    (laptop / "proc/cmdline").write_text(f"quiet {given} splash")
+    assert gather(laptop, try_device=False).iommu_off == off
 
 
 def test_a_bare_machine_is_described_too(tmp_path: Path, no_tools: None) -> None:

@@ -101,6 +101,13 @@ def test_positions_that_are_not_stored_are_the_sinusoids(tmp_path: Path) -> None
     assert_is_ours(write(tmp_path, state))
 
 
+def test_positions_that_are_stored_are_kept(tmp_path: Path) -> None:
+    state = hugging_face()
+    stored = state["model.encoder.embed_positions.weight"] + np.float32(1)
+    state["model.encoder.embed_positions.weight"] = stored
+    assert_equal_bits(load_tensors(write(tmp_path, state))["positional_embedding"], stored)
+
+
 def test_an_encoder_is_made_of_it_without_torch(tmp_path: Path) -> None:
     write(tmp_path, hugging_face())
     program = (
@@ -199,6 +206,33 @@ def test_a_file_cut_short_says_within_which_tensor(tmp_path: Path, kept: float) 
     words = "cut short within tensor '(model|proj_out)" if kept >= 0.5 else "no safetensors file"
     with pytest.raises(CheckpointError, match=words):
         load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize("short", [1, 8])
+def test_the_last_bytes_are_missed_in_the_tensor_that_they_are_of(
+    tmp_path: Path, short: int
+) -> None:
+    """Wherever the header names it."""
+    file = tmp_path / "model.safetensors"
+    entries = {"last": [16, 24], "first": [0, 8], "second": [8, 16]}
+    header = {
+        name: {"dtype": "F32", "shape": [2], "data_offsets": offsets}
+        for name, offsets in entries.items()
+    }
+    text = json.dumps(header).encode()
+    whole = len(text).to_bytes(8, "little") + text + bytes(24)
+    for missing, name in ((short, "last"), (8 + short, "second"), (16 + short, "first")):
+        file.write_bytes(whole[: len(whole) - missing])
+        with pytest.raises(CheckpointError, match=f"cut short within tensor '{name}'"):
+            load_encoder(file)
+
+
+@pytest.mark.parametrize("content", [b"<!DOCTYPE html> an error page", b"\xff" * 16])
+def test_a_file_of_something_else_is_no_checkpoint(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(content)
+    with pytest.raises(CheckpointError, match="no safetensors file"):
+        load_encoder(file)
 
 
 @pytest.mark.parametrize(
