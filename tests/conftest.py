@@ -152,7 +152,7 @@ def npu(request: pytest.FixtureRequest) -> Iterator[NpuDevice]:
         request.getfixturevalue("double")
         request.getfixturevalue("everything_built")
         patch = request.getfixturevalue("monkeypatch")
-        patch.setenv(xrt.SELF_TEST_VARIABLE, "0")  # test_xrt_faults.py has tests of it
+        patch.setenv(xrt.SELF_TEST_VARIABLE, "0")  # test_self_test.py has tests of it
     name = "emulated" if request.param == "emulated" else "xrt"
     open_device(name).close()
     device = open_device(name)

@@ -33,6 +33,15 @@ def test_the_worst_shape_decides_a_target() -> None:
     )
 
 
+def test_what_is_asked_is_enough_and_nothing_measured_allows_nothing() -> None:
+    right = [{"accuracy": {"wrong_values": 0, "values": 9}}]
+    for unit, off in (("x", -0.1), ("us", 0.1)):
+        assert targets._row("a", 7.5, unit, [7.5], right, "")["reached"] is True
+        assert targets._row("a", 7.5, unit, [7.5 + off], right, "")["reached"] is False
+    nothing = targets._row("a", 7.5, "x", [], right, "not run", allowed=8.0)
+    assert (nothing["allowed"], nothing["reached"], nothing["note"]) == (None, None, "not run")
+
+
 def test_the_cpu_allows_its_peak_over_the_baseline() -> None:
     results = results_of()
     allowed = {row["target"]: row["allowed"] for row in targets.judge(results)}

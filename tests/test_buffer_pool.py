@@ -102,6 +102,9 @@ def test_the_pool_is_bounded_and_drops_the_oldest(npu: NpuDevice) -> None:
     pool.give(buffers[0])
     pool.give(npu.alloc(4 * 64))  # never fits, and drops no other
     assert pool.nbytes == 64
+    pool.give(npu.alloc(3 * 64))  # just fits, alone
+    assert pool.nbytes == 3 * 64 and pool.take(64) is None
+    pool.give(buffers[0])
     assert pool.take(60) is pool.take(68) is None
 
 

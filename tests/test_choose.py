@@ -117,6 +117,15 @@ def test_the_model_is_asked_once_per_shape(monkeypatch: pytest.MonkeyPatch) -> N
     assert choose.choose(EmulatedDevice(), INT8, (64, 64, 64)) is not first
 
 
+def test_choices_are_kept_for_so_many_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choose, "CHOICES_KEPT", 2)
+    device = EmulatedDevice()
+    for rows in range(1, 6):
+        last = choose.choose(device, INT8, (rows, 16, 16))
+        assert len(device.choices) <= 2
+    assert choose.choose(device, INT8, (5, 16, 16)) is last
+
+
 def test_a_changed_manifest_is_seen_by_the_next_call(folder: Path) -> None:
     """Also in place, where the folder does not change; and a new kernel beside it."""
     device = EmulatedDevice()

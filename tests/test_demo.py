@@ -95,7 +95,7 @@ def test_auto_is_told_by_the_name_of_what_it_takes(monkeypatch: pytest.MonkeyPat
 def an_npu(double: Npu, monkeypatch: pytest.MonkeyPatch) -> NpuDevice:
     """A machine with an NPU, for which nothing is built."""
     monkeypatch.setattr(device, "npu_nodes", lambda: [Path("/dev/accel/accel0")])
-    monkeypatch.setenv(xrt.SELF_TEST_VARIABLE, "0")  # test_xrt_faults.py has tests of it
+    monkeypatch.setenv(xrt.SELF_TEST_VARIABLE, "0")  # test_self_test.py has tests of it
     opened = open_device("xrt")
     assert isinstance(opened, NpuDevice)
     return opened

@@ -16,6 +16,7 @@ from comparing import assert_equal_bits, product_int32, random_int8
 from numpy.typing import NDArray
 
 from npu_matmul import device as devices
+from npu_matmul import last_call, npu_matmul
 from npu_matmul.assemble import assemble
 from npu_matmul.design import design_text
 from npu_matmul.device import (
@@ -24,6 +25,7 @@ from npu_matmul.device import (
     LaunchFailed,
     NpuDevice,
 )
+from npu_matmul.device import npu as npu_device
 from npu_matmul.device.emulated import EmulatedDevice
 from npu_matmul.emulator.shim import FifoChannel
 from npu_matmul.instructions import StreamError, WaitToken, decode
@@ -176,6 +178,17 @@ def test_every_sync_and_launch_is_counted(npu: NpuDevice) -> None:
         allocated_bytes=a + b + c,
     )
     assert counters.as_dict() == want.as_dict() == npu.totals.as_dict()
+
+
+def test_the_stream_that_was_used_longest_ago_goes(
+    npu: NpuDevice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(npu_device, "PREPARED_STREAMS", 2)
+    synced = []
+    for rows in (16, 32, 16, 48, 16, 48, 32):
+        npu_matmul(random_int8(1, rows, 16), random_int8(2, 16, 16), device=npu, kernel=KERNEL)
+        synced.append(last_call().instruction_syncs)
+    assert synced == [1, 1, 0, 1, 0, 0, 1]
 
 
 def test_a_record_ends_with_its_block_and_records_may_be_nested(npu: NpuDevice) -> None:

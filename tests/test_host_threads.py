@@ -105,6 +105,7 @@ def test_what_no_thread_can_be_started_for_is_done_by_the_others(
 
 def test_ctrl_c_comes_through_when_all_parts_have_ended() -> None:
     made = noting.notes(3)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
 
     def interrupt() -> None:
         while not made.words[2]:
@@ -114,8 +115,11 @@ def test_ctrl_c_comes_through_when_all_parts_have_ended() -> None:
 
     other = threading.Thread(target=interrupt)
     other.start()
-    with pytest.raises(KeyboardInterrupt):
-        in_parts(noting.held, made.table, 3, 1, LONG_S)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            in_parts(noting.held, made.table, 3, 1, LONG_S)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert made.parts == [(0, 1), (1, 2), (2, 3)]
     other.join()
     assert len(covered(3, 1)) == 3  # the crew is free again

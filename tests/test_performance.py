@@ -13,7 +13,7 @@ import pytest
 from npu_matmul.kernel import Depths, Kernel, kernels_named, load_kernel
 from npu_matmul.launch import LaunchShape, launch_sequence
 from npu_matmul.performance import array, figures, original, published
-from npu_matmul.performance.array import Array, launch_time, work_of
+from npu_matmul.performance.array import Array, LaunchTime, launch_time, work_of
 from npu_matmul.performance.figures import CLOCKS_GHZ, FIGURES, NPU1_FIGURES, Figure
 from npu_matmul.performance.published import Published
 from npu_matmul.sequence import Transfer
@@ -161,6 +161,19 @@ def test_what_binds_is_named(limit: str, rows: int, columns: int, steps: int, ta
     fast = figures.CoreRates(*(Figure(v, "", "assumed", "test") for v in (1e9, 1e-9, 1e-9)))
     work = work_of(shape, rows, columns, steps, tasks)
     assert launch_time(shape, work, fast, NPU1_FIGURES, 1e9).limit == limit
+
+
+def test_each_row_of_cores_has_its_own_channel_of_a_and_each_column_one_of_b() -> None:
+    shape = Array(1, 4, 64, 64, 16, a_bytes=1, b_bytes=1, c_bytes=4, c_depth=2)
+    work = work_of(shape, 8, 2, 4)
+    assert work.a_bytes > work.b_bytes / 4 > 0
+    time = launch_time(shape, work, NPU1_FIGURES.int8, NPU1_FIGURES, 1e9)
+    assert time.input_s * 1e9 == pytest.approx(work.a_bytes / NPU1_FIGURES.channel_bytes_per_cycle)
+
+
+def test_what_is_fixed_binds_where_all_of_it_is_longer_than_the_rest() -> None:
+    assert LaunchTime(launch_s=1, ends_s=1, busy_s=1.5, compute_s=1.5).limit == "launch"
+    assert LaunchTime(launch_s=1, ends_s=1, busy_s=2.5, compute_s=2.5).limit == "compute"
 
 
 def test_compute_binds_where_the_cores_are_slow() -> None:

@@ -199,6 +199,7 @@ def test_terms_are_that_many_products() -> None:
     one, three = (predict(TileGrid(BF16, 1500, 512, 512, terms)) for terms in (1, 3))
     assert three.kernel_calls == 3 * one.kernel_calls
     assert three.array.compute_s < 3 * one.array.compute_s  # C is drained once
+    assert three.peak_fraction == predict(TileGrid(BF16, 1500, 3 * 512, 512)).peak_fraction
 
 
 def test_a_fraction_of_the_targets_peak() -> None:

@@ -80,6 +80,14 @@ def test_a_resident_b_is_planned_for_the_kernel_that_it_is_packed_for(
     assert plan.chosen.strategy == last_call().strategy
 
 
+def test_packing_does_not_know_the_strategy_that_is_asked_for_later() -> None:
+    shape = 1024, 16, 16
+    packed = pack_b(random_int8(2, 16, 16), device="emulated")
+    alone = plan_product(shape, strategy="sequential", with_host=False).chosen.grid.kernel
+    plan = plan_product(shape, strategy="sequential", resident=True, with_host=False)
+    assert plan.chosen.grid.kernel == packed.kernel != alone
+
+
 def test_a_clock_changes_the_times_and_not_the_choice() -> None:
     """npu_matmul does not know the clock: it assumes the default. At 0.8 GHz the other would be."""
     shape, npu = (48, 256, 128), Npu.named("npu1", 0.8e9)
@@ -199,6 +207,13 @@ def test_the_crossover_is_the_first_row_count_the_npu_wins(
 
     assert not npu_wins(rows - 1)
     assert all(map(npu_wins, range(rows, rows + 3 * 256)))
+
+
+def test_an_npu_that_takes_as_long_as_the_cpu_has_won(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = CpuProduct(1, 1.0, fixed_s=1.0, row_s=0.0, arithmetic="as given")
+    monkeypatch.setattr(planning, "predict", lambda *_: SimpleNamespace(total_s=1.0))
+    grid = TileGrid(load_kernel("matmul_16x16"), 16, 16, 16)
+    assert planning._crossover(grid, ["batched"], Npu.named(), False, RATES, cpu) == 1
 
 
 def test_after_the_crossover_no_block_of_rows_is_lost_again(

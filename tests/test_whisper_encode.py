@@ -144,8 +144,9 @@ def test_a_failure_writes_nothing_and_the_next_file_is_encoded(
 
 
 def test_settings_need_weights_or_a_size() -> None:
-    with pytest.raises(ValueError, match="either weights or random"):
-        Pipeline(Settings())
+    for both_or_none in (Settings(), Settings(weights="a.pt", random="tiny")):
+        with pytest.raises(ValueError, match="either weights or random"):
+            Pipeline(both_or_none)
     with pytest.raises(ValueError, match="there is no size 'huge'; known are: tiny, base"):
         Pipeline(Settings(random="huge"))
 
@@ -205,6 +206,9 @@ def test_all_processes_compute_attention_where_it_was_decided_once(
     )
     assert Pipeline(once).encoder.places == ["device", "host"]  # without measuring again
     assert encode.decided(replace(mixed, attention="host")).decided == ()
+    host_s = iter([1.0])
+    deep = replace(mixed, precision=(("blocks.31.mlp.0", "int8"),))  # only large has so many
+    assert [one.precision for one in encode.decided(deep).decided] == ["bf16"]
     assert encode.decided(replace(mixed, device="cpu")).decided == ()
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from npu_matmul.whisper import files
 from npu_matmul.whisper.audio import WINDOW_SAMPLES, AudioError, speech_sample
-from npu_matmul.whisper.files import open_audio, windows
+from npu_matmul.whisper.files import AudioFile, open_audio, windows
 
 soundfile = pytest.importorskip("soundfile")
 pytest.importorskip("soxr")
@@ -189,6 +189,12 @@ def test_windows_are_counted_before_they_are_read(tmp_path: Path) -> None:
         soundfile.write(path, tone(8_000, seconds), 8_000)
         audio = open_audio(path)
         assert audio.windows == count == len(list(windows(audio.blocks())))
+
+
+def test_a_frame_too_few_to_make_a_sample_makes_no_window() -> None:
+    """30 s at 44.1 kHz are 1,323,000 frames."""
+    for frames, count in ((1_323_000, 1), (1_323_001, 1), (1_323_002, 2)):
+        assert AudioFile(Path("a.wav"), frames / 44_100, "libsndfile").windows == count
 
 
 def test_three_hours_need_no_more_memory_than_a_few_windows(tmp_path: Path) -> None:

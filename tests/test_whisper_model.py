@@ -201,6 +201,14 @@ def test_a_ledger_counts_what_its_own_block_did(cpu: Device) -> None:
     assert all(seconds > 0 for seconds in inner.seconds.values())
 
 
+def test_of_two_equal_ledgers_the_one_whose_block_ends_is_closed() -> None:
+    with record() as outer:
+        with record() as inner:
+            assert inner == outer
+        ledger.host_products("f32", 3)
+    assert outer.products == {"f32": 3} and not inner.products
+
+
 def test_a_stage_counts_each_of_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([1.0, 3.0, 10.0, 15.0, 20.0, 21.0])
     monkeypatch.setattr(ledger.time, "perf_counter", lambda: next(times))
