@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 from comparing import assert_equal_bits, product_int32, random_int8
 from pyxrt_double.built import publish
 from pyxrt_double.npu import Npu
-from xrt_products import KERNEL, check
+from xrt_products import KERNEL, check, opened
 
 from npu_matmul import last_call, npu_matmul, open_device, pack_b
 from npu_matmul.device import emulated as emulated_module
 from npu_matmul.device import xrt
-from npu_matmul.device.emulated import EmulatedDevice
+from npu_matmul.device.emulated import EmulatedBuffer, EmulatedDevice
 from npu_matmul.device.self_test import launch_latency_s, self_test
 from npu_matmul.device.xrt_errors import (
     DeviceDeclined,
@@ -60,9 +62,40 @@ def test_another_kernel_is_chosen_in_place_of_one_that_computes_wrongly(
         assert_equal_bits(got, product_int32(a, a))
         assert last_call().kernel == "matmul_64x512"
         assert "not matmul_16x16, which failed the self-test" in last_call().reason
+        assert "not built" not in last_call().reason
     assert pack_b(a[:, :1], device="xrt").kernel == load_kernel("matmul_64x512", "int8")
     with pytest.raises(SelfTestFailed):
         npu_matmul(a, a, device="xrt", kernel="matmul_16x16")
+
+
+def test_an_overlay_that_was_built_again_is_tested_again(
+    double: Npu, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "kernels" / "other"
+    shutil.copytree(KERNEL.source.parent, folder)
+    monkeypatch.setenv("NPU_MATMUL_KERNELS", str(folder.parent))
+    monkeypatch.setenv(xrt.SELF_TEST_VARIABLE, "1")  # only 0 turns it off
+    kernel = load_kernel("other")
+    publish(kernel)
+    double.faults[1] = "lost"
+    with pytest.raises(SelfTestFailed):
+        check(kernel)
+    kernel.source.write_text(kernel.source.read_text() + "// mended\n")
+    publish(kernel)
+    launches = double.launches
+    check(kernel)
+    assert double.launches > launches + 1
+
+
+def test_streams_that_are_forgotten_during_a_self_test_stay_so(
+    double: Npu, everything_built: None
+) -> None:
+    """They are bound to a context that is gone."""
+    check()
+    loaded = opened().load(KERNEL)
+    assert loaded._streams
+    assert loaded.known_product(lambda launches: loaded.forget_streams()) is not None
+    assert not loaded._streams
 
 
 def test_a_self_test_that_hangs_twice_declines_the_device(
@@ -158,6 +191,22 @@ def test_the_self_test_notices(monkeypatch: pytest.MonkeyPatch, spoil: Spoil, wh
 
     monkeypatch.setattr(emulated_module, "models", spoilt)
     assert self_test(EmulatedDevice().load(kernel)) is not None
+
+
+def test_the_self_test_notices_operands_that_are_those_of_the_launch_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sync, synced = EmulatedBuffer.sync_to_device, []
+
+    def lost(buffer: EmulatedBuffer) -> None:
+        synced.append(buffer)
+        if synced.count(buffer) == 1 or buffer is synced[2]:  # C is told it is not written
+            sync(buffer)
+
+    monkeypatch.setattr(EmulatedBuffer, "sync_to_device", lost)
+    problem = self_test(EmulatedDevice().load(KERNEL))
+    assert problem is not None and "are wrong" in problem
+    assert len(synced) == 6
 
 
 def test_the_self_test_is_exact_for_every_kernel(kernel: Kernel) -> None:

@@ -208,6 +208,14 @@ def test_a_source_that_changes_under_way_is_noticed(
     publish(load_kernel("matmul_64x512", "int8"))
     npu_matmul(a, b, device="xrt")
     assert last_call().kernel == "other"
+    source.write_text(source.read_text() + "// more\n")
+    with pytest.raises(KernelNotBuilt, match="changed: "):
+        npu_matmul(a, b, device="xrt")
+    npu_matmul(a, b, device="xrt")
+    assert last_call().kernel == "matmul_64x512"
+    publish(kernel)
+    npu_matmul(a, b, device="xrt")
+    assert last_call().kernel == "other"
     source.unlink()
     with pytest.raises(KernelNotBuilt, match=f"{source.name} is missing"):
         check()

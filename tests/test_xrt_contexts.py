@@ -66,9 +66,32 @@ def test_a_context_with_something_in_flight_goes_when_that_has_ended(
     assert (c.host.view(np.int32) == 16).all()
 
 
-def test_contexts_that_others_hold_cost_one_of_ours(double: Npu, everything_built: None) -> None:
+def test_an_idle_context_goes_before_an_older_one_that_is_busy(
+    double: Npu, everything_built: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(xrt_runs, "DRAIN_S", 0.05)
+    double.context_limit = 2
+    loaded, stream, (a, c) = ready(opened())
+    double.faults[double.launches + 1] = "hang"
+    run = loaded.launch(stream, [a, a, c])
+    for k in (8, 24):
+        check(tiles_of(k))
+    for context in list(double.contexts):
+        for command in context.queue:
+            command.hangs = False
+    double.faults.clear()
+    run.wait(1.0)
+    made = double.events.count("context made")
+    check(KERNEL)
+    assert double.events.count("context made") == made == 3
+
+
+@pytest.mark.parametrize("code", [2, 19])
+def test_contexts_that_others_hold_cost_one_of_ours(
+    double: Npu, everything_built: None, code: int
+) -> None:
     check(tiles_of(8))
-    double.context_faults.append("DRM_IOCTL_AMDXDNA_CREATE_HWCTX IOCTL failed (err=-2): No such")
+    double.context_faults.append(f"DRM_IOCTL_AMDXDNA_CREATE_HWCTX IOCTL failed (err=-{code}): No")
     check(tiles_of(16))
     assert len(double.contexts) == 1
     check(tiles_of(8))

@@ -25,6 +25,7 @@ from npu_matmul.build import cache
 from npu_matmul.device import DeviceError, xrt_kernel, xrt_npu, xrt_runs
 from npu_matmul.device.xrt_errors import AllocationFailed
 from npu_matmul.device.xrt_kernel import CHAIN_RUNS
+from npu_matmul.device.xrt_runs import Flight, Flights
 from npu_matmul.instructions import decode
 from npu_matmul.kernel import CoreGrid, TileShape
 from npu_matmul.schedule import LIMITS, block_launches, cover, step_cycles
@@ -45,6 +46,31 @@ def test_a_product_of_many_launches_goes_in_chains(double: Npu, everything_built
     assert double.chains - chains == -(-100 // CHAIN_RUNS)
     assert double.calls["start"] - starts == -(-100 // CHAIN_RUNS)
     assert double.calls["blocking waits"] == 0  # they would keep Ctrl-C and threads out
+
+
+def test_two_launches_make_no_chain(double: Npu, everything_built: None) -> None:
+    check(strategy="output_tile")
+    loaded, stream, (a, c) = ready(opened())
+    chains = double.chains
+    loaded.launch_all([(stream, [a, a, c])] * 2)
+    assert double.chains == chains
+    loaded.launch_all([(stream, [a, a, c])] * 3)
+    assert double.chains == chains + 1
+
+
+def test_a_chain_waits_until_both_of_its_commands_have_room(
+    double: Npu, everything_built: None
+) -> None:
+    """The driver takes four commands of a context; a fifth would block within XRT."""
+    check(strategy="output_tile")
+    loaded, stream, (a, c) = ready(opened())
+    double.asks_a_step = 100  # so that all are in flight
+    runs = [loaded.launch(stream, [a, a, c]) for _ in range(3)]
+    loaded.launch_all([(stream, [a, a, c])] * 3)
+    for run in runs:
+        run.wait(1.0)
+    c.sync_from_device()
+    assert (c.host.view(np.int32) == 16).all()
 
 
 def test_a_binding_without_run_lists_launches_one_by_one(
@@ -308,3 +334,35 @@ def test_a_forked_process_is_told_to_open_its_own(
         with pytest.raises(DeviceError, match=r"before this process was forked.*'spawn'"):
             device.alloc(64)
     assert device.alloc(64).nbytes == 64
+
+
+class _Gone:
+    """A run of a device that went away."""
+
+    def state(self) -> int:
+        raise RuntimeError("no such device")
+
+
+def flight_of(run: object, context: object) -> Flight:
+    return Flight(context, object(), [run], None, frozenset({"memory"}), commands=2, keep=())
+
+
+def test_a_launch_whose_state_cannot_be_asked_never_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    flights, context = Flights(), object()
+    monkeypatch.setattr(xrt_runs, "IN_FLIGHT", flights)
+    monkeypatch.setattr(xrt_runs, "DRAIN_S", 0.01)
+    flight = flight_of(_Gone(), context)
+    flights.add(flight)
+    failure = xrt_runs.wait(flight, 0.01)
+    assert failure is not None and "had not ended" in failure.text
+    assert flights.may_touch(["memory"])
+    flights.abandon(flight)  # the driver's watchdog ends it: others may be submitted
+    assert flights.of(context) == [flight] and flight.commands == 0
+
+
+def test_a_child_can_ask_after_launches_whatever_its_parent_was_doing() -> None:
+    flights = Flights()
+    flights.add(flight_of(_Gone(), object()))
+    flights._lock.acquire()
+    flights.disown()
+    assert flights.current() == []
